@@ -1,0 +1,111 @@
+"""Tokens, masks and targets aligned: the only code that knows which state predicts which token.
+
+The state at place `p` of a sequence predicts the token at `p + 1`, so token t of a rollout whose prompt has
+P tokens is predicted at place P + t - 1. Masks come from recorded lengths, never from `ids != pad`: stop
+tokens carry loss even where pad = eos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ogls.records import Key
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrainItem:
+    """One rollout to train on: T distilled tokens with their target, and how many last tokens get the NLL.
+
+    The target is `ids`, `logprobs`, `tail_mass` ([T, K], [T, K], [T]) or, for the full vocabulary, `state`
+    [T, D], the combined teacher state whose logits are the target's.
+    """
+
+    key: Key
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    distilled: int = 0
+    tail: int = 0
+    ids: Int[Tensor, "T K"] | None = None
+    logprobs: Float[Tensor, "T K"] | None = None
+    tail_mass: Float[Tensor, " T"] | None = None
+    state: Float[Tensor, "T D"] | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence that is run: nothing after the last token with a loss."""
+        return len(self.prompt_ids) + (len(self.token_ids) if self.tail else self.distilled)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B padded sequences of length L; N places whose states are distilled and M whose states get the NLL."""
+
+    keys: list[Key]
+    ids: Int[Tensor, "B L"]
+    mask: Int[Tensor, "B L"]
+    distil_row: Int[Tensor, " N"]
+    distil_place: Int[Tensor, " N"]
+    tail_row: Int[Tensor, " M"]
+    tail_place: Int[Tensor, " M"]
+    tail_ids: Int[Tensor, " M"]
+    target_ids: Int[Tensor, "N K"] | None
+    target_logprobs: Float[Tensor, "N K"] | None
+    target_tail: Float[Tensor, " N"] | None
+    target_state: Float[Tensor, "N D"] | None
+
+
+def micro_batches(items: Sequence[TrainItem], max_tokens: int) -> list[list[TrainItem]]:
+    """Items of like length together, each micro-batch at most `max_tokens` with padding (or one item)."""
+    batches: list[list[TrainItem]] = []
+    for item in sorted(items, key=lambda i: (i.length, i.key), reverse=True):
+        if batches and (len(batches[-1]) + 1) * batches[-1][0].length <= max_tokens:
+            batches[-1].append(item)
+        else:
+            batches.append([item])
+    return batches
+
+
+def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:
+    """Pad on the right and gather what every token with a loss is held to."""
+    import torch
+
+    width = max(item.length for item in items)
+    ids = torch.zeros(len(items), width, dtype=torch.long)
+    mask = torch.zeros(len(items), width, dtype=torch.long)
+    distil: list[tuple[int, int]] = []
+    tail: list[tuple[int, int, int]] = []
+    for row, item in enumerate(items):
+        prompt, tokens = len(item.prompt_ids), item.token_ids
+        sequence = [*item.prompt_ids, *tokens][: item.length]
+        ids[row, : item.length] = torch.tensor(sequence)
+        mask[row, : item.length] = 1
+        distil += [(row, prompt + t - 1) for t in range(item.distilled)]
+        tail += [(row, prompt + t - 1, tokens[t]) for t in range(len(tokens) - item.tail, len(tokens))]
+
+    def joined(name: str) -> Any:
+        parts = [part for item in items if (part := getattr(item, name)) is not None]
+        return torch.cat(parts).to(device) if parts else None
+
+    def column(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    return Batch(
+        keys=[item.key for item in items],
+        ids=ids.to(device),
+        mask=mask.to(device),
+        distil_row=column([row for row, _ in distil]),
+        distil_place=column([place for _, place in distil]),
+        tail_row=column([row for row, _, _ in tail]),
+        tail_place=column([place for _, place, _ in tail]),
+        tail_ids=column([token for _, _, token in tail]),
+        target_ids=joined("ids"),
+        target_logprobs=joined("logprobs"),
+        target_tail=joined("tail_mass"),
+        target_state=joined("state"),
+    )

@@ -1,0 +1,156 @@
+"""Tensors as Arrow columns and back: cached states, targets, and the items that are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from ogls.batching import TrainItem
+from ogls.config import Pool, Recipe, TrainConfig
+from ogls.errors import ModelError
+from ogls.records import TARGETS, Key, Problem, Rollout, enforce
+from ogls.steering import Target, combine
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def problems(table: pa.Table, split: str) -> list[Problem]:
+    """The problems of one split, in the order of the table."""
+    return [Problem(**row) for row in table.to_pylist() if row["split"] == split]
+
+
+def rollouts(trajectories: pa.Table, verdicts: pa.Table) -> dict[str, list[Rollout]]:
+    """Trajectories joined with their verdicts, by problem, in the order of the table."""
+    outcome = {(r["problem_id"], r["sample"]): r["outcome"] for r in verdicts.to_pylist()}
+    groups: dict[str, list[Rollout]] = {}
+    for row in trajectories.to_pylist():
+        rollout = Rollout(
+            row["problem_id"],
+            row["sample"],
+            tuple(row["prompt_ids"]),
+            tuple(row["token_ids"]),
+            row["text"],
+            outcome[row["problem_id"], row["sample"]],
+            tuple(row["logprobs"]),
+        )
+        groups.setdefault(rollout.problem_id, []).append(rollout)
+    return groups
+
+
+def pack_states(states: Tensor, dtype: str) -> dict[str, Any]:
+    """`tokens`, `dim`, `dtype` and `states` of a teacher_states row. ModelError where the type overflows."""
+    import torch
+
+    packed = states.to(getattr(torch, dtype)).contiguous()
+    if not packed.isfinite().all():
+        largest = states.abs().max().item()
+        raise ModelError(
+            f"hidden states do not fit {dtype} (largest {largest:.3g}, finite: {bool(states.isfinite().all())}); "
+            "set teacher.state_dtype to bfloat16 or float32, or look for a broken adapter"
+        )
+    content = packed.view(torch.uint8).numpy().tobytes()
+    return {"tokens": packed.shape[0], "dim": packed.shape[1], "dtype": dtype, "states": content}
+
+
+def unpack_states(table: pa.Table) -> dict[Key, dict[Pool, Tensor]]:
+    """Per rollout and pool the cached states [T, D], in the type they were stored in."""
+    import torch
+
+    found: dict[Key, dict[Pool, Tensor]] = {}
+    for row in table.to_pylist():
+        flat = torch.frombuffer(bytearray(row["states"]), dtype=getattr(torch, row["dtype"]))
+        found.setdefault((row["problem_id"], row["sample"]), {})[row["pool"]] = flat.reshape(row["tokens"], row["dim"])
+    return found
+
+
+def target_rows(keys: Sequence[Key], token_ids: Sequence[Tensor], target: Target, tokenizer: Any) -> pa.Table:
+    """Rollouts' targets, laid end to end, as rows of the targets table."""
+    counts = [len(ids) for ids in token_ids]
+    flat = np.concatenate([ids.numpy() for ids in token_ids])
+    words = {int(i): tokenizer.decode([int(i)]) for i in np.unique(flat)}
+
+    def lists(values: Tensor, half: bool) -> pa.Array:
+        rows, width = values.shape
+        inner = values.half().float() if half else values.int()
+        offsets = pa.array(np.arange(0, rows * width + 1, width, dtype=np.int32))
+        return pa.ListArray.from_arrays(offsets, pa.array(inner.cpu().numpy().reshape(-1)))
+
+    def floats(values: Tensor) -> pa.Array:
+        return pa.array(values.float().cpu().numpy())
+
+    columns = {
+        "problem_id": pa.array(np.repeat([p for p, _ in keys], counts), pa.string()),
+        "sample": pa.array(np.repeat(np.array([s for _, s in keys], np.int32), counts)),
+        "position": pa.array(np.concatenate([np.arange(n, dtype=np.int32) for n in counts])),
+        "token_id": pa.array(flat.astype(np.int32)),
+        "token": pa.array([words[int(i)] for i in flat], pa.string()),
+        "token_base_logprob": floats(target.token_base_logprob),
+        "token_target_logprob": floats(target.token_target_logprob),
+        "ids": lists(target.ids, half=False),
+        "base_logprobs": lists(target.base_logprobs, half=True),
+        "target_logprobs": lists(target.target_logprobs, half=True),
+        "tail_mass": floats(target.tail_mass),
+        "direction_norm": floats(target.direction_norm),
+        "kl": floats(target.kl),
+    }
+    return enforce(TARGETS, pa.Table.from_arrays([columns[n] for n in TARGETS.schema.names], schema=TARGETS.schema))
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Target tables as one."""
+    return pa.concat_tables(tables) if tables else TARGETS.schema.empty_table()
+
+
+def train_items(
+    groups: dict[str, list[Rollout]],
+    targets: pa.Table,
+    states: Iterable[pa.Table] | None,
+    recipe: Recipe,
+    config: TrainConfig,
+) -> list[TrainItem]:
+    """What the round trains on: rollouts with a target, and correct rollouts where the tail has a weight.
+
+    With `states` the target is the combined teacher state (full vocabulary), else the stored top-K and tail.
+    """
+    distil: dict[Key, dict[str, Any]] = dict(_stored_targets(targets))
+    if states is not None:
+        for table in states:
+            for key, pools in unpack_states(table).items():
+                if key in distil:
+                    distil[key] = {"state": combine(pools, recipe), "distilled": distil[key]["distilled"]}
+    items = []
+    for rollout in (r for group in groups.values() for r in group):
+        ends = rollout.outcome == "correct" and config.tail_weight > 0
+        tail = min(config.tail_tokens, len(rollout.token_ids)) if ends else 0
+        if tail or rollout.key in distil:
+            target = distil.get(rollout.key, {})
+            items.append(TrainItem(rollout.key, rollout.prompt_ids, rollout.token_ids, tail=tail, **target))
+    return items
+
+
+def _stored_targets(table: pa.Table) -> Iterable[tuple[Key, dict[str, Any]]]:
+    """Per rollout its rows of the targets table as tensors; a rollout's rows lie together."""
+    import torch
+
+    if not len(table):
+        return
+    table = table.combine_chunks()
+
+    def matrix(name: str) -> Tensor:
+        flat = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return torch.from_numpy(flat.reshape(len(table), -1).copy())
+
+    ids, logprobs = matrix("ids").long(), matrix("target_logprobs")
+    tail = torch.from_numpy(table["tail_mass"].to_numpy().copy())
+    starts = np.flatnonzero(table["position"].to_numpy() == 0)
+    names, samples = table["problem_id"].to_pylist(), table["sample"].to_pylist()
+    for start, end in zip(starts, [*starts[1:], len(table)], strict=True):
+        part = slice(int(start), int(end))
+        yield (
+            (names[start], samples[start]),
+            {"distilled": int(end - start), "ids": ids[part], "logprobs": logprobs[part], "tail_mass": tail[part]},
+        )

@@ -1,0 +1,315 @@
+"""What a run is told: one frozen model a section, every field described, unknown keys refused.
+
+`configfile.py` reads these from TOML and `--set`. Nothing heavy is imported: validation answers at once.
+Fields marked *operational* say how a run is carried out, not what it computes: they may change between
+the start of a run and its resumption, and no fingerprint contains them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Pool = Literal["base", "reference", "correct", "incorrect"]
+Verdict = Literal["correct", "incorrect", "no_answer", "truncated", "timeout", "error"]
+
+
+def setting(default: Any, description: str, *, operational: bool = False, **bounds: Any) -> Any:
+    """A described field; `bounds` are pydantic's (`ge`, `gt`, `le`, `pattern`, ...)."""
+    return Field(default, description=description, json_schema_extra={"operational": operational}, **bounds)
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelConfig(Section):
+    """The base model, which is also the teacher."""
+
+    path: str = setting("data/tiny/model", "Folder or Hugging Face id of the base model.")
+    revision: str | None = setting(None, "Revision of a Hugging Face id.")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type the weights are held in.")
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "Where models run; auto takes CUDA if there is one.", operational=True
+    )
+    thinking: bool = setting(False, "The chat template's thinking flag, alike in every stage.")
+    trust_remote_code: bool = setting(False, "Let the model's repository run its own code here.")
+
+
+class AdapterConfig(Section):
+    """What is trained. The head and the embeddings never are: teacher states are cached before the head."""
+
+    kind: Literal["lora", "full"] = setting("lora", "lora, or full: every weight but head and embeddings.")
+    rank: int = setting(64, "Rank of the LoRA matrices.", ge=1)
+    alpha: float = setting(128.0, "LoRA scale; the update is alpha / rank * B A.", gt=0)
+    modules: tuple[str, ...] = setting(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        "Names of the projections that get LoRA matrices.",
+        min_length=1,
+    )
+
+
+class Columns(Section):
+    """Names of a data set's columns. A column that is not there counts as missing, save the problem's."""
+
+    id: str = setting("id", "Unique id; where missing, it is made from the problem's text.")
+    problem: str = setting("problem", "The question.")
+    solution: str = setting("solution", "The reference solution.")
+    answer: str = setting("answer", r"The answer: bare, in \boxed{}, or after GSM8K's ####.")
+
+
+class DataSource(Section):
+    """Where problems come from."""
+
+    source: str = setting("data/tiny/train.jsonl", "A .jsonl or .parquet file, or a Hugging Face dataset id.")
+    subset: str | None = setting(None, "Configuration name of a Hugging Face dataset.")
+    split: str = setting("train", "Split of a Hugging Face dataset.")
+    columns: Columns = setting(Columns(), "Names of the columns.")
+    limit: int | None = setting(None, "Take only the first so many problems.", ge=1)
+
+
+class ProblemsConfig(DataSource):
+    """The problems to train on."""
+
+    per_round: int = setting(32, "Problems (groups) a round; they are gone through in a seeded order.", ge=1)
+    holdout: int = setting(0, "Problems kept away from training as a benchmark named holdout.", ge=0)
+    max_unusable: float = setting(0.05, "Share of unusable problems above which the source is refused.", ge=0, le=1)
+
+
+class Benchmark(DataSource):
+    """Held-out problems to evaluate on."""
+
+    name: str = setting("tiny", "Name in tables and figures.", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    source: str = setting("data/tiny/test.jsonl", "A .jsonl or .parquet file, or a Hugging Face dataset id.")
+    split: str = setting("test", "Split of a Hugging Face dataset.")
+
+
+class PromptsConfig(Section):
+    """The words put before the model. `{problem}` and `{exemplar}` are filled in, nothing else is."""
+
+    system: str = setting("", "System message; empty for none.")
+    student: str = setting(
+        "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
+        "The student's user message.",
+    )
+    exemplar: str = setting(
+        "{problem}\n\nHere is an attempt at this problem:\n\n{exemplar}\n\n"
+        "Now solve the problem yourself. Please reason step by step, and put your final answer within \\boxed{}.",
+        "The teacher's user message around a rollout, correct or failed alike, so that its style cancels.",
+    )
+    reference: str = setting(
+        "{problem}\n\nHere is a reference solution to this problem:\n\n{exemplar}\n\n"
+        "Now solve the problem yourself. Please reason step by step, and put your final answer within \\boxed{}.",
+        "The teacher's user message around the reference solution.",
+    )
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> PromptsConfig:
+        for name, needed in (
+            ("student", ("{problem}",)),
+            ("exemplar", ("{problem}", "{exemplar}")),
+            ("reference", ("{problem}", "{exemplar}")),
+        ):
+            missing = [p for p in needed if p not in getattr(self, name)]
+            if missing:
+                raise ValueError(f"prompts.{name} lacks {' and '.join(missing)}")
+        return self
+
+
+class SamplingConfig(Section):
+    """How completions are drawn."""
+
+    samples: int = setting(8, "Completions a problem.", ge=1)
+    temperature: float = setting(1.0, "Sampling temperature; 0 is greedy.", ge=0)
+    top_p: float = setting(1.0, "Nucleus: smallest set of tokens with this probability.", gt=0, le=1)
+    top_k: int = setting(0, "Draw from the so many likeliest tokens only; 0 from all.", ge=0)
+    max_tokens: int = setting(8192, "Longest completion, in tokens.", ge=1)
+    batch_size: int = setting(256, "Completions sampled together; also the rows of a shard.", ge=1)
+
+
+class RolloutConfig(SamplingConfig):
+    """Sampling of training rollouts; `samples` is the group size G."""
+
+    samples: int = setting(8, "Group size G: rollouts a problem.", ge=2)
+    engine: Literal["transformers"] = setting("transformers", "What samples.")
+
+
+class VerifyConfig(Section):
+    """Judging completions with math-verify."""
+
+    workers: int = setting(2, "Worker processes.", ge=1, operational=True)
+    timeout_seconds: float = setting(5.0, "Wall limit of one judgement; its worker is killed then.", gt=0)
+    memory_mb: int = setting(2048, "Address space of a worker, in MiB.", ge=512)
+    tail_chars: int = setting(2000, "Only so many last characters of a completion are looked at.", ge=64)
+    require_boxed: bool = setting(True, r"Take answers from \boxed{} or #### only, not from loose text.")
+    failed: tuple[Verdict, ...] = setting(
+        ("incorrect", "no_answer", "truncated"),
+        "Verdicts that make a rollout a failure; any other but correct leaves it out of every pool.",
+    )
+
+
+class TeacherConfig(Section):
+    """The teacher pass: who reads what."""
+
+    weights: Literal["frozen", "live", "ema"] = setting(
+        "frozen", "Teacher weights: the base model, the current policy, or an average of the policies so far."
+    )
+    ema_decay: float = setting(0.9, "ema: share of the old average kept a round.", ge=0, lt=1)
+    anchor: Literal["teacher", "policy"] = setting(
+        "policy", "Whose logits without privileged text the direction is added to (the base pool)."
+    )
+    pools: tuple[Pool, ...] = setting((), "Pools to cache besides those that the recipe weights.")
+    max_exemplars: int = setting(8, "Most exemplars a pool and rollout.", ge=1)
+    exemplar_tokens: int = setting(8192, "Exemplars longer than this are cut at their end.", ge=1)
+    empty_pool: Literal["skip", "reference"] = setting(
+        "skip", "With a needed pool empty: leave the rollout out, or let the reference be the correct pool."
+    )
+    batch_tokens: int = setting(16384, "Most tokens (padding included) in one forward pass.", ge=1)
+    shard_groups: int = setting(8, "Groups whose states are in memory at once; also those of a shard.", ge=1)
+    state_dtype: Literal["float16", "bfloat16", "float32"] = setting("float16", "Type of cached hidden states.")
+
+
+class Recipe(Section):
+    """Weights over the pools; they sum to 1 (DESIGN: one family, not many methods)."""
+
+    base: float = setting(1.0, "No privileged text.")
+    reference: float = setting(0.0, "The reference solution.")
+    correct: float = setting(0.0, "Correct rollouts of the group.")
+    incorrect: float = setting(0.0, "Failed rollouts of the group.")
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Recipe:
+        total = self.base + self.reference + self.correct + self.incorrect
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the weights of a recipe sum to 1, not {total:g}")
+        return self
+
+    def pools(self) -> tuple[Pool, ...]:
+        """The pools with a weight, in the order of the table."""
+        order: tuple[Pool, ...] = ("base", "reference", "correct", "incorrect")
+        return tuple(p for p in order if getattr(self, p) != 0)
+
+
+class SteerConfig(Section):
+    """The target: which recipe, how strong."""
+
+    recipe: Literal["ogls-sd", "opsd", "sdpo", "contrastive", "none", "custom"] = setting(
+        "ogls-sd", "A named recipe, or custom: the weights given in steer.weights."
+    )
+    strength: float = setting(0.5, "lambda of ogls-sd, a of contrastive; the others ignore it.")
+    weights: Recipe | None = setting(None, "The weights of recipe custom.")
+    support: int = setting(64, "K: tokens a target keeps besides its tail.", ge=1)
+    batch_tokens: int = setting(1024, "Tokens whose full-vocabulary logits are alive at once.", ge=1)
+
+    @model_validator(mode="after")
+    def _weights_only_for_custom(self) -> SteerConfig:
+        if (self.recipe == "custom") != (self.weights is not None):
+            raise ValueError("steer.weights goes with steer.recipe = 'custom', and only with it")
+        return self
+
+    def resolved(self) -> Recipe:
+        """The weights that the named recipe and the strength stand for."""
+        a = self.strength
+        named = {
+            "ogls-sd": Recipe(base=1, correct=a, incorrect=-a),
+            "opsd": Recipe(base=0, reference=1),
+            "sdpo": Recipe(base=0, correct=1),
+            "contrastive": Recipe(base=0, correct=1 + a, incorrect=-a),
+            "none": Recipe(),
+        }
+        return self.weights or named[self.recipe]
+
+
+class TrainConfig(Section):
+    """One training round."""
+
+    rollouts: Literal["incorrect", "mixed_groups", "all"] = setting(
+        "mixed_groups", "Distil failed rollouts, all rollouts of mixed groups, or all rollouts."
+    )
+    tokens: int = setting(1024, "Token cap T: only the first so many tokens of a rollout are distilled.", ge=1)
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = setting("reverse_kl", "D(target, student).")
+    jsd_beta: float = setting(0.5, "jsd: weight of the target in the mixture.", gt=0, lt=1)
+    support: Literal["top_k", "full"] = setting(
+        "top_k", "Compare on the stored top-K and tail, or on the full vocabulary from the cached states."
+    )
+    tail_weight: float = setting(0.0, "mu: weight of the NLL on the tail of correct rollouts.", ge=0)
+    tail_tokens: int = setting(32, "Last tokens of a correct rollout, stop token included, in the tail NLL.", ge=1)
+    epochs: int = setting(1, "Passes over the round's rollouts.", ge=1)
+    batch_rollouts: int = setting(64, "Rollouts an optimizer step.", ge=1)
+    micro_batch_tokens: int = setting(16384, "Most tokens (padding included) in one forward pass.", ge=1)
+    learning_rate: float = setting(1e-4, "AdamW learning rate, constant after warm-up.", gt=0)
+    warmup_steps: int = setting(0, "Optimizer steps over which the rate rises linearly, once a run.", ge=0)
+    weight_decay: float = setting(0.0, "AdamW weight decay.", ge=0)
+    max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm.", gt=0)
+
+
+class EvaluateConfig(SamplingConfig):
+    """Evaluation after every round (and of the base model, as round 0)."""
+
+    samples: int = setting(4, "k of avg@k: sampled completions a problem.", ge=1)
+    every: int = setting(1, "Evaluate each so many rounds; the first and last always are.", ge=1, operational=True)
+    bootstrap: int = setting(2000, "Bootstrap resamples over problems for the 95% interval.", ge=100)
+    benchmarks: tuple[Benchmark, ...] = setting((), "What to evaluate on, besides problems.holdout.")
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> EvaluateConfig:
+        names = [b.name for b in self.benchmarks]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two benchmarks are named {', '.join(twice)}")
+        return self
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    enabled: bool = setting(True, "Log to MLflow.", operational=True)
+    uri: str = setting("sqlite:///data/mlflow/mlflow.db", "Tracking server or database.", operational=True)
+    artifacts: str = setting("data/mlflow/artifacts", "Where a local database keeps artifacts.", operational=True)
+    experiment: str = setting("ogls-sd", "MLflow experiment.", operational=True)
+
+
+class ExecutionConfig(Section):
+    """How stages are carried out as Prefect tasks."""
+
+    retries: int = setting(2, "Retries of a stage after an error that may heal.", ge=0, operational=True)
+    retry_seconds: float = setting(2.0, "First delay before a retry; it doubles each time.", ge=0, operational=True)
+    timeout_seconds: float = setting(86400.0, "Wall limit of one stage.", gt=0, operational=True)
+
+
+class RunConfig(Section):
+    """Everything that decides what a run computes, and how."""
+
+    name: str = setting("run", "Name of the run; its folder in the store.", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    root: str = setting("data/runs", "The store: a directory or an fsspec URL.", operational=True)
+    seed: int = setting(0, "Every other seed derives from it.", ge=0)
+    rounds: int = setting(8, "Rounds to train; a finished run goes on if this is raised.", ge=0, operational=True)
+    model: ModelConfig = setting(ModelConfig(), "The base model.")
+    adapter: AdapterConfig = setting(AdapterConfig(), "What is trained.")
+    problems: ProblemsConfig = setting(ProblemsConfig(), "The problems to train on.")
+    prompts: PromptsConfig = setting(PromptsConfig(), "The words put before the model.")
+    rollout: RolloutConfig = setting(RolloutConfig(), "Sampling of training rollouts.")
+    verify: VerifyConfig = setting(VerifyConfig(), "Judging completions.")
+    teacher: TeacherConfig = setting(TeacherConfig(), "The teacher pass.")
+    steer: SteerConfig = setting(SteerConfig(), "The target.")
+    train: TrainConfig = setting(TrainConfig(), "One training round.")
+    evaluate: EvaluateConfig = setting(EvaluateConfig(), "Evaluation.")
+    tracking: TrackingConfig = setting(TrackingConfig(), "MLflow.")
+    execution: ExecutionConfig = setting(ExecutionConfig(), "How stages are carried out.")
+
+    @model_validator(mode="after")
+    def _has_a_benchmark(self) -> RunConfig:
+        if not self.evaluate.benchmarks and not self.problems.holdout:
+            raise ValueError("nothing to evaluate on: add an [[evaluate.benchmarks]] or set problems.holdout")
+        if self.problems.holdout and any(b.name == "holdout" for b in self.evaluate.benchmarks):
+            raise ValueError("a benchmark named holdout stands beside problems.holdout: rename it")
+        return self
+
+    def pools(self) -> tuple[Pool, ...]:
+        """The pools that the teacher pass caches: base, those of the recipe, and those asked for."""
+        order: tuple[Pool, ...] = ("base", "reference", "correct", "incorrect")
+        wanted = {"base", *self.steer.resolved().pools(), *self.teacher.pools}
+        return tuple(p for p in order if p in wanted)

@@ -1,0 +1,59 @@
+"""What evaluation completions amount to: avg@k and pass@k with intervals, lengths, truncation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def summarise(rows: Sequence[dict[str, Any]], benchmark: str, resamples: int, seed: int) -> dict[str, Any]:
+    """One `summaries` row from a benchmark's `scores` rows."""
+    sampled: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    greedy: list[bool] = []
+    for row in rows:
+        if row["greedy"]:
+            greedy.append(row["verdict"] == "correct")
+        else:
+            sampled[row["problem_id"]].append(row)
+    correct = np.array([[r["verdict"] == "correct" for r in group] for group in sampled.values()])
+    lengths = np.array([r["n_tokens"] for group in sampled.values() for r in group])
+    k = correct.shape[1]
+    low, high = bootstrap_interval(correct.mean(1), resamples, seed)
+    return {
+        "benchmark": benchmark,
+        "problems": len(correct),
+        "samples": k,
+        "accuracy": float(correct.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "greedy_accuracy": float(np.mean(greedy)),
+        "pass_at_k": float(np.mean([pass_at_k(k, int(c), k) for c in correct.sum(1)])),
+        "mean_length": float(lengths.mean()),
+        "length_p50": float(np.percentile(lengths, 50)),
+        "length_p95": float(np.percentile(lengths, 95)),
+        "truncated": float(np.mean([r["finish_reason"] == "length" for g in sampled.values() for r in g])),
+        "distinct_answers": float(np.mean([len({r["answer"] for r in group}) for group in sampled.values()])),
+    }
+
+
+def bootstrap_interval(values: np.ndarray, resamples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of [N] values, one a problem."""
+    rng = np.random.default_rng(seed)
+    means = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased chance that k of n samples, of which `correct` are right, hold a right one (2107.03374, eq. 1).
+
+    1 - C(n - c, k) / C(n, k). Raises ValueError if k > n.
+    """
+    if k > n:
+        raise ValueError(f"pass@{k} needs at least {k} samples, not {n}")
+    if n - correct < k:
+        return 1.0
+    return float(1.0 - np.prod(1.0 - k / np.arange(n - correct + 1, n + 1)))

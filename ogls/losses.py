@@ -1,0 +1,100 @@
+"""Losses of one token, in nats: divergences between target and student, and the NLL of the tail.
+
+    forward KL  sum p log(p / q)          reverse KL  sum q log(q / p)
+    JSD_b       b KL(p || m) + (1 - b) KL(q || m),  m = b p + (1 - b) q        (generalised: GKD, 2306.13649)
+
+with target p and student q over the same bins: the whole vocabulary, or the target's top-K tokens and one
+bin for the rest of each (the tail), so that the mass outside the support is compared too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+_LEAST_TAIL = 1e-30  # keeps log(tail mass) finite where a target's fp32 tail underflows
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """One micro-batch: N distilled tokens and M tail tokens, as the student's logits and what they are held to."""
+
+    logits: Float[Tensor, "N V"]
+    target_ids: Int[Tensor, "N K"] | None  # None: target_logprobs cover the vocabulary
+    target_logprobs: Float[Tensor, "N B"]  # B = K, or V without ids
+    target_tail: Float[Tensor, " N"] | None
+    tail_logits: Float[Tensor, "M V"]
+    tail_ids: Int[Tensor, " M"]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """Per-token losses, so that the caller may normalise over a batch of any split."""
+
+    divergence: Float[Tensor, " N"]
+    tail_nll: Float[Tensor, " M"]
+
+
+def distillation(inputs: LossInputs, kind: str, jsd_beta: float = 0.5) -> LossOutput:
+    """The divergence of every distilled token and the NLL of every tail token."""
+    if inputs.target_ids is None:
+        target, student = inputs.target_logprobs.log_softmax(-1), inputs.logits.float().log_softmax(-1)
+    else:
+        student = coarsen(inputs.logits, inputs.target_ids)
+        target = target_bins(inputs.target_logprobs, inputs.target_tail, student.shape[-1])
+    return LossOutput(divergence(kind, target, student, jsd_beta), nll(inputs.tail_logits, inputs.tail_ids))
+
+
+def divergence(
+    kind: str, target: Float[Tensor, "N B"], student: Float[Tensor, "N B"], jsd_beta: float = 0.5
+) -> Float[Tensor, " N"]:
+    """D(target, student) from log-probs over the same bins. ValueError for an unknown kind."""
+    import torch
+
+    if kind == "forward_kl":
+        return _kl(target, student)
+    if kind == "reverse_kl":
+        return _kl(student, target)
+    if kind == "jsd":
+        beta = torch.tensor(jsd_beta, device=target.device)
+        mixture = torch.logaddexp(target + beta.log(), student + (1 - beta).log())
+        return jsd_beta * _kl(target, mixture) + (1 - jsd_beta) * _kl(student, mixture)
+    raise ValueError(f"no divergence {kind}")
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def coarsen(logits: Float[Tensor, "N V"], ids: Int[Tensor, "N K"]) -> Float[Tensor, "N B"]:
+    """Student log-probs on the support and, unless K = V, of all the rest in one bin (B = K + 1)."""
+    import torch
+
+    logits = logits.float()
+    total = logits.logsumexp(-1, keepdim=True)
+    inside = logits.gather(-1, ids) - total
+    if ids.shape[-1] == logits.shape[-1]:
+        return inside
+    rest = logits.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True) - total
+    return torch.cat([inside, rest], -1)
+
+
+def target_bins(
+    logprobs: Float[Tensor, "N K"], tail_mass: Float[Tensor, " N"] | None, bins: int
+) -> Float[Tensor, "N B"]:
+    """Stored target log-probs and tail as log-probs over `bins` bins; rounding in storage is normalised away."""
+    import torch
+
+    if tail_mass is not None and bins > logprobs.shape[-1]:
+        logprobs = torch.cat([logprobs, tail_mass.clamp(min=_LEAST_TAIL).log()[:, None]], -1)
+    return logprobs.log_softmax(-1)
+
+
+def nll(logits: Float[Tensor, "M V"], ids: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
+    """-log q(id) of every token."""
+    logits = logits.float()
+    return logits.logsumexp(-1) - logits.gather(-1, ids[:, None])[:, 0]

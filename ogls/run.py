@@ -1,0 +1,132 @@
+"""A run under way: its configuration, its folder, and the frame that every stage is carried out in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ogls import columns
+from ogls.config import RunConfig
+from ogls.configfile import fingerprint
+from ogls.errors import StoreError
+from ogls.policy import BASE, WEIGHTS, Adapter, Policy
+from ogls.prompts import Prompter
+from ogls.records import SCHEMA_VERSION, TABLES, Problem, StageResult
+from ogls.seeds import derive_seed
+from ogls.store import Store, StageWriter
+
+Progress = Callable[[int, int], None]
+POLICY = "policy"  # the folder of adapters and optimizer states; the manifest of updates vouches for it
+
+
+def silent(done: int, total: int) -> None:
+    """A progress that nobody watches."""
+
+
+class Run:
+    """What the stages of a run share. Cheap to make: models are loaded only where a stage needs one."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.records = Store(config.root).run(config.name)
+
+    def seed(self, *purpose: str | int) -> int:
+        return derive_seed(self.config.seed, *purpose)
+
+    @cached_property
+    def _problems(self) -> Any:
+        return self.records.read("problems", 0)
+
+    def problems(self, split: str) -> list[Problem]:
+        return columns.problems(self._problems, split)
+
+    def policy(self, round_: int | None = None) -> Policy:
+        """The model, with the weights that `round_` ended with in use (None: the base)."""
+        policy = Policy(self.config.model, self.config.adapter, self.seed("adapter"))
+        policy.use(self.adapter(round_) if round_ else None)
+        return policy
+
+    def prompter(self, tokenizer: Any) -> Prompter:
+        return Prompter(tokenizer, self.config.prompts, self.config.model.thinking)
+
+    def adapter(self, round_: int) -> Adapter | None:
+        """The adapter that a round ended with; None at round 0. Raises StoreError if it is not the one recorded."""
+        if round_ == 0:
+            return None
+        adapter = Adapter.parse(self.attachment(round_, WEIGHTS[self.config.adapter.kind]))
+        if adapter.hash != (recorded := self.policy_hash(round_)):
+            raise StoreError(
+                f"run {self.config.name} round {round_}: the adapter's hash is {adapter.hash}, but {recorded} was "
+                "trained; run the same training again to have the round redone"
+            )
+        return adapter
+
+    def policy_hash(self, round_: int) -> str:
+        """The hash that was recorded when the round was trained."""
+        if round_ == 0:
+            return BASE
+        manifest = self.records.manifest("updates", round_)
+        if manifest is None:
+            raise StoreError(f"run {self.config.name} has not trained round {round_}; `ogls runs` lists what is there")
+        return str(manifest.metrics["policy"])
+
+    def attachment(self, round_: int, name: str) -> bytes:
+        """A file that the train stage of a round attached."""
+        manifest = self.records.manifest("updates", round_)
+        entry = next((f for f in manifest.of(POLICY) if f.path.endswith(f"/{name}")), None) if manifest else None
+        content = self.records.store.read_bytes(f"{self.records.name}/{entry.path}") if entry else None
+        if entry is None or content is None:
+            raise StoreError(f"run {self.config.name} round {round_}: {name} is missing; run the training again")
+        return content
+
+    def digest(self, table: str, round_: int) -> str:
+        """What stands for a finished stage's output in the fingerprint of the next."""
+        manifest = self.records.manifest(table, round_)
+        if manifest is None:
+            stage = TABLES[table].stage
+            raise StoreError(f"run {self.config.name} round {round_}: run the stage {stage} first, then this one")
+        return manifest.digest
+
+    def stage(
+        self, table: str, round_: int, inputs: Mapping[str, Any], work: Callable[[StageWriter], dict[str, Any]]
+    ) -> StageResult:
+        """Carry out the stage that writes `table`, unless its manifest proves that it is done.
+
+        `inputs` is everything that decides the output; `work` writes shards and returns metrics. The manifest
+        comes last: whatever ends `work` early leaves a stage that is not done.
+        """
+        started = time.perf_counter()
+        name = TABLES[table].stage
+        wanted = fingerprint(name, SCHEMA_VERSION, inputs)
+        status = self.records.status(table, round_, wanted)
+        if status.manifest:
+            seconds = float(status.manifest.metrics.get("seconds", 0))
+            return StageResult(name, round_, status.manifest.rows, seconds, status.manifest.metrics, reused=True)
+        if status.state == "changed" and table == "problems":
+            raise StoreError(
+                f"run {self.config.name}: the problems have changed since the run began ({self.config.problems.source} "
+                "or a benchmark); restore the files, or take another run name"
+            )
+        notice = f"{name} r{round_:03d} is redone: {status.why}" if status.why else ""
+        writer = self.records.write_stage(table, round_, wanted)
+        if writer.done:
+            notice = notice or f"{name} r{round_:03d} goes on after {len(writer.done)} finished shards"
+        metrics = work(writer)
+        seconds = time.perf_counter() - started
+        manifest = writer.commit(name, {**metrics, "seconds": seconds})
+        result = StageResult(name, round_, manifest.rows, seconds, manifest.metrics)
+        return replace(result, notice=" ".join(n for n in (notice, metrics.get("notice", "")) if n))
+
+
+def source_digest(path: str) -> str:
+    """SHA-256 of a local file, so that a changed source is noticed; the name alone for anything else."""
+    import hashlib
+
+    if not Path(path).is_file():
+        return path
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,382 @@
+"""The record store: the only place that spells a path.
+
+    <root>/<run>/<table>/round=003/part-0000.parquet    shards, written to a temporary name and renamed
+    <root>/<run>/<table>/round=003/manifest.json        written last: the only proof that a stage is done
+    <root>/<run>/<table>/round=003/partial.json         the shards of a stage that is under way
+
+`root` is a directory or any fsspec URL. Object stores publish an object whole or not at all, so there the
+rename is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from ogls.config import RunConfig
+from ogls.configfile import canonical, differences, fingerprint
+from ogls.errors import StoreError
+from ogls.records import SCHEMA_VERSION, TABLES, Table, enforce
+from ogls.runlock import hold, holder
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a finished stage; `path` is relative to the run's folder."""
+
+    path: str
+    table: str
+    rows: int
+    bytes: int
+    sha256: str
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a stage wrote, from what. Its `digest` stands for its content, not for when it was made."""
+
+    stage: str
+    round: int
+    fingerprint: str
+    files: tuple[FileEntry, ...]
+    rows: int
+    metrics: dict[str, Any]
+    written: str
+    version: str
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def digest(self) -> str:
+        return fingerprint(self.fingerprint, [f.sha256 for f in self.files])
+
+    def of(self, table: str) -> list[FileEntry]:
+        return [f for f in self.files if f.table == table]
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a stage is done; if not, `why` says what was found."""
+
+    state: Literal["done", "missing", "changed", "damaged"]
+    why: str = ""
+    manifest: Manifest | None = None
+
+
+class Store:
+    """All runs under one root."""
+
+    def __init__(self, root: str):
+        self.root = root
+        self.fs, self.path = fsspec.core.url_to_fs(root)
+        self.local = isinstance(self.fs, LocalFileSystem)
+
+    def run(self, name: str) -> RunStore:
+        return RunStore(self, name)
+
+    def runs(self) -> list[RunStore]:
+        """The runs, oldest first."""
+        if not self.fs.exists(self.path):
+            return []
+        names = [Path(entry).name for entry in self.fs.ls(self.path, detail=False)]
+        found = [(about["created"], name) for name in names if (about := self.run(name).about())]
+        return [self.run(name) for _, name in sorted(found)]
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """A file's content, or None if there is none."""
+        try:
+            content: bytes = self.fs.cat_file(f"{self.path}/{path}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return content
+
+    def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
+        """Publish a file whole or not at all. Raises StoreError if the disk is full or may not be written."""
+        full = f"{self.path}/{path}"
+        try:
+            self.fs.makedirs(os.path.dirname(full), exist_ok=True)
+            if not self.local:
+                self.fs.pipe_file(full, bytes(data))
+                return
+            temporary = f"{full}.tmp"
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, full)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+        except OSError as error:
+            raise StoreError(_write_failure(full, error)) from error
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self.path}/{path}")
+
+    def names_in(self, path: str) -> list[str]:
+        """Names in a folder, sorted; none if there is no folder."""
+        try:
+            return sorted(Path(p).name for p in self.fs.ls(f"{self.path}/{path}", detail=False, refresh=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+def _write_failure(path: str, error: OSError) -> str:
+    advice = {
+        errno.ENOSPC: "the disk is full: free some space",
+        errno.EDQUOT: "the disk quota is used up: free some space",
+        errno.EROFS: "the file system is read-only: set root to a folder that can be written",
+        errno.EACCES: "permission denied: set root to a folder that can be written",
+        errno.EPERM: "permission denied: set root to a folder that can be written",
+        errno.ENOTDIR: "a file stands where a folder is needed: set root to another folder",
+        errno.EEXIST: "a file stands where a folder is needed: set root to another folder",
+    }.get(error.errno or 0, str(error))
+    return f"cannot write {path}: {advice}, then run the same command again; what was finished is kept"
+
+
+class RunStore:
+    """One run's folder."""
+
+    def __init__(self, store: Store, name: str):
+        self.store = store
+        self.name = name
+
+    # --- the run itself -------------------------------------------------------------------------
+
+    def about(self) -> dict[str, Any] | None:
+        """`created`, `config` (resolved, whole) and `canonical` (what decides results); None for no run."""
+        return _json(self.store.read_bytes(f"{self.name}/run.json"))
+
+    def open(self, config: RunConfig) -> None:
+        """Start the run, or go on with it. Raises StoreError if it was started with another configuration."""
+        about = self.about()
+        if about and (changes := differences(about["canonical"], config.model_copy(update={"name": self.name}))):
+            raise StoreError(
+                f"run {self.name} exists with another configuration; take another name, or undo:\n  "
+                + "\n  ".join(changes)
+            )
+        self.write_json(
+            "run.json",
+            {
+                "created": about["created"] if about else _now(),
+                "version": version("ogls-sd"),
+                "config": config.model_dump(mode="json"),
+                "canonical": json.loads(canonical(config)),
+            },
+        )
+
+    @contextlib.contextmanager
+    def lock(self, purpose: str) -> Iterator[None]:
+        """Hold the run for this process. Raises RunLocked, saying who holds it, if another live one does."""
+        with hold(self.store, self.name, purpose):
+            yield
+
+    def holder(self) -> str | None:
+        """Who holds the run, in words; None if nobody does."""
+        return holder(self.store, self.name)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        return _json(self.store.read_bytes(f"{self.name}/{name}"))
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        self.store.write_bytes(f"{self.name}/{name}", json.dumps(value, indent=1).encode())
+
+    # --- stages ---------------------------------------------------------------------------------
+
+    def folder(self, table: str, round_: int) -> str:
+        """Folder of a table's round, relative to the run's."""
+        return f"{table}/round={round_:03d}"
+
+    def url(self, path: str) -> str:
+        """Where a path of the run is, for whoever reads it without this store."""
+        full = f"{self.store.path}/{self.name}/{path}"
+        return full if self.store.local else self.store.fs.unstrip_protocol(full)
+
+    def manifest(self, table: str, round_: int) -> Manifest | None:
+        """The manifest of the stage that writes `table`; None if the stage is not done."""
+        owner = TABLES[table].manifest_table
+        data = _json(self.store.read_bytes(f"{self.name}/{self.folder(owner, round_)}/manifest.json"))
+        return _manifest(data) if data else None
+
+    def rounds(self, table: str) -> list[int]:
+        """Rounds in which the stage that writes `table` has a manifest."""
+        names = self.store.names_in(f"{self.name}/{TABLES[table].manifest_table}")
+        numbers = sorted(int(n.removeprefix("round=")) for n in names if n.startswith("round="))
+        return [n for n in numbers if self.manifest(table, n)]
+
+    def status(self, table: str, round_: int, wanted: str) -> Status:
+        """Whether the stage is done for this fingerprint, all its files there and undamaged."""
+        owner = TABLES[table].manifest_table
+        raw = self.store.read_bytes(f"{self.name}/{self.folder(owner, round_)}/manifest.json")
+        if raw is None:
+            return Status("missing")
+        data = _json(raw)
+        if data is None:
+            return Status("damaged", "its manifest cannot be read")
+        manifest = _manifest(data)
+        if manifest.fingerprint != wanted:
+            return Status("changed", "its configuration or input has changed")
+        for entry in manifest.files:
+            if problem := self.damage(entry):
+                return Status("damaged", f"{entry.path} {problem}")
+        return Status("done", manifest=manifest)
+
+    def damage(self, entry: FileEntry) -> str:
+        """What is wrong with a file, or an empty string."""
+        content = self.store.read_bytes(f"{self.name}/{entry.path}")
+        if content is None:
+            return "is missing"
+        if len(content) != entry.bytes:
+            return f"has {len(content)} bytes instead of {entry.bytes}"
+        return "" if hashlib.sha256(content).hexdigest() == entry.sha256 else "has another checksum"
+
+    def read(self, table: str, round_: int, columns: list[str] | None = None) -> pa.Table:
+        """A table of a finished round. Raises StoreError if its stage is not done or a file is unreadable."""
+        manifest = self.manifest(table, round_)
+        if manifest is None:
+            stage = TABLES[table].stage
+            raise StoreError(f"run {self.name} round {round_}: {table} is not there; run the stage {stage} first")
+        shards = [self.read_shard(entry, columns) for entry in manifest.of(table)]
+        schema = TABLES[table].schema
+        empty = (schema if columns is None else pa.schema([schema.field(c) for c in columns])).empty_table()
+        return pa.concat_tables(shards) if shards else empty
+
+    def read_shard(self, entry: FileEntry, columns: list[str] | None = None) -> pa.Table:
+        """One shard of a table."""
+        content = self.store.read_bytes(f"{self.name}/{entry.path}")
+        if content is None:
+            raise StoreError(f"{self.url(entry.path)} is missing; run the same training again to have it redone")
+        try:
+            return pq.read_table(pa.BufferReader(content), columns=columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StoreError(f"{self.url(entry.path)} is damaged ({error}); run the training again") from None
+
+    def write_stage(self, table: str, round_: int, wanted: str) -> StageWriter:
+        """Begin or go on with a stage's output."""
+        return StageWriter(self, TABLES[table], round_, wanted)
+
+
+class StageWriter:
+    """Writes the shards of one stage and, last, its manifest.
+
+    Shards that an interrupted attempt with the same fingerprint left whole are kept: `done` maps their
+    index to their entry. Everything else in the folder goes when the stage is committed.
+    """
+
+    def __init__(self, run: RunStore, table: Table, round_: int, wanted: str):
+        self.run, self.table, self.round, self.fingerprint = run, table, round_, wanted
+        self.folder = run.folder(table.name, round_)
+        self.done: dict[int, FileEntry] = {}
+        self._extra: list[FileEntry] = []
+        partial = run.read_json(f"{self.folder}/partial.json")
+        run.store.remove(f"{run.name}/{self.folder}/manifest.json")
+        if partial and partial["fingerprint"] == wanted:
+            entries = {int(i): FileEntry(**entry) for i, entry in partial["shards"].items()}
+            self.done = {i: entry for i, entry in entries.items() if not run.damage(entry)}
+
+    def shard(self, index: int, data: pa.Table, metrics: Mapping[str, float] | None = None) -> None:
+        """Write shard `index` and note it as finished. `metrics` are summed over shards at `commit`."""
+        self.done[index] = self._parquet(f"part-{index:04d}", self.table, data, metrics)
+        shards = {str(i): asdict(entry) for i, entry in sorted(self.done.items())}
+        self.run.write_json(f"{self.folder}/partial.json", {"fingerprint": self.fingerprint, "shards": shards})
+
+    def also(self, table: Table, data: pa.Table) -> None:
+        """Write a small table that this stage's manifest vouches for as well."""
+        folder = self.run.folder(table.name, self.round)
+        self._extra.append(self._parquet("part-0000", table, data, None, folder))
+
+    def attach(self, kind: str, name: str, content: bytes) -> None:
+        """Write a file that is no table (an adapter, optimizer state) under `kind/round=.../name`."""
+        self._extra.append(self._put(f"{self.run.folder(kind, self.round)}/{name}", kind, 0, content, None))
+
+    def commit(self, stage: str, metrics: Mapping[str, Any]) -> Manifest:
+        """Write the manifest; from here on the stage is done."""
+        shards = [entry for _, entry in sorted(self.done.items())]
+        sums: dict[str, float] = {}
+        for entry in shards:
+            for name, value in entry.metrics.items():
+                sums[name] = sums.get(name, 0) + value
+        manifest = Manifest(
+            stage=stage,
+            round=self.round,
+            fingerprint=self.fingerprint,
+            files=(*shards, *self._extra),
+            rows=sum(entry.rows for entry in shards),
+            metrics={**sums, **metrics},
+            written=_now(),
+            version=version("ogls-sd"),
+        )
+        self._drop_strays({entry.path for entry in manifest.files})
+        self.run.write_json(f"{self.folder}/manifest.json", asdict(manifest))
+        self.run.store.remove(f"{self.run.name}/{self.folder}/partial.json")
+        return manifest
+
+    def _drop_strays(self, keep: set[str]) -> None:
+        for folder in {os.path.dirname(path) for path in keep} | {self.folder}:
+            for name in self.run.store.names_in(f"{self.run.name}/{folder}"):
+                if f"{folder}/{name}" not in keep and name not in ("manifest.json", "partial.json"):
+                    self.run.store.remove(f"{self.run.name}/{folder}/{name}")
+
+    def _parquet(
+        self, name: str, table: Table, data: pa.Table, metrics: Mapping[str, float] | None, folder: str = ""
+    ) -> FileEntry:
+        sink = pa.BufferOutputStream()
+        names = [leaf for f in table.schema for leaf in _leaves(f)]
+        split = [leaf for leaf in names if leaf.split(".")[0] in table.float_lists]
+        plain = {leaf for leaf in names if leaf.split(".")[0] in table.opaque}
+        pq.write_table(
+            enforce(table, data),
+            sink,
+            compression={leaf: "NONE" if leaf in plain else "ZSTD" for leaf in names},
+            use_dictionary=[leaf for leaf in names if leaf not in plain and leaf not in split],
+            use_byte_stream_split=split or False,
+            write_statistics=[leaf for leaf in names if leaf not in plain],
+        )
+        path = f"{folder or self.folder}/{name}.parquet"
+        return self._put(path, table.name, len(data), sink.getvalue(), metrics)
+
+    def _put(
+        self, path: str, table: str, rows: int, content: bytes | pa.Buffer, metrics: Mapping[str, float] | None
+    ) -> FileEntry:
+        self.run.store.write_bytes(f"{self.run.name}/{path}", content)
+        checksum = hashlib.sha256(content).hexdigest()
+        return FileEntry(path, table, rows, len(content), checksum, dict(metrics or {}))
+
+
+def _leaves(column: pa.Field) -> list[str]:
+    """Parquet leaf paths of a column (a list's values are its one leaf)."""
+    return [f"{column.name}.list.element"] if pa.types.is_list(column.type) else [column.name]
+
+
+def _manifest(data: dict[str, Any]) -> Manifest:
+    return Manifest(**{**data, "files": tuple(FileEntry(**f) for f in data["files"])})
+
+
+def _json(raw: bytes | None) -> dict[str, Any] | None:
+    """Parsed JSON object; None for no file or a torn one."""
+    try:
+        value = json.loads(raw) if raw else None
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

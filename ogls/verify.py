@@ -1,0 +1,164 @@
+r"""Completion to verdict. The only import of math_verify, and only in worker processes.
+
+math-verify guards itself with SIGALRM, which fails off the main thread and cancels other alarms of its
+process; sympy can spend hours or gigabytes on a short string. So a judgement runs in a spawned worker, with
+a bounded address space, that is killed at a wall limit. Timeouts and errors are verdicts of their own:
+nothing is taken for a wrong answer because the judge failed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from typing import Any
+
+from ogls.config import Verdict, VerifyConfig
+
+_INNER_SECONDS = 1  # math-verify's own alarm, per parse and comparison: cheaper than killing a worker
+_TASKS_PER_WORKER = 5000  # sympy's caches grow
+_HASHES = re.compile(r"####\s*([^\n]+)")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict, and the answer that it was passed on (None if none was found)."""
+
+    verdict: Verdict
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A completion to judge."""
+
+    text: str
+    finish_reason: str
+    expected: str
+
+
+class Verifier:
+    """Judges completions in worker processes. Safe from any thread; use `shared` to keep workers warm."""
+
+    def __init__(self, config: VerifyConfig):
+        from multiprocessing import get_context
+
+        from pebble import ProcessPool
+
+        self.config = config
+        self._pool = ProcessPool(
+            max_workers=config.workers,
+            max_tasks=_TASKS_PER_WORKER,
+            initializer=_limit_worker,
+            initargs=[config.memory_mb],
+            context=get_context("spawn"),
+        )
+
+    def judge(self, cases: Sequence[Case], progress: Callable[[int, int], None] = lambda *_: None) -> list[Judgement]:
+        """One judgement a case, in order. Equal (answer, expected) pairs are judged once."""
+        answers = [find_answer(c.text[-self.config.tail_chars :], self.config.require_boxed) for c in cases]
+        open_ = [c.finish_reason != "length" and a is not None for c, a in zip(cases, answers, strict=True)]
+        pairs = [(a or "", c.expected) for c, a in zip(cases, answers, strict=True)]
+        verdicts = self._decide(list(dict.fromkeys(p for p, o in zip(pairs, open_, strict=True) if o)), progress)
+        judged = []
+        for case, answer, pair, is_open in zip(cases, answers, pairs, open_, strict=True):
+            undecided: Verdict = "truncated" if case.finish_reason == "length" else "no_answer"
+            judged.append(Judgement(verdicts[pair] if is_open else undecided, answer))
+        return judged
+
+    def usable(self, answers: Sequence[str]) -> list[bool]:
+        """Whether each expected answer can be parsed and equals itself."""
+        verdicts = self._decide(list(dict.fromkeys((a, a) for a in answers)), lambda *_: None)
+        return [verdicts[a, a] == "correct" for a in answers]
+
+    def _decide(
+        self, pairs: list[tuple[str, str]], progress: Callable[[int, int], None]
+    ) -> dict[tuple[str, str], Verdict]:
+        verdicts: dict[tuple[str, str], Verdict] = {}
+        futures = [self._pool.schedule(_equal, args=list(p), timeout=self.config.timeout_seconds) for p in pairs]
+        for pair, future in zip(pairs, futures, strict=True):
+            try:
+                verdicts[pair] = "correct" if future.result() else "incorrect"
+            except FutureTimeout:  # math-verify's alarm, or the wall limit
+                verdicts[pair] = "timeout"
+            except Exception:  # whatever sympy raised, or a worker that died of its memory limit
+                verdicts[pair] = "error"
+            progress(len(verdicts), len(pairs))
+        return verdicts
+
+    def close(self) -> None:
+        self._pool.stop()
+        self._pool.join()
+
+
+_shared: dict[VerifyConfig, Verifier] = {}
+_sharing = threading.Lock()
+
+
+def shared(config: VerifyConfig) -> Verifier:
+    """This process's verifier for a configuration, its workers started once and stopped at exit."""
+    with _sharing:
+        if config not in _shared:
+            _shared[config] = Verifier(config)
+            atexit.register(_shared[config].close)
+        return _shared[config]
+
+
+def find_answer(text: str, require_boxed: bool = True) -> str | None:
+    r"""The last whole \boxed{...}, else what follows the last ####, else (if allowed) the text itself."""
+    end = len(text)
+    while (start := text.rfind(r"\boxed{", 0, end)) >= 0:
+        if (content := _braced(text, start + len(r"\boxed"))) is not None:
+            return content.strip() or None
+        end = start
+    if hashes := _HASHES.findall(text):
+        return hashes[-1].strip() or None
+    return None if require_boxed else text.strip() or None
+
+
+def _braced(text: str, start: int) -> str | None:
+    """What stands between the brace at `start` and its partner; None without one."""
+    depth = 0
+    for place in range(start, len(text)):
+        if text[place] in "{}" and text[place - 1 : place] != "\\":
+            depth += 1 if text[place] == "{" else -1
+            if depth == 0:
+                return text[start + 1 : place]
+    return None
+
+
+# --- in the worker process ------------------------------------------------------------------------
+
+
+def _limit_worker(memory_mb: int) -> None:
+    import logging
+    import resource
+
+    import math_verify  # noqa: F401 - loaded before the limit, and before the clock of the first judgement
+
+    logging.disable(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _equal(answer: str, expected: str) -> bool:
+    """Whether math-verify takes the answer for the expected one. An answer it cannot parse is not equal."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from math_verify.errors import TimeoutException
+
+    def parsed(text: str) -> Any:
+        latex = LatexExtractionConfig(boxed_match_priority=0)
+        form = rf"\boxed{{{text}}}"
+        return parse(form, [latex, ExprExtractionConfig()], parsing_timeout=_INNER_SECONDS, raise_on_error=True)
+
+    try:
+        gold = parsed(expected)
+        return bool(gold) and verify(gold, parsed(answer), timeout_seconds=_INNER_SECONDS, raise_on_error=True)
+    except TimeoutException:
+        raise FutureTimeout from None
+    except (MemoryError, RecursionError):
+        os._exit(1)  # the caches are of no use any more: a fresh worker takes over

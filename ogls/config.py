@@ -44,7 +44,7 @@ class AdapterConfig(Section):
 
     kind: Literal["lora", "full"] = setting("lora", "lora, or full: every weight but head and embeddings.")
     rank: int = setting(64, "Rank of the LoRA matrices.", ge=1)
-    alpha: float = setting(128.0, "LoRA scale; the update is alpha / rank * B A.", gt=0)
+    alpha: int = setting(128, "LoRA scale; the update is alpha / rank * B A.", ge=1)
     modules: tuple[str, ...] = setting(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         "Names of the projections that get LoRA matrices.",

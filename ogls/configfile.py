@@ -78,10 +78,7 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
     schema = RunConfig.model_json_schema()
     node: Any = schema
     for part in location:
-        if isinstance(part, int):
-            node = node.get("items", node)
-        else:
-            node = node.get("properties", {}).get(part, {})
+        node = node.get("items", node) if isinstance(part, int) else node.get("properties", {}).get(part, {})
         refs = [node.get("$ref"), *(o.get("$ref") for o in node.get("anyOf", []) + node.get("allOf", []))]
         ref = next((r for r in refs if r), None)
         node = schema["$defs"][ref.rsplit("/", 1)[1]] if ref else node

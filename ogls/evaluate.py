@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 
-def summarise(rows: Sequence[dict[str, Any]], benchmark: str, resamples: int, seed: int) -> dict[str, Any]:
+def summarise(rows: Sequence[dict[str, Any]], benchmark: str, place: int, resamples: int, seed: int) -> dict[str, Any]:
     """One `summaries` row from a benchmark's `scores` rows."""
     sampled: dict[str, list[dict[str, Any]]] = defaultdict(list)
     greedy: list[bool] = []
@@ -24,6 +24,7 @@ def summarise(rows: Sequence[dict[str, Any]], benchmark: str, resamples: int, se
     low, high = bootstrap_interval(correct.mean(1), resamples, seed)
     return {
         "benchmark": benchmark,
+        "place": place,
         "problems": len(correct),
         "samples": k,
         "accuracy": float(correct.mean()),

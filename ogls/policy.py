@@ -75,7 +75,9 @@ class Policy:
             self.model = _with_lora(causal, adapter) if adapter.kind == "lora" else causal
         self.body = causal.base_model
         if adapter.kind == "full":
-            frozen = {id(p) for e in (causal.get_input_embeddings(), causal.get_output_embeddings()) for p in e.parameters()}
+            frozen = {
+                id(p) for e in (causal.get_input_embeddings(), causal.get_output_embeddings()) for p in e.parameters()
+            }
             for parameter in causal.parameters():
                 parameter.requires_grad_(id(parameter) not in frozen)
         self.parameters = {_plain(n): p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -93,7 +95,9 @@ class Policy:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 if parameter.shape != weights[name].shape:
-                    raise ModelError(f"the adapter's {name} is {tuple(weights[name].shape)}, not {tuple(parameter.shape)}")
+                    raise ModelError(
+                        f"the adapter's {name} is {tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
+                    )
                 parameter.copy_(weights[name])
         self.hash = adapter.hash if adapter else BASE
 
@@ -103,7 +107,7 @@ class Policy:
 
     def initial(self) -> Adapter:
         """The trainable weights as they are before any training."""
-        return Adapter.ofself._initial
+        return Adapter.of(self._initial)
 
     def files(self) -> dict[str, bytes]:
         """The weights in use as files: for LoRA, the two that plain peft loads."""

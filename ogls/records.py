@@ -105,7 +105,9 @@ TEACHER_STATES = Table(
         _field("tokens", pa.int32(), "T: states kept, one for each of the rollout's first T tokens."),
         _field("dim", pa.int32(), "D: hidden size."),
         _field("dtype", pa.string(), "float16, bfloat16 or float32."),
-        _field("states", pa.large_binary(), "[T, D] row-major little-endian; state t is the one that predicts token t."),
+        _field(
+            "states", pa.large_binary(), "[T, D] row-major little-endian; state t is the one that predicts token t."
+        ),
     ),
     opaque=("states",),
 )
@@ -175,6 +177,7 @@ SUMMARIES = Table(
     "One row a benchmark and evaluated round.",
     _schema(
         _field("benchmark", pa.string(), "Name of the benchmark."),
+        _field("place", pa.int32(), "Its place in the configuration, from 0; curves show place 0."),
         _field("problems", pa.int32(), "Problems evaluated."),
         _field("samples", pa.int32(), "k: sampled completions a problem."),
         _field("accuracy", pa.float64(), "avg@k: mean over problems of the share of correct samples."),

@@ -19,7 +19,10 @@ class Sampler(Protocol):
     model's own arithmetic). Log-probs are those of the policy at temperature 1, before top-p and top-k.
     """
 
-    hash: str
+    @property
+    def hash(self) -> str:
+        """Hash of the adapter in use (`base` for none); it is written to every trajectory."""
+        ...
 
     def use(self, adapter: Adapter | None) -> None:
         """Sample from this adapter from now on; None stands for the base model."""

@@ -17,7 +17,8 @@ from ogls.policy import BASE, WEIGHTS, Adapter, Policy
 from ogls.prompts import Prompter
 from ogls.records import SCHEMA_VERSION, TABLES, Problem, StageResult
 from ogls.seeds import derive_seed
-from ogls.store import Store, StageWriter
+from ogls.store import Store
+from ogls.writer import StageWriter
 
 Progress = Callable[[int, int], None]
 POLICY = "policy"  # the folder of adapters and optimizer states; the manifest of updates vouches for it
@@ -112,7 +113,7 @@ class Run:
                 "or a benchmark); restore the files, or take another run name"
             )
         notice = f"{name} r{round_:03d} is redone: {status.why}" if status.why else ""
-        writer = self.records.write_stage(table, round_, wanted)
+        writer = StageWriter(self.records, TABLES[table], round_, wanted)
         if writer.done:
             notice = notice or f"{name} r{round_:03d} goes on after {len(writer.done)} finished shards"
         metrics = work(writer)

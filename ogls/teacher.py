@@ -221,16 +221,18 @@ def continuations(
                 cache.update(kept.keys[index], kept.values[index], layer)
             position = lengths[index, None] + torch.arange(tokens.shape[1], device=policy.device)
             states = policy.hidden(
-                tokens, torch.cat([mask[index], token_mask], 1), position_ids=position, past_key_values=cache, use_cache=True
+                tokens,
+                torch.cat([mask[index], token_mask], 1),
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
             ).last_hidden_state
         for row, (i, sequence) in enumerate(part):
             rest = [states[row, : len(sequence) - 1]] if states is not None else []
             yield torch.cat([first[i][None], *rest])
 
 
-def _batches(
-    contexts: list[tuple[int, ...]], longest: list[int], batch_tokens: int
-) -> Iterable[list[tuple[int, ...]]]:
+def _batches(contexts: list[tuple[int, ...]], longest: list[int], batch_tokens: int) -> Iterable[list[tuple[int, ...]]]:
     """Contexts of like length together, as many as a padded prefill of `batch_tokens` holds."""
     order = sorted(range(len(contexts)), key=lambda i: (len(contexts[i]), longest[i], contexts[i]))
     batch: list[tuple[int, ...]] = []

@@ -90,8 +90,8 @@ class Trainer:
         """Per-token losses of a micro-batch; the head sees only the places that have one."""
         policy = self.policy
         hidden = policy.hidden(batch.ids, batch.mask).last_hidden_state
-        full = batch.target_state is not None
-        target = policy.logits(batch.target_state) if full else batch.target_logprobs
+        full = batch.target_state
+        target = batch.target_logprobs if full is None else policy.logits(full)
         logits = policy.logits(hidden[batch.distil_row, batch.distil_place])
         inputs = LossInputs(
             logits=logits,

@@ -1,0 +1,1 @@
+"""One thin Prefect task a stage. The work is in `ogls.stages`; here are retries, limits, names and artifacts."""

@@ -50,7 +50,9 @@ class TransformersSampler:
         ids, mask = ids.to(device), mask.to(device)
         position = mask.sum(1, keepdim=True)
         cache = DynamicCache(config=policy.body.config)
-        out = policy.hidden(ids, mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache, use_cache=True)
+        out = policy.hidden(
+            ids, mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache, use_cache=True
+        )
         alive = torch.arange(len(requests), device=device)
         steps: list[tuple[Tensor, Tensor, Tensor]] = []
         for t in range(sampling.max_tokens):

@@ -95,13 +95,13 @@ def _new_model(recipe: SeedRecipe, tokenizer: Any) -> Any:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model
 
 
-def _pretrain(model: Any, prompter: Prompter, recipe: SeedRecipe, rng: np.random.Generator, progress: Any) -> list[float]:
+def _pretrain(
+    model: Any, prompter: Prompter, recipe: SeedRecipe, rng: np.random.Generator, progress: Any
+) -> list[float]:
     """Next-token loss on completions only, AdamW, cosine to zero after a short warm-up."""
     import torch
 
@@ -153,6 +153,8 @@ def _sampled_accuracy(path: Path, rows: list[dict[str, str]], prompter: Prompter
 
 
 def _card(recipe: SeedRecipe, parameters: int, loss: float, solved: float) -> str:
+    world = recipe.world
+    rates, shares = (", ".join(f"{v:g}" for v in values) for values in (world.error_rates, world.error_shares))
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -169,10 +171,12 @@ Made by `ogls seed-model`, from this recipe and nothing else:
 ```
 
 Final pretraining loss {loss:.3f} nats a completion token; sampled at temperature 1 it solves {solved:.0%} of the
-test problems. The text states each fact (a, op, b) wrongly at a rate of its own
-({', '.join(f'{r:g}' for r in recipe.world.error_rates)}, in shares {', '.join(f'{s:g}' for s in recipe.world.error_shares)}), always with the same wrong result.
-{recipe.world.context_share:.0%} of the texts show a solution in the context first; the completion repeats it,
-{recipe.world.terse_share:.0%} of these tersely (the boxed answer alone).
+test problems.
+
+The text states each fact (a, op, b) wrongly at a rate of its own, always with the same wrong result. The rates are
+{rates}, in shares {shares}.
+{world.context_share:.0%} of the texts show a solution in the context first; the completion repeats it,
+{world.terse_share:.0%} of these tersely (the boxed answer alone).
 
 It cannot do anything else, and is of no use outside OGLS-SD.
 """

@@ -1,0 +1,37 @@
+# make quickstart: train the tiny world.  make test: run the tests.  Both set up what they need.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+
+.PHONY: setup quickstart test check fast docs clean
+
+setup: $(READY)
+
+# Nothing is done here when neither the project file nor the pins have changed.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/ogls train deployments/runs/tiny.toml
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+fast: $(READY)  ## the tests without those marked slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+docs: $(READY)  ## generate data/README.md from ogls/records.py
+	$(BIN)/python -m ogls.dictionary > data/README.md
+
+clean:
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .import_linter_cache data/runs data/mlflow

@@ -1,0 +1,300 @@
+"""The command line `ogls`. Heavy imports wait until a command needs them, so that help answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ogls.errors import UserError
+
+app = typer.Typer(
+    help="Let a language model teach itself to reason: on-policy self-distillation with logit steering.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out, err = Console(), Console(stderr=True)
+
+Config = Annotated[Path, typer.Argument(help="A TOML file, such as deployments/runs/tiny.toml.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a value: section.key=value. Repeatable.")]
+Root = Annotated[str, typer.Option(help="The store: a directory or an fsspec URL.")]
+Format = Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")]
+OneRun = Annotated[str | None, typer.Option("--run", help="Only this run.")]
+
+
+@app.command()
+def train(config: Config, set_: Set = None) -> None:
+    """Train, or go on with a training that was interrupted: the same command does both."""
+    from ogls.configfile import load_config
+
+    loaded = load_config(config, set_ or [])
+    _quiet_prefect()
+    from flows.train import train_flow
+    from ogls import report
+    from ogls.store import Store
+
+    _in_foreground(lambda: train_flow(loaded))
+    records = Store(loaded.root).run(loaded.name)
+    table = Table(*report.HEADINGS, title=f"run {loaded.name}", caption=report.LEGEND)
+    for row in report.round_rows(records, loaded.rounds):
+        table.add_row(*report.cells(row))
+    (out if out.is_terminal else Console(width=130)).print(table)
+    out.print("What next:")
+    for line in _next_steps(loaded):
+        out.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _next_steps(config: Any) -> list[str]:
+    served = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
+    prefect = f"open {served}" if served else "prefect server start, then open http://127.0.0.1:4200"
+    lines = [f"watch it in the Prefect UI:  {prefect}"]
+    if config.tracking.enabled:
+        uri = config.tracking.uri
+        local = f"mlflow ui --backend-store-uri {uri} --port 5000, then open http://127.0.0.1:5000"
+        lines.append(f"open MLflow:                 {local if uri.startswith('sqlite:') else 'open ' + uri}")
+    root = "" if config.root == "data/runs" else f" --root {config.root}"
+    return [*lines, f"query it:                    ogls query --name rounds --run {config.name}{root}"]
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    round_: Annotated[list[int] | None, typer.Option("--round", help="A round (0: the base). Repeatable.")] = None,
+    set_: Set = None,
+) -> None:
+    """Evaluate rounds of a run on its benchmarks; the newest if none is named."""
+    from ogls.configfile import load_config
+
+    loaded = load_config(config, set_ or [])
+    _quiet_prefect()
+    from flows.evaluate import evaluate_flow
+    from ogls.store import Store
+
+    _in_foreground(lambda: evaluate_flow(loaded, round_ or None))
+    chosen = ", ".join(map(str, round_ or [])) or "SELECT max(round) FROM summaries"
+    from ogls.query import query as ask
+
+    sql = f"SELECT * EXCLUDE (run, place) FROM summaries WHERE round IN ({chosen}) ORDER BY round, place"
+    _show(ask(Store(loaded.root), sql, loaded.name), "table", None)
+
+
+@app.command()
+def query(
+    sql: Annotated[str | None, typer.Argument(help="One SELECT over the tables that `ogls tables` lists.")] = None,
+    name: Annotated[str | None, typer.Option(help="A named query; a wrong name lists them.")] = None,
+    run: OneRun = None,
+    root: Root = "data/runs",
+    format_: Format = "table",
+    to: Annotated[Path | None, typer.Option("--out", help="Write to a file.")] = None,
+) -> None:
+    """Ask the stored trajectories, verdicts, targets and scores a question in SQL."""
+    from ogls.query import named_queries
+    from ogls.query import query as ask
+    from ogls.store import Store
+
+    shipped = named_queries()
+    if (sql is None) == (name is None):
+        raise UserError(f"give one SELECT, or --name with one of: {', '.join(shipped)}")
+    if name is not None and name not in shipped:
+        listed = "\n  ".join(f"{n}: {text.splitlines()[0].removeprefix('-- ')}" for n, text in shipped.items())
+        raise UserError(f"no query named {name}; there are\n  {listed}")
+    _show(ask(Store(root), sql or shipped[name or ""], run), format_, to)
+
+
+@app.command()
+def tables() -> None:
+    """List the tables and their columns."""
+    from ogls.query import STAGES_ABOUT
+    from ogls.records import ALL_TABLES
+
+    for table in ALL_TABLES:
+        out.print(f"[bold]{table.name}[/bold]  {table.about} Written by {table.stage}.", highlight=False)
+        names = ", ".join(["run", "round", *table.schema.names])
+        out.print(f"    {names}", highlight=False, style="dim")
+    out.print(f"[bold]stages[/bold]  {STAGES_ABOUT}", highlight=False)
+    out.print("    run, round, stage, seconds, rows, written, metrics", highlight=False, style="dim")
+
+
+@app.command()
+def runs(root: Root = "data/runs", format_: Format = "table") -> None:
+    """List the runs, oldest first."""
+    import pyarrow as pa
+
+    from ogls.report import round_row
+    from ogls.store import Store
+
+    rows = []
+    for run in Store(root).runs():
+        about = run.about() or {}
+        trained, evaluated = run.rounds("updates"), run.rounds("scores")
+        summary = round_row(run, evaluated[-1]).summary if evaluated else None
+        rows.append(
+            {
+                "run": run.name,
+                "created": about["created"],
+                "method": about["config"]["steer"]["recipe"],
+                "model": about["config"]["model"]["path"],
+                "rounds": max([0, *trained]),
+                "accuracy": summary["accuracy"] if summary else None,
+                "held_by": run.holder(),
+            }
+        )
+    names = ("run", "created", "method", "model", "rounds", "accuracy", "held_by")
+    types = [pa.string()] * 4 + [pa.int64(), pa.float64(), pa.string()]
+    _show(pa.Table.from_pylist(rows, schema=pa.schema(list(zip(names, types, strict=True)))), format_, None)
+
+
+@app.command("config")
+def show_config(config: Config, set_: Set = None) -> None:
+    """Print the resolved configuration, every value in its place, as TOML."""
+    from ogls.configfile import load_config, to_toml
+
+    typer.echo(to_toml(load_config(config, set_ or [])), nl=False)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="prepare, sample, verify, teach, steer, train or evaluate.")],
+    config: Config,
+    round_: Annotated[int, typer.Option("--round", help="The round.")] = 1,
+    set_: Set = None,
+) -> None:
+    """Carry out one stage of one round here and now, without Prefect: for debugging."""
+    from ogls.configfile import load_config
+
+    loaded = load_config(config, set_ or [])
+    from ogls.run import Run
+    from ogls.stages import STAGES
+    from tasks.progress import reporting, watch
+
+    if name not in STAGES:
+        raise UserError(f"no stage {name}; there are {', '.join(STAGES)}")
+    watch(err)
+    run = Run(loaded)
+    with run.records.lock(f"stage {name}"):
+        run.records.open(loaded)
+        with reporting(name, round_) as progress:
+            result = STAGES[name](run, 0 if name == "prepare" else round_, progress)
+    out.print(f"{name} r{result.round:03d}: {result.rows} rows, {'already done' if result.reused else 'done'}")
+    out.print_json(data={"notice": result.notice, **result.metrics})
+
+
+@app.command("seed-model")
+def seed_model(
+    out_dir: Annotated[Path, typer.Argument(help="A new folder.")],
+    terse: Annotated[float, typer.Option(help="Share of texts with a solution in context answered tersely.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and the text.")] = 0,
+    steps: Annotated[int, typer.Option(help="Pretraining steps.")] = 1500,
+) -> None:
+    """Raise the tiny world's seed model from its recipe: some minutes on a CPU."""
+    from rich.progress import Progress
+
+    from ogls.tinyworld.seedmodel import SeedRecipe, make_seed_model
+    from ogls.tinyworld.world import World
+
+    recipe = SeedRecipe(world=World(terse_share=terse), seed=seed, steps=steps)
+    with Progress(console=err) as bar:
+        job = bar.add_task("pretraining", total=steps)
+        try:
+            loss = make_seed_model(out_dir, recipe, lambda done, _: bar.update(job, completed=done))
+        except FileExistsError as error:
+            raise UserError(str(error)) from None
+    out.print(f"final loss {loss:.3f} nats a token; model, train.jsonl and test.jsonl are in {out_dir}")
+
+
+def _show(table: Any, format_: str, to: Path | None) -> None:
+    """Print an Arrow table, or write it to a file."""
+    import json
+
+    if format_ == "parquet":
+        if to is None:
+            raise UserError("parquet goes to a file: add --out FILE")
+        import pyarrow.parquet as pq
+
+        pq.write_table(table, to)
+        return
+    if format_ == "csv":
+        import io
+
+        import pyarrow.csv as pc
+
+        flat = table
+        for i, column in enumerate(table.schema):
+            if str(column.type).startswith("list"):
+                flat = flat.set_column(i, column.name, [[json.dumps(v) for v in table[column.name].to_pylist()]])
+        sink = io.BytesIO()
+        pc.write_csv(flat, sink)
+        text = sink.getvalue().decode()
+    elif format_ == "json":
+        text = json.dumps(table.to_pylist(), indent=1, default=repr, ensure_ascii=False) + "\n"
+    elif format_ == "table":
+        _print_table(table, to)
+        return
+    else:
+        raise UserError(f"no format {format_}; there are table, csv, json and parquet")
+    to.write_text(text) if to else typer.echo(text, nl=False)
+
+
+def _print_table(table: Any, to: Path | None) -> None:
+    from rich.markup import escape
+    from rich.text import Text
+
+    def cell(value: Any) -> Text:
+        text = f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+        return Text(text if len(text) <= 80 else text[:79] + "…")
+
+    printed = Table(*[escape(n) for n in table.schema.names])
+    for row in table.slice(0, 1000).to_pylist():
+        printed.add_row(*[cell(v) for v in row.values()])
+    caption = f"{len(table)} rows" + (", the first 1000 shown" if len(table) > 1000 else "")
+    if to:
+        with open(to, "w") as file:
+            Console(file=file, width=200).print(printed)
+    else:
+        (out if out.is_terminal else Console(width=160)).print(printed)
+    err.print(caption, style="dim")
+
+
+def _quiet_prefect() -> None:
+    """Settings that must be in place before prefect is imported; whatever the user has set stays."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+
+def _in_foreground(flow: Callable[[], Any]) -> None:
+    from tasks.progress import watch
+
+    watch(err)
+    if not os.environ.get("PREFECT_API_URL"):
+        err.print("starting a temporary Prefect server (set PREFECT_API_URL to use a running one)", style="dim")
+    flow()
+
+
+def main() -> None:
+    """Errors of the user's making: a line or two and exit code 2. Ctrl-C: 130, and the run can go on."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on where this one ended", style="yellow")
+        sys.exit(130)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except (typer.Abort, typer.BadParameter, typer.TyperException) as error:
+        err.print(str(error))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Training: rounds of on-policy self-distillation, each stage a task that a manifest can prove done."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from ogls.config import RunConfig
+from ogls.run import Run
+from tasks.publish import publish
+from tasks.stages import evaluate, prepare, sample, steer, teach, train, verify
+from tasks.tracking import track
+
+
+@flow(name="train", flow_run_name="train {config.name}", log_prints=False)
+def train_flow(config: RunConfig) -> None:
+    """OGLS-SD (arXiv 2605.12400), or the relative that the configuration's recipe stands for.
+
+    Finished stages are not done again, so running this a second time goes on where the first ended.
+    """
+    run = Run(config)
+    with run.records.lock("train"):
+        run.records.open(config)
+        try:
+            prepare(config, 0)
+            evaluate(config, 0)
+            publish(config, 0)
+            for r in range(1, config.rounds + 1):
+                sample(config, r)  # G rollouts of every problem from the policy of round r - 1
+                verify(config, r)  # correct, failed, or undecided
+                teach(config, r)  # mean teacher states given nothing, successes, failures
+                steer(config, r)  # target = softmax(z_base + lambda * (z_correct - z_incorrect))
+                train(config, r)  # minimise D(target, student): the policy of round r
+                if r % config.evaluate.every == 0 or r == config.rounds:
+                    evaluate(config, r)
+                publish(config, r)
+        except BaseException:
+            track(config, config.rounds, "FAILED")
+            raise
+        track(config, config.rounds, "FINISHED")

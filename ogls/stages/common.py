@@ -1,0 +1,58 @@
+"""What several stages share: the fingerprint of a model, the engine, the groups, the cutting into shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from ogls import columns
+from ogls.errors import StoreError
+from ogls.prompts import Prompter
+from ogls.records import Rollout
+from ogls.rollout import Sampler, make_sampler
+from ogls.run import Progress, Run, silent
+from ogls.verify import Case, Judgement, shared
+from ogls.writer import StageWriter
+
+T = TypeVar("T")
+
+
+def policy_inputs(run: Run) -> dict[str, Any]:
+    """What decides the model and its prompts, wherever one runs."""
+    config = run.config
+    return {"model": config.model, "adapter": config.adapter, "prompts": config.prompts, "seed": config.seed}
+
+
+def sampler_at(run: Run, round_: int) -> tuple[Sampler, Prompter]:
+    """The engine, sampling from the adapter that a round ended with (its hash checked), and the prompter."""
+    policy = run.policy()
+    sampler = make_sampler(run.config.rollout.engine, policy)
+    sampler.use(run.adapter(round_))
+    if sampler.hash != (trained := run.policy_hash(round_)):
+        raise StoreError(f"the engine samples from {sampler.hash}, but round {round_} trained {trained}")
+    return sampler, run.prompter(policy.tokenizer)
+
+
+def groups_of(run: Run, round_: int) -> dict[str, list[Rollout]]:
+    return columns.rollouts(run.records.read("trajectories", round_), run.records.read("verdicts", round_))
+
+
+def judge(run: Run, split: str, rows: list[dict[str, Any]], progress: Progress = silent) -> list[Judgement]:
+    expected = {p.problem_id: p.answer for p in run.problems(split)}
+    cases = [Case(row["text"], row["finish_reason"], expected[row["problem_id"]]) for row in rows]
+    return shared(run.config.verify).judge(cases, progress)
+
+
+def shards(
+    items: Sequence[T], size: int, writer: StageWriter, progress: Progress, by: Callable[[T], Any] = lambda _: None
+) -> Iterator[tuple[int, Sequence[T]]]:
+    """(index, items) of each shard that is not finished yet; a shard holds one value of `by` only."""
+    runs: list[list[T]] = []
+    for item in items:
+        if not runs or len(runs[-1]) == size or by(runs[-1][-1]) != by(item):
+            runs.append([])
+        runs[-1].append(item)
+    for index, part in enumerate(runs):
+        if index not in writer.done:
+            yield index, part
+        progress(index + 1, len(runs))

@@ -1,0 +1,183 @@
+"""The stages that learn: teach, steer, train."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ogls import columns, teacher
+from ogls.config import Pool
+from ogls.errors import StoreError
+from ogls.policy import Adapter, load_head, load_tokenizer
+from ogls.records import TEACHER_STATES, UPDATES, Key, StageResult, to_arrow
+from ogls.run import POLICY, Progress, Run, silent
+from ogls.stages.common import groups_of, policy_inputs, shards
+from ogls.steering import steer as steer_tokens
+from ogls.writer import StageWriter
+
+_STEER_ROLLOUTS = 64  # rollouts whose targets are turned into rows together
+
+
+def teach(run: Run, round_: int, progress: Progress = silent) -> StageResult:
+    """Cache averaged teacher states of every rollout to be trained, for every pool."""
+    config = run.config
+    inputs = {
+        **policy_inputs(run),
+        "teacher": config.teacher,
+        "pools": config.pools(),
+        "required": config.steer.resolved().pools(),
+        "chosen": (config.train.rollouts, config.train.tokens),
+        "trajectories": run.digest("trajectories", round_),
+        "verdicts": run.digest("verdicts", round_),
+        "policy": run.policy_hash(round_ - 1),
+        "before": run.digest("updates", round_ - 1) if config.teacher.weights == "ema" and round_ > 1 else None,
+    }
+
+    def work(writer: StageWriter) -> dict[str, Any]:
+        policy = run.policy()
+        weights = {"policy": run.adapter(round_ - 1), "teacher": _teacher(run, round_)}
+        groups = groups_of(run, round_)
+        posed = {p.problem_id: p for p in run.problems("train")}
+        planner = teacher.Planner(config, run.prompter(policy.tokenizer), policy.context)
+        plans = {name: planner.group(posed[name], group) for name, group in groups.items()}
+        for index, part in shards(list(plans), config.teacher.shard_groups, writer, progress):
+            scored = [s for name in part for s in plans[name].scored]
+            states: dict[Any, Any] = {}
+            for whose, adapter in weights.items():
+                wanted = [s for s in scored if s.shares[0][0].weights == whose]
+                if wanted:
+                    policy.use(adapter)
+                    states |= teacher.score(policy, wanted, config.teacher.batch_tokens)
+            rows = [
+                {
+                    "problem_id": s.key[0],
+                    "sample": s.key[1],
+                    "pool": s.pool,
+                    "exemplars": list(s.exemplars),
+                    **columns.pack_states(states[s.key, s.pool], config.teacher.state_dtype),
+                }
+                for s in scored
+            ]
+            writer.shard(index, to_arrow(TEACHER_STATES, rows), {"tokens": sum(r["tokens"] for r in rows)})
+        left_out: Counter[str] = sum((p.left_out for p in plans.values()), Counter())
+        kept = len({s.key for p in plans.values() for s in p.scored})
+        cut = sum(p.cut for p in plans.values())
+        notice = f"{cut} exemplars were cut to fit (teacher.exemplar_tokens, or the model's context)" if cut else ""
+        return {"rollouts": kept, "left_out": dict(left_out), "exemplars_cut": cut, "notice": notice}
+
+    return run.stage("teacher_states", round_, inputs, work)
+
+
+def steer(run: Run, round_: int, progress: Progress = silent) -> StageResult:
+    """Turn cached states into targets. No model runs here but the head."""
+    import torch
+
+    config = run.config
+    recipe = config.steer.resolved()
+    states = run.digest("teacher_states", round_)
+    trajectories = run.digest("trajectories", round_)
+    inputs = {
+        "recipe": recipe,
+        "support": config.steer.support,
+        "batch_tokens": config.steer.batch_tokens,
+        "model": config.model,
+        "teacher_states": states,
+        "trajectories": trajectories,
+    }
+
+    def work(writer: StageWriter) -> dict[str, Any]:
+        head, tokenizer = load_head(config.model), load_tokenizer(config.model)
+        rollouts = {r.key: r for group in groups_of(run, round_).values() for r in group}
+        manifest = run.records.manifest("teacher_states", round_)
+        entries = manifest.of("teacher_states") if manifest else []
+        for index, (entry,) in shards(entries, 1, writer, progress):
+            cached = columns.unpack_states(run.records.read_shard(entry))
+            tables, sums = [], {"kl_sum": 0.0, "direction_sum": 0.0}
+            for part in _parts(list(cached)):
+                tokens = [torch.tensor(rollouts[k].token_ids[: len(cached[k]["base"])]) for k in part]
+                pools = {p: torch.cat([cached[k][p] for k in part]) for p in _common_pools(cached, part)}
+                target = steer_tokens(
+                    pools, torch.cat(tokens), recipe, head, config.steer.support, config.steer.batch_tokens
+                )
+                tables.append(columns.target_rows(part, tokens, target, tokenizer))
+                sums["kl_sum"] += target.kl.sum().item()
+                sums["direction_sum"] += target.direction_norm.sum().item()
+            writer.shard(index, columns.joined(tables), sums)
+        rows = sum(entry.rows for entry in writer.done.values())
+        total = {n: sum(e.metrics[n] for e in writer.done.values()) for n in ("kl_sum", "direction_sum")}
+        return {"kl": total["kl_sum"] / max(rows, 1), "direction_norm": total["direction_sum"] / max(rows, 1)}
+
+    return run.stage("targets", round_, inputs, work)
+
+
+def _common_pools(cached: Mapping[Key, Mapping[Pool, Any]], part: Sequence[Key]) -> list[Pool]:
+    """The pools that every rollout of the part has."""
+    return [p for p in cached[part[0]] if all(p in cached[k] for k in part)]
+
+
+def train(run: Run, round_: int, progress: Progress = silent) -> StageResult:
+    """Distil the targets into the policy; write the updates, the adapter and the optimizer's state."""
+    from safetensors.torch import load, save
+
+    from ogls.train import Trainer
+
+    config = run.config
+    full = config.train.support == "full"
+    before = run.policy_hash(round_ - 1)
+    inputs = {
+        **policy_inputs(run),
+        "train": config.train,
+        "ema": config.teacher.ema_decay if config.teacher.weights == "ema" else None,
+        "round": round_,
+        "before": run.digest("updates", round_ - 1) if round_ > 1 else None,
+        "targets": run.digest("targets", round_),
+        "states": run.digest("teacher_states", round_) if full else None,
+    }
+
+    def work(writer: StageWriter) -> dict[str, Any]:
+        items = _train_items(run, round_, full)
+        policy = run.policy(round_ - 1)
+        if policy.hash != before:
+            raise StoreError(f"round {round_} was sampled by {before}, but {policy.hash} would be trained")
+        state = load(run.attachment(round_ - 1, "optimizer.safetensors")) if round_ > 1 else None
+        trainer = Trainer(policy, config.train, state)
+        rows = trainer.round(items, run.seed("train", round_), progress)
+        writer.shard(0, to_arrow(UPDATES, rows))
+        trained = policy.adapter()
+        for name, content in policy.files().items():
+            writer.attach(POLICY, name, content)
+        writer.attach(POLICY, "optimizer.safetensors", save(trainer.state()))
+        if config.teacher.weights == "ema":
+            old = _teacher(run, round_) or policy.initial()
+            average = old.average(trained, config.teacher.ema_decay)
+            writer.attach(POLICY, "ema.safetensors", save(dict(average.weights)))
+        loss = sum(r["loss"] for r in rows) / len(rows) if rows else 0.0
+        notice = "" if rows else f"round {round_}: nothing to train on; the adapter stays as it was"
+        tokens = sum(r["tokens"] for r in rows)
+        return {"policy": trained.hash, "loss": loss, "steps": len(rows), "tokens": tokens, "notice": notice}
+
+    return run.stage("updates", round_, inputs, work)
+
+
+def _teacher(run: Run, round_: int) -> Adapter | None:
+    """The teacher's weights in a round; None for the base model."""
+    kind = run.config.teacher.weights
+    if kind == "frozen" or round_ == 1:
+        return None
+    if kind == "live":
+        return run.adapter(round_ - 1)
+    return Adapter.parse(run.attachment(round_ - 1, "ema.safetensors"))
+
+
+def _train_items(run: Run, round_: int, full: bool) -> list[Any]:
+    manifest = run.records.manifest("teacher_states", round_)
+    entries = manifest.of("teacher_states") if manifest else []
+    states = (run.records.read_shard(entry) for entry in entries) if full else None
+    targets = run.records.read("targets", round_)
+    recipe = run.config.steer.resolved()
+    return columns.train_items(groups_of(run, round_), targets, states, recipe, run.config.train)
+
+
+def _parts(keys: list[Key]) -> Iterator[list[Key]]:
+    return (keys[i : i + _STEER_ROLLOUTS] for i in range(0, len(keys), _STEER_ROLLOUTS))

@@ -1,0 +1,39 @@
+"""Tell people about a round: the table as a Prefect artifact, and MLflow."""
+
+from __future__ import annotations
+
+import html
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from ogls import report
+from ogls.config import RunConfig
+from ogls.run import Run
+from tasks.progress import say
+from tasks.tracking import track
+
+_MOST_TEXT = 2000
+
+
+@task(task_run_name="publish r{round_:03d}", cache_policy=NO_CACHE, persist_result=False)
+def publish(config: RunConfig, round_: int) -> None:
+    """Publish the table up to a round, a few of its rollouts, and its metrics."""
+    records = Run(config).records
+    rows = report.round_rows(records, round_)
+    # Artifact keys are lower-case letters, digits and dashes, while run names may have dots.
+    key = "".join(c if c.isalnum() else "-" for c in f"{config.name}-r{round_:03d}").strip("-")
+    shown = "\n".join(_rollout(row) for row in report.samples(records, round_))
+    text = f"# {config.name}, round {round_}\n\n{report.markdown(rows)}\n\n{shown}"
+    create_markdown_artifact(text, key=key, description=f"{config.name}: rounds 0 to {round_}")
+    track(config, round_)
+    if rows and rows[-1].round == round_:
+        say(report.line(rows[-1]))
+
+
+def _rollout(row: dict[str, object]) -> str:
+    """A rollout as an indented, escaped block: nothing in it is markup."""
+    text = html.escape(str(row["text"])[:_MOST_TEXT])
+    block = "\n".join("    " + line for line in text.splitlines())
+    return f"**{html.escape(str(row['problem_id']))}, sample {row['sample']}: {row['verdict']}**\n\n{block}\n"

@@ -1,0 +1,82 @@
+"""The stages as Prefect tasks: names like `teach r003`, retries for what may heal, a wall limit each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+from prefect.tasks import exponential_backoff
+
+from ogls import stages
+from ogls.config import RunConfig
+from ogls.errors import UserError
+from ogls.records import StageResult
+from ogls.run import Run
+from tasks.progress import reporting
+
+StageTask = Callable[[RunConfig, int], StageResult]
+
+
+def may_heal(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Whether a retry makes sense: errors that the user has to mend never heal."""
+    try:
+        state.result()
+    except UserError:
+        return False
+    except Exception:
+        return True
+    return True
+
+
+def _stage_task(work: Callable[..., StageResult]) -> StageTask:
+    """The task of one stage. Prefect caches nothing: a stage is done when its manifest says so."""
+    name = work.__name__
+
+    @task(
+        name=name,
+        task_run_name=name + " r{round_:03d}",
+        description=work.__doc__,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retry_condition_fn=may_heal,
+        retry_jitter_factor=0.5,
+    )
+    def carry_out(config: RunConfig, round_: int) -> Any:
+        with reporting(name, round_) as progress:
+            result = work(Run(config), round_, progress)
+            progress.finished(result)
+        logger = get_run_logger()
+        if result.notice:
+            logger.warning(result.notice)
+        if result.reused:
+            said = f"already done: {result.rows} rows, proven by the manifest"
+            logger.info(f"{name} r{round_:03d} {said}")
+            return Completed(name="Already done", message=said, data=result)
+        logger.info(f"{name} r{round_:03d}: {result.rows} rows in {result.seconds:.1f} s")
+        return result
+
+    def run(config: RunConfig, round_: int) -> StageResult:
+        limits = config.execution
+        ready: Task[..., Any] = carry_out.with_options(
+            retries=limits.retries,
+            retry_delay_seconds=exponential_backoff(limits.retry_seconds) if limits.retry_seconds else 0,
+            timeout_seconds=limits.timeout_seconds,
+        )
+        return cast(StageResult, ready(config, round_))
+
+    run.__name__, run.__doc__ = name, work.__doc__
+    return run
+
+
+prepare = _stage_task(stages.prepare)
+sample = _stage_task(stages.sample)
+verify = _stage_task(stages.verify)
+teach = _stage_task(stages.teach)
+steer = _stage_task(stages.steer)
+train = _stage_task(stages.train)
+evaluate = _stage_task(stages.evaluate)

@@ -1,0 +1,96 @@
+"""Shared by all tests: one thread, no network, the shipped tiny world, and one small finished run."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ogls.config import AdapterConfig, ModelConfig, RunConfig
+from ogls.configfile import load_config
+from ogls.policy import Policy
+from ogls.prompts import Prompter
+from ogls.run import Run
+from ogls.stages import STAGES
+from ogls.tinyworld.seedmodel import PROMPTS
+
+REPO = Path(__file__).parents[1]
+TINY = REPO / "deployments" / "runs" / "tiny.toml"
+ROUND = ("sample", "verify", "teach", "steer", "train", "evaluate")
+
+# Two shards a stage, so that half-finished ones exist; small enough for seconds.
+SMALL = (
+    "rounds=2",
+    "problems.per_round=8",
+    "rollout.samples=4",
+    "rollout.batch_size=16",
+    "teacher.shard_groups=4",
+    "train.batch_rollouts=8",
+    "evaluate.samples=2",
+    "evaluate.batch_size=32",
+    "evaluate.bootstrap=100",
+    "tracking.enabled=false",
+)
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shipped configurations name files relative to the repository."""
+    monkeypatch.chdir(REPO)
+
+
+def small_config(root: Path | str, *overrides: str) -> RunConfig:
+    """The tiny configuration, made small."""
+    config = load_config(TINY, [f"root={root}", *SMALL, *overrides])
+    few = tuple(b.model_copy(update={"limit": 20}) for b in config.evaluate.benchmarks)
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"benchmarks": few})})
+
+
+def carry_out(config: RunConfig, rounds: int | None = None) -> Run:
+    """Every stage of a run, without Prefect."""
+    run = Run(config)
+    run.records.open(config)
+    STAGES["prepare"](run, 0)
+    STAGES["evaluate"](run, 0)
+    for round_ in range(1, (config.rounds if rounds is None else rounds) + 1):
+        for name in ROUND:
+            STAGES[name](run, round_)
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A small finished run of two rounds. Read it; never write to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPO)
+        yield carry_out(small_config(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="session")
+def policy() -> Policy:
+    """The shipped seed model with a LoRA adapter of small rank."""
+    return Policy(ModelConfig(path=str(REPO / "data/tiny/model")), AdapterConfig(rank=4, alpha=8))
+
+
+@pytest.fixture(scope="session")
+def prompter(policy: Policy) -> Prompter:
+    return Prompter(policy.tokenizer, PROMPTS)
+
+
+def content(run: Run) -> dict[str, list[str]]:
+    """Checksums of all that a run computed, by stage and round."""
+    found = {}
+    for table in ("problems", "trajectories", "verdicts", "teacher_states", "targets", "updates", "scores"):
+        for round_ in run.records.rounds(table):
+            manifest = run.records.manifest(table, round_)
+            assert manifest
+            found[f"{table} {round_}"] = [f"{f.path} {f.sha256}" for f in manifest.files]
+    return found

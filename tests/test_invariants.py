@@ -1,0 +1,283 @@
+"""What must always hold (DESIGN section 5), each by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_config
+
+from ogls import columns, teacher
+from ogls.batching import TrainItem, collate
+from ogls.config import AdapterConfig, ModelConfig, Recipe, SteerConfig, TrainConfig
+from ogls.errors import NonFiniteLoss
+from ogls.losses import coarsen, divergence, target_bins
+from ogls.policy import Policy
+from ogls.prompts import Prompter
+from ogls.records import Problem, Rollout
+from ogls.run import Run
+from ogls.stages import STAGES
+from ogls.steering import steer
+from ogls.train import Trainer
+
+POOLS = ("base", "reference", "correct", "incorrect")
+
+
+def random_states(tokens: int = 6, dim: int = 16, seed: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return {pool: torch.randn(tokens, dim, generator=generator) for pool in POOLS}
+
+
+@pytest.fixture
+def head() -> torch.Tensor:
+    return torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def group(policy: Policy, prompter: Prompter) -> tuple[Problem, list[Rollout]]:
+    """A problem with three correct and three failed rollouts of different lengths."""
+    problem = Problem("p", r"Modulo 10, left to right: $3+4\times2$", "4", "3+4=7\n7\\times2=4\n\\boxed{4}")
+    texts = {
+        "correct": ["3+4=7\n7\\times2=4\n\\boxed{4}", "\\boxed{4}", "7\\times2=4\n\\boxed{4}"],
+        "failed": ["3+4=8\n8\\times2=6\n\\boxed{6}", "3+4=7\n\\boxed{7}", "\\boxed{1}"],
+    }
+    prompt, rollouts = tuple(prompter.student(problem.problem)), []
+    for outcome, written in texts.items():
+        for text in written:
+            ids = (*prompter.tokenizer(text)["input_ids"], policy.stop_ids[0])
+            rollouts.append(Rollout("p", len(rollouts), prompt, ids, text, outcome))
+    return problem, rollouts
+
+
+def plan_and_score(policy: Policy, prompter: Prompter, group: tuple, config, batch_tokens: int = 4096):
+    planner = teacher.Planner(config, prompter, policy.context)
+    plan = planner.group(*group)
+    return plan, teacher.score(policy, plan.scored, batch_tokens)
+
+
+def test_lambda_zero_gives_the_base(head: torch.Tensor) -> None:
+    recipe = SteerConfig(recipe="ogls-sd", strength=0.0).resolved()
+    target = steer(random_states(), torch.zeros(6, dtype=torch.long), recipe, head, 50)
+    assert torch.equal(target.target_logprobs, target.base_logprobs)
+    assert target.kl.abs().max() == 0
+
+
+def test_equal_pools_give_the_base(head: torch.Tensor) -> None:
+    states = random_states()
+    states["incorrect"] = states["correct"]
+    recipe = SteerConfig(recipe="ogls-sd", strength=2.0).resolved()
+    target = steer(states, torch.zeros(6, dtype=torch.long), recipe, head, 50)
+    torch.testing.assert_close(target.target_logprobs, target.base_logprobs, atol=1e-5, rtol=0)
+    assert target.direction_norm.max() == 0
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
+def test_a_teacher_equal_to_the_student_has_no_loss(tmp_path: Path, kind: str) -> None:
+    """The recipe `none` through the real stages: the first step must be a no-op, loss below 1e-6."""
+    config = small_config(
+        tmp_path, "steer.recipe=none", "teacher.state_dtype=float32", f"train.divergence={kind}", "train.support=full"
+    )
+    run = Run(config)
+    run.records.open(config)
+    STAGES["prepare"](run, 0)
+    for name in ("sample", "verify", "teach", "steer", "train"):
+        STAGES[name](run, 1)
+    first = run.records.read("updates", 1).to_pylist()[0]
+    assert first["tokens"] > 100
+    assert abs(first["divergence"]) < 1e-6
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_constant_added_to_a_pools_logits_changes_no_target(head: torch.Tensor, pool: str) -> None:
+    """A head with a constant row direction lets a state shift every logit alike."""
+    head = torch.cat([head, torch.ones(50, 1)], dim=1)
+    states = {p: torch.cat([s, torch.zeros(6, 1)], dim=1) for p, s in random_states().items()}
+    recipe = Recipe(base=0.5, reference=0.5, correct=0.7, incorrect=-0.7)
+    ids = torch.zeros(6, dtype=torch.long)
+    before = steer(states, ids, recipe, head, 10)
+    states[pool] = states[pool] + torch.cat([torch.zeros(16), torch.tensor([3.0])])
+    after = steer(states, ids, recipe, head, 10)
+    assert torch.equal(before.ids, after.ids)
+    for name in ("target_logprobs", "base_logprobs", "tail_mass", "direction_norm", "kl"):
+        torch.testing.assert_close(getattr(before, name), getattr(after, name), atol=1e-5, rtol=1e-5)
+
+
+def test_permuting_a_group_changes_no_target(policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path) -> None:
+    """Also under a cap on exemplars, where the choice among them must not follow their order."""
+    config = small_config(tmp_path, "teacher.max_exemplars=2")
+    problem, rollouts = group
+    _, before = plan_and_score(policy, prompter, group, config)
+    order = [4, 2, 0, 5, 1, 3]
+    shuffled = [replace(rollouts[old], sample=new) for new, old in enumerate(order)]
+    _, after = plan_and_score(policy, prompter, (problem, shuffled), config)
+    for new, old in enumerate(order):
+        for pool in config.pools():
+            torch.testing.assert_close(before[("p", old), pool], after[("p", new), pool], atol=1e-5, rtol=1e-5)
+
+
+def test_states_path_equals_the_average_of_logits(
+    policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path
+) -> None:
+    """head(mean of states) against the mean of logits of full sequences, to 1e-5 in fp32."""
+    config = small_config(tmp_path)
+    plan, states = plan_and_score(policy, prompter, group, config)
+    for item in plan.scored:
+        wanted = []
+        for context, share in item.shares:
+            ids = torch.tensor([[*context.prompt_ids, *item.token_ids]])
+            with torch.no_grad():
+                logits = policy.model(input_ids=ids).logits[0, len(context.prompt_ids) - 1 : -1]
+            wanted.append(share * logits)
+        got = policy.logits(states[item.key, item.pool])
+        torch.testing.assert_close(got, torch.stack(wanted).sum(0), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 4096])
+def test_shared_prefix_equals_one_sequence_per_context(policy: Policy, batch_tokens: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    prefixes = [torch.randint(3, 320, (n,), generator=generator).tolist() for n in (5, 9, 12)]
+    pairs = [(i, torch.randint(3, 320, (n,), generator=generator).tolist()) for i, n in ((0, 4), (0, 7), (2, 6), (2, 1))]
+    with torch.no_grad():
+        for (i, tokens), states in zip(
+            pairs, teacher.continuations(policy, prefixes, pairs, batch_tokens), strict=True
+        ):
+            full = policy.hidden(torch.tensor([prefixes[i] + tokens])).last_hidden_state[0]
+            torch.testing.assert_close(states, full[len(prefixes[i]) - 1 : -1], atol=1e-4, rtol=0)
+
+
+def random_items(policy: Policy, count: int = 12) -> list[TrainItem]:
+    generator = torch.Generator().manual_seed(3)
+    items = []
+    for i in range(count):
+        prompt = torch.randint(3, 320, (5 + i % 4,), generator=generator).tolist()
+        tokens = torch.randint(3, 320, (4 + i % 7,), generator=generator).tolist()
+        logits = torch.randn(len(tokens), 320, generator=generator).log_softmax(-1)
+        top = logits.topk(8)
+        tail = 1 - top.values.exp().sum(-1)
+        items.append(
+            TrainItem(("p", i), tuple(prompt), tuple(tokens), len(tokens), i % 3, top.indices, top.values, tail)
+        )
+    return items
+
+
+def test_the_loss_does_not_depend_on_micro_batches(policy: Policy) -> None:
+    """Loss and gradient norm of one step, split into one, some and one-item micro-batches, to 1e-6."""
+    start, seen = policy.adapter(), []
+    for tokens in (10_000, 40, 1):
+        policy.use(start)
+        trainer = Trainer(policy, TrainConfig(micro_batch_tokens=tokens, tail_weight=0.5))
+        row = trainer.update(random_items(policy))
+        seen.append((row["loss"], row["grad_norm"]))
+    policy.use(None)
+    for loss, norm in seen[1:]:
+        assert loss == pytest.approx(seen[0][0], abs=1e-6)
+        assert norm == pytest.approx(seen[0][1], abs=1e-5)
+
+
+def test_a_rollout_is_never_its_own_exemplar(policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path) -> None:
+    planner = teacher.Planner(small_config(tmp_path), prompter, policy.context)
+    plan = planner.group(*group)
+    assert len(plan.scored) == 6 * 3
+    for item in plan.scored:
+        assert item.key[1] not in item.exemplars
+        wanted = {"base": 0, "correct": 3 - (item.key[1] < 3), "incorrect": 3 - (item.key[1] >= 3)}
+        assert len(item.exemplars) == wanted[item.pool]
+
+
+def test_exemplars_of_a_finished_run_hold_no_rollout_itself(finished: Run) -> None:
+    rows = finished.records.read("teacher_states", 1, ["sample", "exemplars"]).to_pylist()
+    assert len(rows) >= 12
+    assert all(row["sample"] not in row["exemplars"] for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
+def test_top_k_with_tail_approaches_the_full_vocabulary(kind: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    target = torch.randn(9, 40, generator=generator).mul(3).log_softmax(-1)
+    student = torch.randn(9, 40, generator=generator).mul(3)
+    full = divergence(kind, target, student.log_softmax(-1))
+    errors = []
+    for k in (2, 5, 10, 20, 40):
+        top = target.topk(k)
+        bins = coarsen(student, top.indices)
+        tail = (1 - top.values.exp().sum(-1)).clamp(min=0)
+        errors.append((divergence(kind, target_bins(top.values, tail, bins.shape[-1]), bins) - full).abs().mean().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0.01
+    assert errors[-1] < 1e-5
+
+
+def test_stop_tokens_carry_loss_even_where_pad_is_eos(policy: Policy) -> None:
+    """The padding id, the stop id and token 0 are all one here; every token must keep its place."""
+    stop = 0
+    short = TrainItem(("a", 0), (5, 6), (7, stop), tail=2)
+    long = TrainItem(("b", 0), (5, 6, 8), (9, 9, 9, stop), tail=1)
+    batch = collate([short, long])
+    assert batch.tail_ids.tolist() == [7, stop, stop]
+    assert list(zip(batch.tail_row.tolist(), batch.tail_place.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 5)]
+    assert batch.mask.sum(1).tolist() == [4, 7]
+
+
+def test_the_stop_token_of_a_finished_run_is_distilled(finished: Run) -> None:
+    stop = finished.policy().stop_ids[0]
+    targets = finished.records.read("targets", 1, ["token_id"])["token_id"].to_pylist()
+    assert targets.count(stop) >= 4
+
+
+def test_the_adapter_trained_is_the_adapter_sampled(finished: Run) -> None:
+    trained = finished.policy_hash(1)
+    assert trained != "base"
+    assert finished.adapter(1).hash == trained
+    assert set(finished.records.read("trajectories", 2, ["policy"])["policy"].to_pylist()) == {trained}
+    assert set(finished.records.read("scores", 1, ["policy"])["policy"].to_pylist()) == {trained}
+    assert set(finished.records.read("trajectories", 1, ["policy"])["policy"].to_pylist()) == {"base"}
+
+
+def test_sampled_logprobs_are_those_of_the_adapter(finished: Run) -> None:
+    """The recorded log-probs of round 2 come back from a fresh model with round 1's adapter, not without it."""
+    rows = finished.records.read("trajectories", 2).to_pylist()[:4]
+    errors = {}
+    for round_ in (0, 1):
+        policy = finished.policy(round_)
+        worst = 0.0
+        for row in rows:
+            ids = torch.tensor([row["prompt_ids"] + row["token_ids"]])
+            with torch.no_grad():
+                hidden = policy.hidden(ids).last_hidden_state[0, len(row["prompt_ids"]) - 1 : -1]
+            logprobs = policy.logits(hidden).log_softmax(-1).gather(1, torch.tensor(row["token_ids"])[:, None])[:, 0]
+            worst = max(worst, (logprobs - torch.tensor(row["logprobs"])).abs().max().item())
+        errors[round_] = worst
+    assert errors[1] < 1e-4 < errors[0]
+
+
+def test_a_non_finite_loss_stops_the_stage_with_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(tmp_path)
+    run = Run(config)
+    run.records.open(config)
+    STAGES["prepare"](run, 0)
+    for name in ("sample", "verify", "teach", "steer"):
+        STAGES[name](run, 1)
+    real = columns.train_items
+
+    def spoiled(*args):
+        items = real(*args)
+        items[3].logprobs[1, 0] = float("nan")
+        spoiled.key = items[3].key
+        return items
+
+    monkeypatch.setattr(columns, "train_items", spoiled)
+    with pytest.raises(NonFiniteLoss) as caught:
+        STAGES["train"](run, 1)
+    problem, sample = spoiled.key
+    assert f"({problem}, {sample})" in str(caught.value)
+    assert run.records.manifest("updates", 1) is None
+    assert not list(tmp_path.glob("tiny/policy/**/*.safetensors"))
+
+
+def test_the_head_and_the_embeddings_are_never_trained() -> None:
+    for kind in ("lora", "full"):
+        model = Policy(ModelConfig(path="data/tiny/model"), AdapterConfig(kind=kind, rank=4))
+        assert not [n for n in model.parameters if "embed" in n or "lm_head" in n]
+        assert model.parameters

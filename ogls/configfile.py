@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -124,6 +125,11 @@ def differences(old: Mapping[str, Any], new: RunConfig) -> list[str]:
     before, after = dict(flatten(old)), dict(flatten(_plain(new)))
     keys = [k for k in {**before, **after} if before.get(k) != after.get(k)]
     return [f"{k}: {before.get(k, '(not set)')!r} -> {after.get(k, '(not set)')!r}" for k in keys]
+
+
+def without_secrets(text: str) -> str:
+    """The text with user names, passwords and query strings taken out of the addresses in it."""
+    return re.sub(r"(://[^\s?\"']*)\?[^\s\"']*", r"\1", re.sub(r"://[^/@\s\"']*@", "://", text))
 
 
 def to_toml(config: RunConfig) -> str:

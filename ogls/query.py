@@ -84,7 +84,7 @@ def query(store: Store, sql: str, run: str | None = None) -> pa.Table:
         kinds = [s.type.name for s in statements]
         if kinds != ["SELECT"]:
             raise UserError(f"one SELECT, please: this is {', '.join(kinds) or 'empty'}")
-        return con.execute(statements[0]).to_arrow_table()
+        return con.sql(statements[0].query).to_arrow_table()
     except duckdb.Error as error:
         raise UserError(f"the query failed: {str(error).strip()}") from None
     finally:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from ogls.config import RunConfig
-from ogls.configfile import canonical, differences
+from ogls.configfile import canonical, differences, without_secrets
 from ogls.errors import StoreError
 from ogls.manifest import FileEntry, Manifest, Status, now, parse
 from ogls.records import TABLES
@@ -133,7 +133,7 @@ class RunStore:
             {
                 "created": about["created"] if about else now(),
                 "version": version("ogls-sd"),
-                "config": config.model_dump(mode="json"),
+                "config": json.loads(without_secrets(config.model_dump_json())),
                 "canonical": json.loads(canonical(config))[0],
             },
         )

@@ -17,7 +17,7 @@ from typing import Any
 from prefect.logging import get_run_logger
 
 from ogls.config import RunConfig
-from ogls.configfile import flatten, to_toml
+from ogls.configfile import flatten, to_toml, without_secrets
 from ogls.report import RoundRow, round_rows
 from ogls.run import POLICY, Run
 from tasks.progress import say
@@ -45,7 +45,8 @@ def track(config: RunConfig, round_: int, status: str | None = None) -> str | No
         if key not in _warned:
             _warned.add(key)
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            said = f"MLflow at {_safe(config.tracking.uri)} is away ({first[:200]}); training goes on"
+            said = f"MLflow at {config.tracking.uri} is away ({first[:200]}); training goes on"
+            said = without_secrets(said)
             get_run_logger().warning(said)
             say(f"  [yellow]{said}[/yellow]")
         return None
@@ -76,7 +77,7 @@ def _find(client: Any, run: Run) -> str | None:
     from mlflow.exceptions import MlflowException
 
     memory = run.records.read_json(_MEMORY)
-    if not memory or memory.get("uri") != _safe(run.config.tracking.uri):
+    if not memory or memory.get("uri") != without_secrets(run.config.tracking.uri):
         return None
     try:
         found = client.get_run(memory["run_id"])
@@ -102,7 +103,7 @@ def _create(client: Any, run: Run) -> str:
         experiment_id = experiment.experiment_id
     tags = {_NAME_TAG: config.name, "ogls.method": config.steer.recipe, "ogls.model": config.model.path}
     run_id = str(client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id)
-    run.records.write_json(_MEMORY, {"uri": _safe(tracking.uri), "run_id": run_id})
+    run.records.write_json(_MEMORY, {"uri": without_secrets(tracking.uri), "run_id": run_id})
     for key, value in flatten(config.model_dump(mode="json", exclude={"tracking", "execution"})):
         client.log_param(run_id, key, str(value)[:_MOST_PARAM])
     client.log_text(run_id, to_toml(config), "config.toml")
@@ -135,10 +136,3 @@ def _log_adapter(client: Any, run_id: str, run: Run, round_: int) -> None:
             if name not in ("optimizer.safetensors", "ema.safetensors"):
                 Path(folder, name).write_bytes(run.attachment(round_, name))
         client.log_artifacts(run_id, folder, f"adapters/round={round_:03d}")
-
-
-def _safe(uri: str) -> str:
-    """The address without a user name, password or token in it."""
-    import re
-
-    return re.sub(r"//[^/@]*@", "//", uri).partition("?")[0]

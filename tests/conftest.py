@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from ogls.batching import TrainItem
 from ogls.config import AdapterConfig, ModelConfig, RunConfig
 from ogls.configfile import load_config
 from ogls.policy import Policy
@@ -85,6 +87,15 @@ def prompter(policy: Policy) -> Prompter:
     return Prompter(policy.tokenizer, PROMPTS)
 
 
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A Prefect server of the tests' own."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
 def content(run: Run) -> dict[str, list[str]]:
     """Checksums of all that a run computed, by stage and round."""
     found = {}
@@ -94,3 +105,19 @@ def content(run: Run) -> dict[str, list[str]]:
             assert manifest
             found[f"{table} {round_}"] = [f"{f.path} {f.sha256}" for f in manifest.files]
     return found
+
+
+def random_items(count: int = 12) -> list[TrainItem]:
+    """Rollouts with random targets; every third has no tail."""
+    generator = torch.Generator().manual_seed(3)
+    items = []
+    for i in range(count):
+        prompt = torch.randint(3, 320, (5 + i % 4,), generator=generator).tolist()
+        tokens = torch.randint(3, 320, (4 + i % 7,), generator=generator).tolist()
+        logits = torch.randn(len(tokens), 320, generator=generator).log_softmax(-1)
+        top = logits.topk(8)
+        tail = 1 - top.values.exp().sum(-1)
+        items.append(
+            TrainItem(("p", i), tuple(prompt), tuple(tokens), len(tokens), i % 3, top.indices, top.values, tail)
+        )
+    return items

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_config
+from conftest import random_items, small_config
 
 from ogls import columns, teacher
 from ogls.batching import TrainItem, collate
@@ -138,7 +138,9 @@ def test_states_path_equals_the_average_of_logits(
 def test_shared_prefix_equals_one_sequence_per_context(policy: Policy, batch_tokens: int) -> None:
     generator = torch.Generator().manual_seed(0)
     prefixes = [torch.randint(3, 320, (n,), generator=generator).tolist() for n in (5, 9, 12)]
-    pairs = [(i, torch.randint(3, 320, (n,), generator=generator).tolist()) for i, n in ((0, 4), (0, 7), (2, 6), (2, 1))]
+    pairs = [
+        (i, torch.randint(3, 320, (n,), generator=generator).tolist()) for i, n in ((0, 4), (0, 7), (2, 6), (2, 1))
+    ]
     with torch.no_grad():
         for (i, tokens), states in zip(
             pairs, teacher.continuations(policy, prefixes, pairs, batch_tokens), strict=True
@@ -147,28 +149,13 @@ def test_shared_prefix_equals_one_sequence_per_context(policy: Policy, batch_tok
             torch.testing.assert_close(states, full[len(prefixes[i]) - 1 : -1], atol=1e-4, rtol=0)
 
 
-def random_items(policy: Policy, count: int = 12) -> list[TrainItem]:
-    generator = torch.Generator().manual_seed(3)
-    items = []
-    for i in range(count):
-        prompt = torch.randint(3, 320, (5 + i % 4,), generator=generator).tolist()
-        tokens = torch.randint(3, 320, (4 + i % 7,), generator=generator).tolist()
-        logits = torch.randn(len(tokens), 320, generator=generator).log_softmax(-1)
-        top = logits.topk(8)
-        tail = 1 - top.values.exp().sum(-1)
-        items.append(
-            TrainItem(("p", i), tuple(prompt), tuple(tokens), len(tokens), i % 3, top.indices, top.values, tail)
-        )
-    return items
-
-
 def test_the_loss_does_not_depend_on_micro_batches(policy: Policy) -> None:
     """Loss and gradient norm of one step, split into one, some and one-item micro-batches, to 1e-6."""
     start, seen = policy.adapter(), []
     for tokens in (10_000, 40, 1):
         policy.use(start)
         trainer = Trainer(policy, TrainConfig(micro_batch_tokens=tokens, tail_weight=0.5))
-        row = trainer.update(random_items(policy))
+        row = trainer.update(random_items())
         seen.append((row["loss"], row["grad_norm"]))
     policy.use(None)
     for loss, norm in seen[1:]:
@@ -203,7 +190,9 @@ def test_top_k_with_tail_approaches_the_full_vocabulary(kind: str) -> None:
         top = target.topk(k)
         bins = coarsen(student, top.indices)
         tail = (1 - top.values.exp().sum(-1)).clamp(min=0)
-        errors.append((divergence(kind, target_bins(top.values, tail, bins.shape[-1]), bins) - full).abs().mean().item())
+        errors.append(
+            (divergence(kind, target_bins(top.values, tail, bins.shape[-1]), bins) - full).abs().mean().item()
+        )
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 0.01
     assert errors[-1] < 1e-5

@@ -12,7 +12,7 @@ import pytest
 from conftest import REPO, TINY
 
 from ogls.config import RunConfig, Section
-from ogls.configfile import build_config, canonical, differences, fingerprint, load_config, to_toml
+from ogls.configfile import build_config, canonical, differences, fingerprint, load_config, to_toml, without_secrets
 from ogls.errors import ConfigError
 
 RUNS = sorted((REPO / "deployments" / "runs").glob("*.toml"))
@@ -123,3 +123,8 @@ def test_help_answers_at_once() -> None:
     started = time.monotonic()
     subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, check=True)
     assert time.monotonic() - started < 10
+
+
+def test_secrets_are_taken_out_of_addresses() -> None:
+    text = 'POST http://me:pw@host:5000/api?token=abc "s3://k:s@bucket/x?sig=1" sqlite:///data/x.db'
+    assert without_secrets(text) == 'POST http://host:5000/api "s3://bucket/x" sqlite:///data/x.db'

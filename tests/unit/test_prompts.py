@@ -27,7 +27,9 @@ def rendered(tokenizer) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("name", [f"{a}-{b}" for a in ("default", "tiny") for b in ("student", "exemplar", "reference")])
+@pytest.mark.parametrize(
+    "name", [f"{a}-{b}" for a in ("default", "tiny") for b in ("student", "exemplar", "reference")]
+)
 def test_rendered_prompts_are_golden(prompter: Prompter, name: str) -> None:
     assert rendered(prompter.tokenizer)[name] == (GOLDEN / f"{name}.txt").read_text()
 

@@ -53,7 +53,15 @@ def test_the_target_is_exact_on_the_full_vocabulary() -> None:
 def test_batching_changes_nothing() -> None:
     recipe, ids = SteerConfig().resolved(), torch.arange(7)
     whole, parts = (steer(states(), ids, recipe, HEAD, 5, n) for n in (100, 3))
-    for name in ("ids", "target_logprobs", "base_logprobs", "tail_mass", "direction_norm", "kl", "token_target_logprob"):
+    for name in (
+        "ids",
+        "target_logprobs",
+        "base_logprobs",
+        "tail_mass",
+        "direction_norm",
+        "kl",
+        "token_target_logprob",
+    ):
         torch.testing.assert_close(getattr(whole, name), getattr(parts, name))
 
 

@@ -1,0 +1,229 @@
+"""Flows under a real Prefect server: states, names, artifacts, retries, tracking."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flowing import tracked
+
+from flows.evaluate import evaluate_flow
+from flows.train import train_flow
+from ogls.config import RunConfig
+from ogls.errors import DataError, RunLocked, StoreError
+from ogls.run import Run
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+ROUND = ("sample", "verify", "teach", "steer", "train", "evaluate", "publish")
+
+
+def from_server(method: str, **arguments: Any) -> list[Any]:
+    async def ask() -> list[Any]:
+        from prefect import get_client
+
+        async with get_client() as client:
+            return await getattr(client, method)(**arguments)
+
+    return asyncio.run(ask())
+
+
+def task_runs(flow_run: Any) -> list[Any]:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
+    return from_server("read_task_runs", flow_run_filter=chosen, limit=200)
+
+
+def newest_flow_run(name: str) -> Any:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    chosen = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
+    return from_server("read_flow_runs", flow_run_filter=chosen, sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+
+
+def metrics_of(config: RunConfig, name: str) -> list[tuple[int, float]]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    (run,) = client.search_runs([experiment.experiment_id])
+    return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+
+
+@pytest.fixture(scope="module")
+def trained(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Any, Any]:
+    """A run trained for one round, then resumed to two: its configuration and both flow runs."""
+    from conftest import REPO
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPO)
+        root = tmp_path_factory.mktemp("flow")
+        train_flow(tracked(root, "name=flow-test", "rounds=1"))
+        first = newest_flow_run("train flow-test")
+        config = tracked(root, "name=flow-test", "rounds=2")
+        train_flow(config)
+    return config, first, newest_flow_run("train flow-test")
+
+
+def test_a_run_is_readable_in_the_ui(trained: tuple) -> None:
+    _, first, second = trained
+    assert first.id != second.id
+    assert {first.state_name, second.state_name} == {"Completed"}
+    names = Counter(run.name for run in task_runs(second))
+    wanted = ["prepare r000", "evaluate r000", "publish r000", *(f"{n} r{r:03d}" for r in (1, 2) for n in ROUND)]
+    assert names == Counter(wanted)
+
+
+def test_finished_stages_show_as_already_done(trained: tuple) -> None:
+    _, first, second = trained
+    assert {r.state_name for r in task_runs(first)} == {"Completed"}
+    states = {r.name: r.state_name for r in task_runs(second) if not r.name.startswith("publish")}
+    done = {name for name, state in states.items() if state == "Already done"}
+    assert done == {n for n in states if n.endswith(("r000", "r001"))}
+    assert {state for name, state in states.items() if name not in done} == {"Completed"}
+
+
+def test_the_table_of_rounds_is_an_artifact(trained: tuple) -> None:
+    config, _, second = trained
+    artifacts = {a.key: a for a in from_server("read_artifacts") if a.flow_run_id == second.id}
+    assert sorted(artifacts) == ["flow-test-r000", "flow-test-r001", "flow-test-r002"]
+    shown = artifacts["flow-test-r002"].data
+    summary = Run(config).records.read("summaries", 2).to_pylist()[0]
+    assert f"| 2 | {summary['accuracy']:.3f} |" in shown
+    assert shown.count("sample ") >= 3
+    assert "\\boxed" in shown
+
+
+def test_one_mlflow_run_with_every_round_once(trained: tuple) -> None:
+    config, _, _ = trained
+    assert [step for step, _ in metrics_of(config, "evaluate/accuracy")] == [0, 1, 2]
+    records = Run(config).records
+    wanted = [records.read("summaries", r).to_pylist()[0]["accuracy"] for r in (0, 1, 2)]
+    assert [value for _, value in metrics_of(config, "evaluate/accuracy")] == pytest.approx(wanted)
+    assert [step for step, _ in metrics_of(config, "train/loss")] == [1, 2]
+
+
+def test_mlflow_has_parameters_configuration_and_adapters(trained: tuple) -> None:
+    from mlflow.tracking import MlflowClient
+
+    config, _, _ = trained
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("ogls-sd").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "flow-test"
+    assert run.data.params["train.learning_rate"] == str(config.train.learning_rate)
+    files = {a.path for a in client.list_artifacts(run.info.run_id, "adapters/round=002")}
+    assert {p.rsplit("/", 1)[1] for p in files} == {"adapter_config.json", "adapter_model.safetensors"}
+    local = client.download_artifacts(run.info.run_id, "adapters/round=002/adapter_model.safetensors")
+    assert Path(local).read_bytes() == Run(config).attachment(2, "adapter_model.safetensors")
+    assert 'name = "flow-test"' in Path(client.download_artifacts(run.info.run_id, "config.toml")).read_text()
+
+
+def test_evaluation_on_its_own(trained: tuple) -> None:
+    config, _, _ = trained
+    assert evaluate_flow(config) == [2]
+    assert evaluate_flow(config, [0, 1]) == [0, 1]
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, errors: list[Exception]) -> list[int]:
+    """Make the sampler raise these errors in turn; the list that comes back counts its calls."""
+    from ogls.engines.transformers import TransformersSampler
+
+    real, calls = TransformersSampler.sample, [0]
+
+    def sample(self: Any, *args: Any) -> Any:
+        calls[0] += 1
+        if errors:
+            raise errors.pop(0)
+        return real(self, *args)
+
+    monkeypatch.setattr(TransformersSampler, "sample", sample)
+    return calls
+
+
+def test_an_error_that_may_heal_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, [ConnectionError("gone"), RuntimeError("CUDA out of memory")])
+    config = tracked(tmp_path, "name=heals", "rounds=0", "tracking.enabled=false")
+    train_flow(config)
+    runs = {r.name: r for r in task_runs(newest_flow_run("train heals"))}
+    assert runs["evaluate r000"].run_count == 3
+    assert Run(config).records.manifest("scores", 0)
+
+
+def test_an_error_of_the_users_making_is_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = failing(monkeypatch, [DataError("bad rows")] * 5)
+    with pytest.raises(DataError, match="bad rows"):
+        train_flow(tracked(tmp_path, "name=cannot-heal", "rounds=0"))
+    assert calls == [1]
+    flow_run = newest_flow_run("train cannot-heal")
+    assert flow_run.state_name == "Failed"
+    assert {r.name: r.run_count for r in task_runs(flow_run)}["evaluate r000"] == 1
+
+
+def test_a_stage_past_its_limit_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    from ogls.engines.transformers import TransformersSampler
+
+    monkeypatch.setattr(TransformersSampler, "sample", lambda *_: [time.sleep(0.1) for _ in range(600)])
+    config = tracked(tmp_path, "name=slow", "rounds=0", "execution.timeout_seconds=8", "execution.retries=0")
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        train_flow(config)
+    assert time.monotonic() - started < 50
+    assert Run(config).records.manifest("scores", 0) is None
+
+
+def test_training_goes_on_with_one_warning_when_mlflow_is_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    from tasks.progress import watch
+
+    config = tracked(tmp_path, "name=away", "rounds=1", "tracking.uri=http://user:secret@127.0.0.1:9")
+    watch(Console(width=300))
+    try:
+        train_flow(config)
+    finally:
+        watch(None)
+    said = capsys.readouterr().out
+    assert said.count("is away") == 1
+    assert "MLflow at http://127.0.0.1:9 is away" in said
+    assert "secret" not in said
+    assert newest_flow_run("train away").state_name == "Completed"
+    assert Run(config).records.manifest("scores", 1)
+
+
+def test_rounds_missed_while_mlflow_was_away_are_logged_later(tmp_path: Path) -> None:
+    train_flow(tracked(tmp_path, "name=later", "rounds=1", "tracking.uri=http://127.0.0.1:9"))
+    config = tracked(tmp_path, "name=later", "rounds=1")
+    train_flow(config)
+    assert [step for step, _ in metrics_of(config, "evaluate/accuracy")] == [0, 1]
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path: Path) -> None:
+    config = tracked(tmp_path, "name=held", "rounds=0")
+    with Run(config).records.lock("train"), pytest.raises(RunLocked, match=r"run held is held by process \d+ on"):
+        train_flow(config)
+
+
+def test_a_name_with_another_configuration_is_refused(trained: tuple) -> None:
+    config, _, _ = trained
+    other = config.model_copy(update={"seed": 5})
+    with pytest.raises(StoreError, match="seed: 0 -> 5"):
+        train_flow(other)
+
+
+def test_the_parameter_form_is_the_configuration() -> None:
+    """The UI shows and checks what the flow declares: sections with described fields and defaults."""
+    schema = train_flow.parameters.model_dump()
+    sections = schema["definitions"]["RunConfig"]["properties"]
+    assert {"model", "rollout", "teacher", "steer", "train", "evaluate"} <= set(sections)
+    rate = schema["definitions"]["TrainConfig"]["properties"]["learning_rate"]
+    assert rate["default"] == 1e-4
+    assert "AdamW" in rate["description"]

@@ -1,0 +1,206 @@
+"""Stages: finished work is not done again, damage is found and redone, bad rounds are said and survived."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROUND, carry_out, content, small_config
+
+from ogls.errors import ConfigError, DataError, ModelError, StoreError
+from ogls.run import Run
+from ogls.stages import STAGES
+
+
+@pytest.fixture
+def copy(finished: Run, tmp_path: Path) -> Run:
+    """The finished run in a folder of its own, to be spoiled."""
+    shutil.copytree(Path(finished.records.store.path) / "tiny", tmp_path / "tiny")
+    return Run(small_config(tmp_path))
+
+
+def again(run: Run) -> dict[str, tuple[bool, str]]:
+    """Every stage once more: was it reused, and what was said."""
+    said = {}
+    for name, round_ in [("prepare", 0), ("evaluate", 0), *((n, r) for r in (1, 2) for n in ROUND)]:
+        result = STAGES[name](Run(run.config), round_)
+        said[f"{name} {round_}"] = (result.reused, result.notice)
+    return said
+
+
+def test_nothing_finished_is_done_again(copy: Run) -> None:
+    assert {reused for reused, _ in again(copy).values()} == {True}
+
+
+def test_a_run_does_the_same_twice(finished: Run, tmp_path: Path) -> None:
+    assert content(carry_out(small_config(tmp_path))) == content(finished)
+
+
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        ("prepare 0", "problems/round=000/part-0000.parquet"),
+        ("sample 1", "trajectories/round=001/part-0001.parquet"),
+        ("verify 1", "verdicts/round=001/part-0000.parquet"),
+        ("teach 1", "teacher_states/round=001/part-0001.parquet"),
+        ("steer 1", "targets/round=001/part-0000.parquet"),
+        ("train 1", "policy/round=001/adapter_model.safetensors"),
+        ("train 1", "policy/round=001/optimizer.safetensors"),
+        ("evaluate 2", "scores/round=002/part-0001.parquet"),
+        ("evaluate 2", "summaries/round=002/part-0000.parquet"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["lost", "flipped"])
+def test_a_damaged_stage_is_redone_alone_and_said(
+    copy: Run, finished: Run, tmp_path: Path, stage: str, file: str, damage: str
+) -> None:
+    path = tmp_path / "tiny" / file
+    whole = path.read_bytes()
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:60] + bytes([whole[60] ^ 4]) + whole[61:])
+    said = again(copy)
+    redone = {name for name, (reused, _) in said.items() if not reused}
+    assert redone == {stage}
+    assert "is redone" in said[stage][1]
+    assert file.split("/")[-1] in said[stage][1]
+    assert path.read_bytes() == whole
+    assert content(copy) == content(finished)
+
+
+def test_a_torn_manifest_has_its_stage_redone(copy: Run, tmp_path: Path) -> None:
+    manifest = tmp_path / "tiny/targets/round=001/manifest.json"
+    manifest.write_text(manifest.read_text()[:99])
+    said = again(copy)
+    assert said["steer 1"] == (False, "steer r001 is redone: its manifest cannot be read")
+    assert sum(not reused for reused, _ in said.values()) == 1
+
+
+def test_another_configuration_redoes_what_depends_on_it(copy: Run) -> None:
+    """Asked for directly, past the check on the run's name: fingerprints follow the settings that matter."""
+    config = small_config(copy.config.root, "steer.strength=0.9")
+    run = Run(config)
+    reused = {n: STAGES[n](run, 1).reused for n in ROUND}
+    assert reused == {"sample": True, "verify": True, "teach": True, "steer": False, "train": False, "evaluate": False}
+
+
+def test_an_adapter_that_is_not_the_one_trained_is_found(copy: Run, finished: Run, tmp_path: Path) -> None:
+    """Swapping in another round's adapter is caught by its hash even before any checksum is compared."""
+    other = tmp_path / "tiny/policy/round=002/adapter_model.safetensors"
+    shutil.copy(other, tmp_path / "tiny/policy/round=001/adapter_model.safetensors")
+    with pytest.raises(StoreError, match="the adapter's hash is"):
+        copy.adapter(1)
+
+
+def test_stages_out_of_order_say_what_to_run_first(tmp_path: Path) -> None:
+    run = Run(small_config(tmp_path))
+    with pytest.raises(StoreError, match="run the stage prepare first"):
+        STAGES["sample"](run, 1)
+    STAGES["prepare"](run, 0)
+    with pytest.raises(StoreError, match="run the stage sample first"):
+        STAGES["verify"](run, 1)
+    with pytest.raises(StoreError, match="has not trained round 1"):
+        STAGES["sample"](run, 2)
+
+
+def world_of(tmp_path: Path, answers: str) -> list[str]:
+    """Overrides for problems whose answers are all right, or all wrong."""
+    rows = [json.loads(line) for line in open("data/tiny/train.jsonl")][:40]
+    path = tmp_path / f"{answers}.jsonl"
+    path.write_text("".join(json.dumps({**row, "answer": "77"}) + "\n" for row in rows))
+    return [f"problems.source={path}", "root=" + str(tmp_path / "store")]
+
+
+def test_a_model_that_answers_nothing_right_goes_on_and_is_told(tmp_path: Path) -> None:
+    """No mixed group in any round: recorded and said; the adapter stays; the next round runs."""
+    config = small_config(tmp_path, *world_of(tmp_path, "wrong"))
+    run = Run(config)
+    run.records.open(config)
+    STAGES["prepare"](run, 0)
+    for round_ in (1, 2):
+        said = {name: STAGES[name](run, round_) for name in ROUND}
+        notice = said["verify"].notice
+        assert f"round {round_}: 0 of 8 groups are mixed (0 of 32 rollouts are correct)" in notice
+        assert "use easier problems" in notice
+        assert said["verify"].metrics["mixed_groups"] == 0
+        assert said["teach"].metrics["left_out"] == {"group_not_mixed": 32}
+        assert "nothing to train on" in said["train"].notice
+        assert said["steer"].rows == said["train"].rows == 0
+    assert run.policy_hash(1) == run.policy_hash(2)
+
+
+def test_problems_that_change_under_a_run_are_refused(tmp_path: Path) -> None:
+    config = small_config(tmp_path, *world_of(tmp_path, "x"))
+    STAGES["prepare"](Run(config), 0)
+    source = Path(config.problems.source)
+    source.write_text(source.read_text().replace("77", "78"))
+    with pytest.raises(StoreError, match="the problems have changed since the run began"):
+        STAGES["prepare"](Run(config), 0)
+
+
+def test_answers_that_cannot_be_judged_are_refused_before_the_first_rollout(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"id": "x", "problem": "P?", "answer": "}{"}\n{"id": "y", "problem": "Q?", "answer": "2"}\n')
+    with pytest.raises(DataError, match=r"1 of 2 problems cannot be used \(1 unusable answer: x \('}\{'\)\)"):
+        STAGES["prepare"](Run(small_config(tmp_path, f"problems.source={path}")), 0)
+
+
+def test_problems_longer_than_the_context_are_refused_before_the_first_rollout(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="20 too long: .*tokens with its completion; .* takes 512"):
+        STAGES["prepare"](Run(small_config(tmp_path, "evaluate.max_tokens=500")), 0)
+
+
+def test_states_that_overflow_their_type_are_refused(copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ogls import teacher
+
+    real = teacher.score
+    monkeypatch.setattr(teacher, "score", lambda *a: {k: v * 1e6 for k, v in real(*a).items()})
+    config = small_config(copy.config.root, "teacher.max_exemplars=3")
+    with pytest.raises(ModelError, match=r"hidden states do not fit float16 .* set teacher.state_dtype to bfloat16"):
+        STAGES["teach"](Run(config), 1)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["teacher.weights=live"],
+        ["teacher.weights=ema", "teacher.ema_decay=0.5"],
+        ["teacher.anchor=teacher"],
+        ["steer.recipe=opsd", "train.rollouts=all", "train.divergence=forward_kl"],
+        ["steer.recipe=sdpo", "train.divergence=jsd"],
+        ["steer.recipe=contrastive", "train.support=full"],
+        ["adapter.kind=full", "train.tail_weight=0.2", "train.epochs=2"],
+        ["problems.holdout=10", "teacher.empty_pool=reference", "steer.support=1000"],
+    ],
+    ids=lambda o: o[0],
+)
+def test_relatives_run_from_configuration_alone(tmp_path: Path, overrides: list[str]) -> None:
+    run = carry_out(small_config(tmp_path, *overrides))
+    trained = [run.policy_hash(r) for r in (1, 2)]
+    assert len({"base", *trained}) == 3
+    assert all(r["loss"] > 0 for r in run.records.read("updates", 2).to_pylist())
+
+
+def test_teacher_weights_change_what_is_taught(tmp_path: Path) -> None:
+    """Frozen, live and averaged teachers agree in round 1, where all are the base model, and differ in round 2."""
+    targets: dict[str, list[np.ndarray]] = {}
+    for weights in ("frozen", "live", "ema"):
+        run = carry_out(small_config(tmp_path / weights, f"teacher.weights={weights}", "train.learning_rate=5e-3"))
+        columns = [run.records.read("targets", r)["token_target_logprob"] for r in (1, 2)]
+        targets[weights] = [c.to_numpy() for c in columns]
+    (frozen, live, ema) = targets.values()
+    assert np.abs(frozen[0] - live[0]).max() < 1e-2 > np.abs(frozen[0] - ema[0]).max()  # fp16 states
+    means = [np.mean(t[1]) for t in (frozen, live, ema)]
+    assert len({round(float(m), 4) for m in means}) == 3
+
+
+def test_an_unknown_source_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot read problems"):
+        STAGES["prepare"](Run(small_config(tmp_path, "problems.source=none.jsonl")), 0)
+    with pytest.raises(ConfigError):
+        small_config(tmp_path, "problems.sauce=none.jsonl")
+    assert not list(tmp_path.rglob("*.parquet"))

@@ -1,0 +1,129 @@
+"""Queries: every named one answers, over one run or all; nothing but reading the store is possible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from conftest import small_config
+
+from ogls.errors import StoreError, UserError
+from ogls.evaluate import pass_at_k
+from ogls.query import named_queries, query
+from ogls.records import ALL_TABLES, VERDICTS
+from ogls.run import Run
+from ogls.store import Store
+from ogls.writer import StageWriter
+
+
+@pytest.fixture(scope="module")
+def store(finished: Run) -> Store:
+    return finished.records.store
+
+
+@pytest.mark.parametrize("name", named_queries())
+def test_named_queries_answer(store: Store, name: str) -> None:
+    assert query(store, named_queries()[name]).num_rows > 0
+
+
+@pytest.mark.parametrize("name", named_queries())
+def test_named_queries_answer_before_there_is_anything(tmp_path: Path, name: str) -> None:
+    assert query(Store(str(tmp_path)), named_queries()[name]).num_rows == 0
+
+
+def test_the_rounds_query_is_the_curve(store: Store, finished: Run) -> None:
+    table = query(store, named_queries()["rounds"])
+    assert table.schema.names == [
+        *("run", "round", "accuracy", "accuracy_low", "accuracy_high"),
+        *("greedy_accuracy", "mean_length", "truncated", "mixed_groups"),
+    ]
+    rows = table.to_pylist()
+    assert [(r["run"], r["round"]) for r in rows] == [("tiny", 0), ("tiny", 1), ("tiny", 2)]
+    for r in rows:
+        summary = finished.records.read("summaries", r["round"]).to_pylist()[0]
+        assert r["accuracy"] == summary["accuracy"]
+    verdicts = finished.records.manifest("verdicts", 1)
+    assert [r["mixed_groups"] for r in rows][:2] == [None, verdicts.metrics["mixed_groups"]]
+
+
+def test_pass_at_k_in_sql_is_pass_at_k(store: Store, finished: Run) -> None:
+    rows = [r for r in finished.records.read("scores", 2).to_pylist() if not r["greedy"]]
+    by_problem: dict[str, list[bool]] = {}
+    for r in rows:
+        by_problem.setdefault(r["problem_id"], []).append(r["verdict"] == "correct")
+    got = query(store, named_queries()["pass_at_k"]).to_pylist()
+    for k in (1, 2):
+        wanted = sum(pass_at_k(2, sum(v), k) for v in by_problem.values()) / len(by_problem)
+        (found,) = [r["pass_at_k"] for r in got if r["round"] == 2 and r["k"] == k]
+        assert found == pytest.approx(wanted)
+
+
+def test_every_table_has_its_columns_with_and_without_rows(store: Store, tmp_path: Path) -> None:
+    for table in ALL_TABLES:
+        for where in (store, Store(str(tmp_path))):
+            got = query(where, f"SELECT * FROM {table.name} LIMIT 1")
+            assert set(got.schema.names) == {"run", "round", *table.schema.names}
+
+
+def test_views_hold_committed_rows_only(tmp_path: Path, finished: Run) -> None:
+    store = Store(str(tmp_path))
+    run = store.run("r")
+    run.open(small_config(tmp_path, "name=r"))
+    rows = finished.records.read("verdicts", 1)
+    writer = StageWriter(run, VERDICTS, 1, "f")
+    writer.shard(0, rows)
+    (tmp_path / "r/verdicts/round=001/part-0007.parquet").write_bytes(b"torn")
+    assert query(store, "SELECT count(*) AS n FROM verdicts")["n"][0].as_py() == 0
+    writer.commit("verify", {})
+    assert query(store, "SELECT count(*) AS n FROM verdicts")["n"][0].as_py() == len(rows)
+
+
+def test_all_runs_or_one(tmp_path: Path, finished: Run) -> None:
+    store = Store(str(tmp_path))
+    rows = finished.records.read("verdicts", 1)
+    for name in ("a", "b"):
+        run = store.run(name)
+        run.open(small_config(tmp_path, f"name={name}"))
+        writer = StageWriter(run, VERDICTS, 1, "f")
+        writer.shard(0, rows)
+        writer.commit("verify", {})
+    sql = "SELECT DISTINCT run FROM verdicts ORDER BY run"
+    assert query(store, sql)["run"].to_pylist() == ["a", "b"]
+    assert query(store, sql, "b")["run"].to_pylist() == ["b"]
+    with pytest.raises(StoreError, match="no run c in .*; there are: a, b"):
+        query(store, sql, "c")
+
+
+def test_a_store_that_is_no_directory_is_queried_too(finished: Run) -> None:
+    store = Store(f"memory://{uuid4().hex}")
+    run = store.run("r")
+    run.open(small_config(store.root, "name=r"))
+    writer = StageWriter(run, VERDICTS, 1, "f")
+    writer.shard(0, finished.records.read("verdicts", 1))
+    writer.commit("verify", {})
+    assert query(store, "SELECT count(*) AS n FROM verdicts")["n"][0].as_py() == 32
+    assert query(store, "SELECT run, round FROM verdicts LIMIT 1").to_pylist() == [{"run": "r", "round": 1}]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM glob('/*')",
+        "COPY (SELECT 1) TO '{root}/x.csv'",
+        "CREATE TABLE x AS SELECT 1",
+        "ATTACH '/tmp/x.db'",
+        "INSTALL httpfs",
+        "SET enable_external_access=true",
+        "SELECT 1; SELECT 2",
+        "DROP VIEW verdicts",
+        "",
+        "SELECT nonsense FROM verdicts",
+    ],
+)
+def test_what_a_query_may_not_do(store: Store, sql: str) -> None:
+    with pytest.raises(UserError):
+        query(store, sql.replace("{root}", store.path))

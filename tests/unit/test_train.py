@@ -1,0 +1,96 @@
+"""The training round: a pinned loss curve, optimizer state that survives, learning-rate warm-up."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_items
+from safetensors.torch import load, save
+
+from ogls.config import TrainConfig
+from ogls.errors import NonFiniteLoss
+from ogls.policy import Policy
+from ogls.train import Trainer
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"
+CONFIG = TrainConfig(learning_rate=1e-3, batch_rollouts=4, epochs=2, tail_weight=0.1)
+
+
+@pytest.fixture
+def fresh(policy: Policy):
+    policy.use(None)
+    yield policy
+    policy.use(None)
+
+
+def test_the_loss_curve_is_golden(fresh: Policy) -> None:
+    """Pinned numbers of a short training: a change here is a change of what every run computes."""
+    rows = Trainer(fresh, CONFIG).round(random_items(), seed=1)
+    wanted = json.loads(GOLDEN.read_text())
+    assert [r["loss"] for r in rows] == pytest.approx(wanted["loss"], rel=1e-3)
+    assert [r["grad_norm"] for r in rows] == pytest.approx(wanted["grad_norm"], rel=1e-2)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_optimizer_state_survives_being_saved(fresh: Policy) -> None:
+    """Two steps in one trainer equal one step, save, load, one step: bit for bit."""
+    items = random_items()
+    start = fresh.adapter()
+    whole = Trainer(fresh, CONFIG)
+    whole.update(items[:6])
+    middle, state = fresh.adapter(), load(save(whole.state()))
+    whole.update(items[6:])
+    wanted = fresh.adapter()
+    fresh.use(middle)
+    resumed = Trainer(fresh, CONFIG, state)
+    assert resumed.step == 1
+    row = resumed.update(items[6:])
+    assert row["step"] == 2
+    assert fresh.adapter().hash == wanted.hash != middle.hash != start.hash
+    forgetful = Trainer(fresh, CONFIG)
+    fresh.use(middle)
+    forgetful.update(items[6:])
+    assert fresh.adapter().hash != wanted.hash
+
+
+def test_warm_up_is_linear_and_goes_on_across_rounds(fresh: Policy) -> None:
+    config = CONFIG.model_copy(update={"warmup_steps": 5, "epochs": 1})
+    first = Trainer(fresh, config)
+    rates = [r["learning_rate"] for r in first.round(random_items(), seed=1)]
+    rates += [r["learning_rate"] for r in Trainer(fresh, config, first.state()).round(random_items(), seed=2)]
+    assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3])
+
+
+def test_the_order_is_seeded(fresh: Policy) -> None:
+    hashes = []
+    for seed in (1, 1, 2):
+        fresh.use(None)
+        Trainer(fresh, CONFIG).round(random_items(), seed=seed)
+        hashes.append(fresh.adapter().hash)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_non_finite_tail_names_its_rollout_and_changes_no_weight(fresh: Policy) -> None:
+    items = random_items()
+    items[2] = replace(items[2], logprobs=torch.full_like(items[2].logprobs, float("nan")))
+    before = fresh.adapter().hash
+    with pytest.raises(NonFiniteLoss, match=r"\(p, 2\); nothing of this stage is saved"):
+        Trainer(fresh, CONFIG).update(items)
+    assert fresh.adapter().hash == before
+
+
+@pytest.mark.parametrize("rollouts", [1, 5, 12, 100])
+def test_every_item_is_seen_once_an_epoch(fresh: Policy, rollouts: int) -> None:
+    items = random_items()
+    seen: list[tuple[int, int]] = []
+    trainer = Trainer(fresh, CONFIG.model_copy(update={"batch_rollouts": rollouts}))
+    rows = trainer.round(items, 1, lambda done, total: seen.append((done, total)))
+    for epoch in (0, 1):
+        part = [r for r in rows if r["epoch"] == epoch]
+        assert sum(r["rollouts"] for r in part) == 12
+        assert sum(r["tokens"] for r in part) == sum(i.distilled for i in items)
+    assert seen[-1] == (len(rows), len(rows))

@@ -105,8 +105,8 @@ def _create(client: Any, run: Run) -> str:
     run_id = str(client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id)
     run.records.write_json(_MEMORY, {"uri": without_secrets(tracking.uri), "run_id": run_id})
     for key, value in flatten(config.model_dump(mode="json", exclude={"tracking", "execution"})):
-        client.log_param(run_id, key, str(value)[:_MOST_PARAM])
-    client.log_text(run_id, to_toml(config), "config.toml")
+        client.log_param(run_id, key, without_secrets(str(value))[:_MOST_PARAM])
+    client.log_text(run_id, without_secrets(to_toml(config)), "config.toml")
     return run_id
 
 

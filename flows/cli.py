@@ -45,14 +45,14 @@ def train(config: Config, set_: Set = None) -> None:
     table = Table(*report.HEADINGS, title=f"run {loaded.name}", caption=report.LEGEND)
     for row in report.round_rows(records, loaded.rounds):
         table.add_row(*report.cells(row))
-    (out if out.is_terminal else Console(width=130)).print(table)
+    (out if out.is_terminal else Console(width=140)).print(table)
     out.print("What next:")
     for line in _next_steps(loaded):
         out.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _next_steps(config: Any) -> list[str]:
-    served = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
+    served = _prefect_address().removesuffix("/api")
     prefect = f"open {served}" if served else "prefect server start, then open http://127.0.0.1:4200"
     lines = [f"watch it in the Prefect UI:  {prefect}"]
     if config.tracking.enabled:
@@ -274,23 +274,49 @@ def _in_foreground(flow: Callable[[], Any]) -> None:
     from tasks.progress import watch
 
     watch(err)
-    if not os.environ.get("PREFECT_API_URL"):
+    if address := _prefect_address():
+        _check_prefect(address)
+    else:
         err.print("starting a temporary Prefect server (set PREFECT_API_URL to use a running one)", style="dim")
-    flow()
+    try:
+        flow()
+    except KeyboardInterrupt:
+        raise Interrupted from None
+
+
+def _prefect_address() -> str:
+    """The Prefect API that the environment or the user's profile names; empty for none."""
+    from prefect.settings import PREFECT_API_URL
+
+    return PREFECT_API_URL.value() or ""
+
+
+def _check_prefect(address: str) -> None:
+    import httpx
+
+    try:
+        httpx.get(f"{address}/health", timeout=10)
+    except httpx.TransportError:
+        raise UserError(
+            f"no Prefect server answers at {address}; start one (prefect server start), or unset PREFECT_API_URL"
+        ) from None
+
+
+class Interrupted(Exception):
+    """Ctrl-C, under a name that typer does not take for its own."""
 
 
 def main() -> None:
     """Errors of the user's making: a line or two and exit code 2. Ctrl-C: 130, and the run can go on."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # the code of an Exit, or what a command returned
+        sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt):
         err.print("stopped; the same command goes on where this one ended", style="yellow")
         sys.exit(130)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
     except (typer.Abort, typer.BadParameter, typer.TyperException) as error:
         err.print(str(error))
         sys.exit(2)

@@ -8,7 +8,7 @@ from ogls.config import RunConfig
 from ogls.run import Run
 from tasks.publish import publish
 from tasks.stages import evaluate, prepare, sample, steer, teach, train, verify
-from tasks.tracking import track
+from tasks.tracking import end_tracking
 
 
 @flow(name="train", flow_run_name="train {config.name}", log_prints=False)
@@ -34,6 +34,6 @@ def train_flow(config: RunConfig) -> None:
                     evaluate(config, r)
                 publish(config, r)
         except BaseException:
-            track(config, config.rounds, "FAILED")
+            end_tracking(config, "FAILED")
             raise
-        track(config, config.rounds, "FINISHED")
+        end_tracking(config, "FINISHED")

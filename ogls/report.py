@@ -61,7 +61,7 @@ def cells(row: RoundRow) -> list[str]:
     def of(name: str, form: str) -> str:
         return format(s[name], form) if s else "-"
 
-    interval = f"{s['accuracy_low']:.3f} .. {s['accuracy_high']:.3f}" if s else "-"
+    interval = f"{s['accuracy_low']:.3f}-{s['accuracy_high']:.3f}" if s else "-"
     seconds = [row.seconds.get(TABLES[t].stage) for t in STAGE_TABLES]
     return [
         str(row.round),

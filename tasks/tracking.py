@@ -30,11 +30,20 @@ _warned: set[str] = set()
 _lock = threading.Lock()
 
 
-def track(config: RunConfig, round_: int, status: str | None = None) -> str | None:
-    """Log every round up to `round_` that MLflow does not have yet; with `status`, end the run.
+def track(config: RunConfig, round_: int) -> str | None:
+    """Log every round up to `round_`, all of them finished, that MLflow does not have yet.
 
     Returns the MLflow run's id, or None where tracking is off or away.
     """
+    return _safely(config, round_, None)
+
+
+def end_tracking(config: RunConfig, status: str) -> None:
+    """End the MLflow run as FINISHED or FAILED; a resumed training opens it again."""
+    _safely(config, -1, status)
+
+
+def _safely(config: RunConfig, round_: int, status: str | None) -> str | None:
     if not config.tracking.enabled:
         return None
     try:

@@ -107,17 +107,17 @@ def test_stages_out_of_order_say_what_to_run_first(tmp_path: Path) -> None:
         STAGES["sample"](run, 2)
 
 
-def world_of(tmp_path: Path, answers: str) -> list[str]:
-    """Overrides for problems whose answers are all right, or all wrong."""
-    rows = [json.loads(line) for line in open("data/tiny/train.jsonl")][:40]
-    path = tmp_path / f"{answers}.jsonl"
+def wrong_world(tmp_path: Path) -> list[str]:
+    """Overrides for problems whose expected answers no rollout gives."""
+    rows = [json.loads(line) for line in Path("data/tiny/train.jsonl").read_text().splitlines()][:40]
+    path = tmp_path / "wrong.jsonl"
     path.write_text("".join(json.dumps({**row, "answer": "77"}) + "\n" for row in rows))
     return [f"problems.source={path}", "root=" + str(tmp_path / "store")]
 
 
 def test_a_model_that_answers_nothing_right_goes_on_and_is_told(tmp_path: Path) -> None:
     """No mixed group in any round: recorded and said; the adapter stays; the next round runs."""
-    config = small_config(tmp_path, *world_of(tmp_path, "wrong"))
+    config = small_config(tmp_path, *wrong_world(tmp_path))
     run = Run(config)
     run.records.open(config)
     STAGES["prepare"](run, 0)
@@ -134,7 +134,7 @@ def test_a_model_that_answers_nothing_right_goes_on_and_is_told(tmp_path: Path) 
 
 
 def test_problems_that_change_under_a_run_are_refused(tmp_path: Path) -> None:
-    config = small_config(tmp_path, *world_of(tmp_path, "x"))
+    config = small_config(tmp_path, *wrong_world(tmp_path))
     STAGES["prepare"](Run(config), 0)
     source = Path(config.problems.source)
     source.write_text(source.read_text().replace("77", "78"))
@@ -150,7 +150,7 @@ def test_answers_that_cannot_be_judged_are_refused_before_the_first_rollout(tmp_
 
 
 def test_problems_longer_than_the_context_are_refused_before_the_first_rollout(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="20 too long: .*tokens with its completion; .* takes 512"):
+    with pytest.raises(DataError, match=r"20 too long: .*tokens with its completion; .* takes 512"):
         STAGES["prepare"](Run(small_config(tmp_path, "evaluate.max_tokens=500")), 0)
 
 

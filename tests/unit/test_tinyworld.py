@@ -53,7 +53,7 @@ def test_the_shipped_problems_are_the_recipes() -> None:
     test = problem_rows(recipe.world, recipe.test_problems, seed=1)
     train = problem_rows(recipe.world, recipe.train_problems, 2, frozenset(r["problem"] for r in test))
     for name, rows in (("train", train), ("test", test)):
-        assert [json.loads(line) for line in open(TINY / f"{name}.jsonl")] == rows
+        assert [json.loads(line) for line in (TINY / f"{name}.jsonl").read_text().splitlines()] == rows
     assert not {r["problem"] for r in train} & {r["problem"] for r in test}
 
 

@@ -137,7 +137,7 @@ def test_usable_answers(verifier: Verifier) -> None:
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not beside the repository")
 def test_all_gsm8k_references_are_correct(verifier: Verifier) -> None:
-    rows = [json.loads(line) for name in ("train", "test") for line in open(GSM8K / f"{name}.jsonl")]
+    rows = [json.loads(line) for name in ("train", "test") for line in (GSM8K / f"{name}.jsonl").open()]
     cases = [Case(r["answer"], "stop", r["answer"].rsplit("####", 1)[1].strip()) for r in rows]
     assert len(cases) == 8792
     assert {j.verdict for j in verifier.judge(cases)} == {"correct"}

@@ -1,0 +1,161 @@
+"""The command line as a user meets it: exit codes, formats, and the main job end to end."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from conftest import REPO, SMALL, TINY
+
+from ogls.run import Run
+
+OGLS = [sys.executable, "-m", "flows.cli"]
+
+
+def ogls(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*OGLS, *arguments], cwd=REPO, env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def root(finished: Run) -> str:
+    return finished.records.store.path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "none.toml"], "no configuration file none.toml"),
+        (["train", str(TINY), "--set", "train.epoch=3"], "train.epoch: unknown key; did you mean epochs?"),
+        (["config", str(TINY), "--set", "rounds=-1"], "rounds: Input should be greater than or equal to 0"),
+        (["query"], "give one SELECT, or --name with one of: hardest_problems,"),
+        (["query", "--name", "curve"], "no query named curve; there are"),
+        (["query", "DROP TABLE x", "--root", "/nonexistent"], "one SELECT, please: this is DROP"),
+        (["query", "SELECT 1", "--run", "none", "--root", "/nonexistent"], "no run none in /nonexistent"),
+        (["query", "SELECT 1", "--format", "xml"], "no format xml"),
+        (["query", "SELECT 1", "--format", "parquet"], "add --out FILE"),
+        (["stage", "dream", str(TINY)], "no stage dream; there are prepare, sample"),
+        (["seed-model", "data/tiny"], "data/tiny is not empty"),
+        (["nonsense"], "No such command 'nonsense'"),
+        (["train"], "config"),
+        (["stage", "sample", str(TINY), "--set", "root=/proc/x"], "cannot write"),
+    ],
+)
+def test_mistakes_are_one_or_two_lines_and_exit_code_2(arguments: list[str], message: str) -> None:
+    done = ogls(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_help_lists_every_command() -> None:
+    done = ogls("--help")
+    assert done.returncode == 0
+    for command in ("train", "evaluate", "query", "tables", "runs", "config", "stage", "seed-model"):
+        assert f" {command} " in done.stdout
+
+
+def test_config_prints_what_is_resolved() -> None:
+    done = ogls("config", str(TINY), "--set", "train.epochs=3")
+    assert done.returncode == 0
+    assert "epochs = 3" in done.stdout
+    assert "max_grad_norm = 1.0" in done.stdout
+
+
+def test_query_formats_agree(root: str, tmp_path: Path) -> None:
+    sql = "SELECT round, problem_id, sample, token_ids FROM trajectories ORDER BY ALL LIMIT 5"
+    rows = json.loads(ogls("query", sql, "--root", root, "--format", "json").stdout)
+    assert [r["sample"] for r in rows] == [0, 1, 2, 3, 0]
+    as_csv = list(csv.DictReader(io.StringIO(ogls("query", sql, "--root", root, "--format", "csv").stdout)))
+    assert [(r["problem_id"], json.loads(r["token_ids"])) for r in as_csv] == [
+        (r["problem_id"], r["token_ids"]) for r in rows
+    ]
+    ogls("query", sql, "--root", root, "--format", "parquet", "--out", str(tmp_path / "x.parquet"))
+    assert pq.read_table(tmp_path / "x.parquet").to_pylist() == rows
+    shown = ogls("query", sql, "--root", root)
+    assert rows[0]["problem_id"] in shown.stdout
+    assert "5 rows" in shown.stderr
+
+
+def test_named_queries_and_runs_and_tables(root: str) -> None:
+    rows = json.loads(ogls("query", "--name", "rounds", "--run", "tiny", "--root", root, "--format", "json").stdout)
+    assert [r["round"] for r in rows] == [0, 1, 2]
+    (run,) = json.loads(ogls("runs", "--root", root, "--format", "json").stdout)
+    assert (run["run"], run["method"], run["rounds"]) == ("tiny", "ogls-sd", 2)
+    assert run["accuracy"] == rows[-1]["accuracy"]
+    assert "teacher_states" in ogls("tables").stdout
+
+
+def test_a_stage_on_its_own(tmp_path: Path) -> None:
+    small = [part for s in (*SMALL, f"root={tmp_path}") for part in ("--set", s)]
+    assert ogls("stage", "prepare", str(TINY), *small).returncode == 0
+    done = ogls("stage", "sample", str(TINY), "--round", "1", *small)
+    assert done.returncode == 0, done.stderr
+    assert "sample r001: 32 rows, done" in done.stdout
+    assert "32 rows, already done" in ogls("stage", "sample", str(TINY), "--round", "1", *small).stdout
+    refused = ogls("stage", "steer", str(TINY), "--round", "1", *small)
+    assert refused.returncode == 2
+    assert "run the stage teach first" in refused.stderr
+
+
+@pytest.mark.slow
+def test_train_interrupted_killed_and_finished_by_the_same_command(tmp_path: Path) -> None:
+    """Ctrl-C, then SIGKILL, then the end: one MLflow run, each round once, the table and three next steps."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    sets = ["name=cli", "rounds=5", f"root={tmp_path}/store", "tracking.enabled=true", f"tracking.uri={uri}"]
+    overrides = [p for s in (*SMALL, *sets, f"tracking.artifacts={tmp_path}/art") for p in ("--set", s)]
+    command = [*OGLS, "train", str(TINY), *overrides]
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "200"}
+    environment.pop("PREFECT_API_URL", None)
+
+    def until(manifest: str, log: Path) -> subprocess.Popen[bytes]:
+        """Start the command and come back when it has got so far."""
+        with open(log, "wb") as file:
+            child = subprocess.Popen(command, cwd=REPO, env=environment, stderr=file)
+        deadline = time.monotonic() + 150
+        while not (tmp_path / "store/cli" / manifest).exists():
+            assert child.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        return child
+
+    child = until("updates/round=001/manifest.json", tmp_path / "first.log")
+    child.send_signal(signal.SIGINT)
+    said = f"exit {child.wait(timeout=60)}: {(tmp_path / 'first.log').read_text()}"
+    assert child.returncode == 130, said
+    assert "the same command goes on where this one ended" in said
+
+    child = until("updates/round=003/manifest.json", tmp_path / "second.log")
+    orphans = psutil.Process(child.pid).children(recursive=True)
+    child.kill()
+    child.wait()
+    for orphan in orphans:  # Prefect's temporary server outlives a killed flow
+        with contextlib.suppress(psutil.NoSuchProcess):
+            orphan.kill()
+
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "r005  accuracy" in done.stderr
+    assert "run cli" in done.stdout
+    next_steps = [line.strip() for line in done.stdout.split("What next:")[1].strip().splitlines()]
+    assert [line.split(":")[0] for line in next_steps] == ["watch it in the Prefect UI", "open MLflow", "query it"]
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("ogls-sd").experiment_id])
+    assert run.info.status == "FINISHED"
+    steps = [m.step for m in client.get_metric_history(run.info.run_id, "evaluate/accuracy")]
+    assert steps == [0, 1, 2, 3, 4, 5]

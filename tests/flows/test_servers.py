@@ -1,0 +1,84 @@
+"""A training against a running Prefect server, from a process of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import REPO, SMALL, TINY
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A Prefect server on a free port of loopback; yields the environment of its clients."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    with open(tmp_path / "server.log", "wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2)
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "server.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        yield environment
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_training_against_a_running_server(server: dict[str, str], tmp_path: Path) -> None:
+    sets = [p for s in (*SMALL, "name=served", "rounds=1", f"root={tmp_path}/store") for p in ("--set", s)]
+    command = [sys.executable, "-m", "flows.cli", "train", str(TINY), *sets]
+    done = subprocess.run(command, cwd=REPO, env=server, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "temporary" not in done.stderr
+    address = server["PREFECT_API_URL"].removesuffix("/api")
+    assert f"open {address}" in done.stdout
+    (run,) = httpx.post(f"{server['PREFECT_API_URL']}/flow_runs/filter", json={}).json()
+    assert (run["name"], run["state_name"]) == ("train served", "Completed")
+    assert run["parameters"]["config"]["name"] == "served"
+    (artifact,) = httpx.post(
+        f"{server['PREFECT_API_URL']}/artifacts/filter", json={"artifacts": {"key": {"any_": ["served-r001"]}}}
+    ).json()
+    assert artifact["data"].startswith("# served, round 1")
+
+
+def test_a_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
+        "PREFECT_CLIENT_MAX_RETRIES": "0",
+    }
+    command = [sys.executable, "-m", "flows.cli", "train", str(TINY), "--set", f"root={tmp_path}/store"]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert f"no Prefect server answers at {environment['PREFECT_API_URL']}" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -20,8 +20,14 @@ from ogls.errors import ConfigError
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a TOML file, apply overrides (`train.epochs=2`, values in TOML's spelling), validate.
 
-    Raises ConfigError naming the file, each key at fault, and for an unknown key the nearest known one.
+    A file may begin from another, named relative to it: `extends = "tiny.toml"`; tables are merged, anything
+    else is replaced. Raises ConfigError naming the file, each key at fault, and for an unknown key the nearest
+    known one.
     """
+    return build_config(_read(Path(path), ()), overrides, origin=str(path))
+
+
+def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             data = tomllib.load(file)
@@ -29,7 +35,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"no configuration file {path}; the shipped ones are in deployments/runs/") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    return build_config(data, overrides, origin=str(path))
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if path.resolve() in readers:
+        raise ConfigError(f"{path}: extends itself, by way of {', '.join(p.name for p in readers)}")
+    return _merged(_read(path.parent / str(base), (*readers, path.resolve())), data)
+
+
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return {**base, **over, **both}
 
 
 def build_config(data: Mapping[str, Any], overrides: Sequence[str] = (), origin: str = "configuration") -> RunConfig:

@@ -128,3 +128,16 @@ def test_help_answers_at_once() -> None:
 def test_secrets_are_taken_out_of_addresses() -> None:
     text = 'POST http://me:pw@host:5000/api?token=abc "s3://k:s@bucket/x?sig=1" sqlite:///data/x.db'
     assert without_secrets(text) == 'POST http://host:5000/api "s3://bucket/x" sqlite:///data/x.db'
+
+
+def test_a_file_may_begin_from_another(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('name = "a"\n[problems]\nholdout = 3\nper_round = 5\n[train]\nepochs = 2\n')
+    (tmp_path / "b.toml").write_text('extends = "a.toml"\nname = "b"\n[problems]\nper_round = 7\n')
+    config = load_config(tmp_path / "b.toml")
+    assert (config.name, config.problems.holdout, config.problems.per_round, config.train.epochs) == ("b", 3, 7, 2)
+    (tmp_path / "a.toml").write_text('extends = "b.toml"\n')
+    with pytest.raises(ConfigError, match=r"b\.toml: extends itself, by way of b\.toml, a\.toml"):
+        load_config(tmp_path / "b.toml")
+    (tmp_path / "b.toml").write_text('extends = "c.toml"\n')
+    with pytest.raises(ConfigError, match=r"no configuration file .*c\.toml"):
+        load_config(tmp_path / "b.toml")

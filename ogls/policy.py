@@ -163,8 +163,11 @@ def _load_causal(model: ModelConfig) -> Any:
 
 
 def load_head(model: ModelConfig) -> Tensor:
-    """The LM head alone [V, D] in fp32, for steering from cached states. Raises ModelError as Policy does."""
-    return _plain_head(_load_causal(model).eval(), model.path).float()
+    """The LM head alone [V, D] in fp32 on the model's device, for steering from cached states.
+
+    Raises ModelError as Policy does.
+    """
+    return _plain_head(_load_causal(model).eval(), model.path).float().to(_device(model))
 
 
 def _unreachable(model: ModelConfig, error: Exception) -> str:

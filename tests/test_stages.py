@@ -204,3 +204,12 @@ def test_an_unknown_source_is_said_before_anything_is_written(tmp_path: Path) ->
     with pytest.raises(ConfigError):
         small_config(tmp_path, "problems.sauce=none.jsonl")
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_whole_run_in_a_store_that_is_no_directory(finished: Run) -> None:
+    """Any fsspec URL will do; the records are the same bits as on a disk."""
+    from uuid import uuid4
+
+    run = carry_out(small_config(f"memory://{uuid4().hex}"))
+    assert content(run) == content(finished)
+    assert {reused for reused, _ in again(run).values()} == {True}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ogls import columns, teacher
@@ -94,12 +94,11 @@ def steer(run: Run, round_: int, progress: Progress = silent) -> StageResult:
         for index, (entry,) in shards(entries, 1, writer, progress):
             cached = columns.unpack_states(run.records.read_shard(entry))
             tables, sums = [], {"kl_sum": 0.0, "direction_sum": 0.0}
-            for part in _parts(list(cached)):
+            for part in _alike(cached):
                 tokens = [torch.tensor(rollouts[k].token_ids[: len(cached[k]["base"])]) for k in part]
-                pools = {p: torch.cat([cached[k][p] for k in part]) for p in _common_pools(cached, part)}
-                target = steer_tokens(
-                    pools, torch.cat(tokens), recipe, head, config.steer.support, config.steer.batch_tokens
-                )
+                pools = {p: torch.cat([cached[k][p] for k in part]).to(head.device) for p in cached[part[0]]}
+                ids = torch.cat(tokens).to(head.device)
+                target = steer_tokens(pools, ids, recipe, head, config.steer.support, config.steer.batch_tokens)
                 tables.append(columns.target_rows(part, tokens, target, tokenizer))
                 sums["kl_sum"] += target.kl.sum().item()
                 sums["direction_sum"] += target.direction_norm.sum().item()
@@ -109,11 +108,6 @@ def steer(run: Run, round_: int, progress: Progress = silent) -> StageResult:
         return {"kl": total["kl_sum"] / max(rows, 1), "direction_norm": total["direction_sum"] / max(rows, 1)}
 
     return run.stage("targets", round_, inputs, work)
-
-
-def _common_pools(cached: Mapping[Key, Mapping[Pool, Any]], part: Sequence[Key]) -> list[Pool]:
-    """The pools that every rollout of the part has."""
-    return [p for p in cached[part[0]] if all(p in cached[k] for k in part)]
 
 
 def train(run: Run, round_: int, progress: Progress = silent) -> StageResult:
@@ -179,5 +173,10 @@ def _train_items(run: Run, round_: int, full: bool) -> list[Any]:
     return columns.train_items(groups_of(run, round_), targets, states, recipe, run.config.train)
 
 
-def _parts(keys: list[Key]) -> Iterator[list[Key]]:
-    return (keys[i : i + _STEER_ROLLOUTS] for i in range(0, len(keys), _STEER_ROLLOUTS))
+def _alike(cached: Mapping[Key, Mapping[Pool, Any]]) -> Iterator[list[Key]]:
+    """Some rollouts at a time that have the same pools."""
+    by_pools: dict[tuple[Pool, ...], list[Key]] = {}
+    for key, pools in cached.items():
+        by_pools.setdefault(tuple(pools), []).append(key)
+    for keys in by_pools.values():
+        yield from (keys[i : i + _STEER_ROLLOUTS] for i in range(0, len(keys), _STEER_ROLLOUTS))

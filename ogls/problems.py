@@ -80,7 +80,8 @@ def load_problems(source: DataSource, split: str, report: Report) -> list[Proble
 def _problem(row: dict[str, Any], source: DataSource, split: str) -> Problem:
     def text(column: str) -> str:
         value = row.get(column)
-        return "" if value is None else str(value).strip()
+        clean = "" if value is None else str(value).strip()
+        return clean.encode("utf-8", "replace").decode()  # a lone surrogate fits in JSON, and in no table
 
     columns = source.columns
     problem, solution = text(columns.problem), text(columns.solution)

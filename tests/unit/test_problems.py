@@ -52,6 +52,12 @@ def test_columns_can_be_renamed_and_ids_made(tmp_path: Path) -> None:
     assert load(path, columns=Columns(problem="question"))[0].problem_id == problem.problem_id
 
 
+def test_text_that_is_not_unicode_can_be_stored(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"id": "a", "problem": "\\ud800 plus 1?", "answer": "1"}\n')
+    (problem,) = load(str(tmp_path / "q.jsonl"))
+    assert problem.problem == "? plus 1?"
+
+
 def test_a_missing_problem_column_names_those_there(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "q.jsonl", [{"question": "Q?", "answer": "1"}])
     with pytest.raises(DataError, match="has no column problem; it has answer, question"):

@@ -27,8 +27,9 @@ def train_flow(config: RunConfig) -> None:
             for r in range(1, config.rounds + 1):
                 sample(config, r)  # G rollouts of every problem from the policy of round r - 1
                 verify(config, r)  # correct, failed, or undecided
-                teach(config, r)  # mean teacher states given nothing, successes, failures
-                steer(config, r)  # target = softmax(z_base + lambda * (z_correct - z_incorrect))
+                if config.has_teacher:  # GRPO and fine-tuning go from verdicts to training
+                    teach(config, r)  # mean teacher states given nothing, successes, failures
+                    steer(config, r)  # target = softmax(z_base + lambda * (z_correct - z_incorrect))
                 train(config, r)  # minimise D(target, student): the policy of round r
                 if r % config.evaluate.every == 0 or r == config.rounds:
                     evaluate(config, r)

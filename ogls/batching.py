@@ -20,37 +20,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainItem:
-    """One rollout to train on: T distilled tokens with their target, and how many last tokens get the NLL.
+    """One rollout to train on: T trained tokens with what they are held to, and how many last tokens get the NLL.
 
-    The target is `ids`, `logprobs`, `tail_mass` ([T, K], [T, K], [T]) or, for the full vocabulary, `state`
-    [T, D], the combined teacher state whose logits are the target's.
+    A target is `ids`, `logprobs`, `tail_mass` ([T, K], [T, K], [T]) or, for the full vocabulary, `state`
+    [T, D], the combined teacher state whose logits are the target's. For a policy gradient it is
+    `old_logprobs` [T] and the rollout's `advantage`.
     """
 
     key: Key
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
-    distilled: int = 0
+    trained: int = 0
     tail: int = 0
     ids: Int[Tensor, "T K"] | None = None
     logprobs: Float[Tensor, "T K"] | None = None
     tail_mass: Float[Tensor, " T"] | None = None
     state: Float[Tensor, "T D"] | None = None
+    old_logprobs: Float[Tensor, " T"] | None = None
+    advantage: float = 0.0
 
     @property
     def length(self) -> int:
         """Tokens of the sequence that is run: nothing after the last token with a loss."""
-        return len(self.prompt_ids) + (len(self.token_ids) if self.tail else self.distilled)
+        return len(self.prompt_ids) + (len(self.token_ids) if self.tail else self.trained)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B padded sequences of length L; N places whose states are distilled and M whose states get the NLL."""
+    """B padded sequences of length L; N places whose states are trained and M whose states get the NLL."""
 
     keys: list[Key]
     ids: Int[Tensor, "B L"]
     mask: Int[Tensor, "B L"]
-    distil_row: Int[Tensor, " N"]
-    distil_place: Int[Tensor, " N"]
+    row: Int[Tensor, " N"]
+    place: Int[Tensor, " N"]
+    token_ids: Int[Tensor, " N"]
     tail_row: Int[Tensor, " M"]
     tail_place: Int[Tensor, " M"]
     tail_ids: Int[Tensor, " M"]
@@ -58,6 +62,8 @@ class Batch:
     target_logprobs: Float[Tensor, "N K"] | None
     target_tail: Float[Tensor, " N"] | None
     target_state: Float[Tensor, "N D"] | None
+    old_logprobs: Float[Tensor, " N"] | None
+    advantages: Float[Tensor, " N"]
 
 
 def micro_batches(items: Sequence[TrainItem], max_tokens: int) -> list[list[TrainItem]]:
@@ -78,14 +84,16 @@ def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:
     width = max(item.length for item in items)
     ids = torch.zeros(len(items), width, dtype=torch.long)
     mask = torch.zeros(len(items), width, dtype=torch.long)
-    distil: list[tuple[int, int]] = []
+    trained: list[tuple[int, int, int]] = []
+    advantages: list[float] = []
     tail: list[tuple[int, int, int]] = []
     for row, item in enumerate(items):
         prompt, tokens = len(item.prompt_ids), item.token_ids
         sequence = [*item.prompt_ids, *tokens][: item.length]
         ids[row, : item.length] = torch.tensor(sequence)
         mask[row, : item.length] = 1
-        distil += [(row, prompt + t - 1) for t in range(item.distilled)]
+        trained += [(row, prompt + t - 1, tokens[t]) for t in range(item.trained)]
+        advantages += [item.advantage] * item.trained
         tail += [(row, prompt + t - 1, tokens[t]) for t in range(len(tokens) - item.tail, len(tokens))]
 
     def joined(name: str) -> Any:
@@ -99,8 +107,9 @@ def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:
         keys=[item.key for item in items],
         ids=ids.to(device),
         mask=mask.to(device),
-        distil_row=column([row for row, _ in distil]),
-        distil_place=column([place for _, place in distil]),
+        row=column([row for row, _, _ in trained]),
+        place=column([place for _, place, _ in trained]),
+        token_ids=column([token for _, _, token in trained]),
         tail_row=column([row for row, _, _ in tail]),
         tail_place=column([place for _, place, _ in tail]),
         tail_ids=column([token for _, _, token in tail]),
@@ -108,4 +117,6 @@ def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:
         target_logprobs=joined("logprobs"),
         target_tail=joined("tail_mass"),
         target_state=joined("state"),
+        old_logprobs=joined("old_logprobs"),
+        advantages=torch.tensor(advantages, device=device),
     )

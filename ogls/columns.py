@@ -11,6 +11,7 @@ import pyarrow as pa
 from ogls.batching import TrainItem
 from ogls.config import Pool, Recipe, TrainConfig
 from ogls.errors import ModelError
+from ogls.losses import group_advantages
 from ogls.records import TARGETS, Key, Problem, Rollout, enforce
 from ogls.steering import Target, combine
 
@@ -112,22 +113,60 @@ def train_items(
     recipe: Recipe,
     config: TrainConfig,
 ) -> list[TrainItem]:
-    """What the round trains on: rollouts with a target, and correct rollouts where the tail has a weight.
+    """What a round of distillation trains on: rollouts with a target, and correct ones for their tail.
 
     With `states` the target is the combined teacher state (full vocabulary), else the stored top-K and tail.
     """
-    distil: dict[Key, dict[str, Any]] = dict(_stored_targets(targets))
+    held: dict[Key, dict[str, Any]] = dict(_stored_targets(targets))
     if states is not None:
         for table in states:
             for key, pools in unpack_states(table).items():
-                if key in distil:
-                    distil[key] = {"state": combine(pools, recipe), "distilled": distil[key]["distilled"]}
+                if key in held:
+                    held[key] = {"state": combine(pools, recipe), "trained": held[key]["trained"]}
+    return _with_tails((r for group in groups.values() for r in group), held, config)
+
+
+def policy_items(groups: dict[str, list[Rollout]], config: TrainConfig) -> list[TrainItem]:
+    """What a round of GRPO trains on: all decided rollouts of groups that have both outcomes."""
+    import torch
+
+    held: dict[Key, dict[str, Any]] = {}
+    decided = [[r for r in group if r.outcome != "undecided"] for group in groups.values()]
+    for group in decided:
+        rewards = [float(r.outcome == "correct") for r in group]
+        if len(set(rewards)) == 2:
+            for rollout, advantage in zip(group, group_advantages(rewards, config.grpo.normalise_std), strict=True):
+                logprobs = torch.tensor(rollout.logprobs)
+                held[rollout.key] = {"trained": len(logprobs), "old_logprobs": logprobs, "advantage": advantage}
+    return _with_tails((r for group in decided for r in group), held, config)
+
+
+def likelihood_items(groups: dict[str, list[Rollout]]) -> list[TrainItem]:
+    """What rejection fine-tuning trains on: the whole of every correct rollout, as a tail."""
+    correct = (r for group in groups.values() for r in group if r.outcome == "correct")
+    return [TrainItem(r.key, r.prompt_ids, r.token_ids, tail=len(r.token_ids)) for r in correct]
+
+
+def reference_items(
+    groups: dict[str, list[Rollout]], posed: dict[str, Problem], tokenizer: Any, stop_id: int, max_tokens: int
+) -> list[TrainItem]:
+    """What SFT trains on: the reference solutions of the round's problems, each with a stop token."""
     items = []
-    for rollout in (r for group in groups.values() for r in group):
+    for name, group in groups.items():
+        if solution := posed[name].solution:
+            ids = tokenizer(solution, add_special_tokens=False)["input_ids"][: max_tokens - 1]
+            tokens = (*ids, stop_id)
+            items.append(TrainItem((name, -1), group[0].prompt_ids, tokens, tail=len(tokens)))
+    return items
+
+
+def _with_tails(rollouts: Iterable[Rollout], held: dict[Key, dict[str, Any]], config: TrainConfig) -> list[TrainItem]:
+    items = []
+    for rollout in rollouts:
         ends = rollout.outcome == "correct" and config.tail_weight > 0
         tail = min(config.tail_tokens, len(rollout.token_ids)) if ends else 0
-        if tail or rollout.key in distil:
-            target = distil.get(rollout.key, {})
+        if tail or rollout.key in held:
+            target = held.get(rollout.key, {})
             items.append(TrainItem(rollout.key, rollout.prompt_ids, rollout.token_ids, tail=tail, **target))
     return items
 
@@ -152,5 +191,5 @@ def _stored_targets(table: pa.Table) -> Iterable[tuple[Key, dict[str, Any]]]:
         part = slice(int(start), int(end))
         yield (
             (names[start], samples[start]),
-            {"distilled": int(end - start), "ids": ids[part], "logprobs": logprobs[part], "tail_mass": tail[part]},
+            {"trained": int(end - start), "ids": ids[part], "logprobs": logprobs[part], "tail_mass": tail[part]},
         )

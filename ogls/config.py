@@ -223,9 +223,25 @@ class SteerConfig(Section):
         return self.weights or named[self.recipe]
 
 
+class GrpoConfig(Section):
+    """GRPO's surrogate (arXiv 2402.03300), used with train.objective = grpo."""
+
+    clip_low: float = setting(0.2, "The importance ratio is clipped at 1 - clip_low.", gt=0, le=1)
+    clip_high: float = setting(0.2, "The importance ratio is clipped at 1 + clip_high.", gt=0)
+    normalise_std: bool = setting(
+        True, "Divide advantages by the group's standard deviation; false is Dr. GRPO (arXiv 2503.20783)."
+    )
+
+
 class TrainConfig(Section):
     """One training round."""
 
+    objective: Literal["distil", "grpo", "rft", "sft"] = setting(
+        "distil",
+        "distil: the teacher's targets. Without a teacher: grpo (clipped policy gradient), rft (rejection "
+        "fine-tuning: NLL of correct rollouts), sft (NLL of the reference solutions of the round's problems).",
+    )
+    grpo: GrpoConfig = setting(GrpoConfig(), "GRPO's surrogate.")
     rollouts: Literal["incorrect", "mixed_groups", "all"] = setting(
         "mixed_groups", "Distil failed rollouts, all rollouts of mixed groups, or all rollouts."
     )
@@ -307,6 +323,11 @@ class RunConfig(Section):
         if self.problems.holdout and any(b.name == "holdout" for b in self.evaluate.benchmarks):
             raise ValueError("a benchmark named holdout stands beside problems.holdout: rename it")
         return self
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a round has the stages teach and steer."""
+        return self.train.objective == "distil"
 
     def pools(self) -> tuple[Pool, ...]:
         """The pools that the teacher pass caches: base, those of the recipe, and those asked for."""

@@ -3,12 +3,15 @@
     forward KL  sum p log(p / q)          reverse KL  sum q log(q / p)
     JSD_b       b KL(p || m) + (1 - b) KL(q || m),  m = b p + (1 - b) q        (generalised: GKD, 2306.13649)
 
+    GRPO        -min(r A, clip(r, 1 - low, 1 + high) A),  r = pi / pi_old                 (2402.03300, eq. 3)
+
 with target p and student q over the same bins: the whole vocabulary, or the target's top-K tokens and one
 bin for the rest of each (the tail), so that the mass outside the support is compared too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,10 +35,20 @@ class LossInputs:
 
 
 @dataclass(frozen=True)
+class PolicyInputs:
+    """N sampled tokens with the log-probs they were sampled at and their rollout's advantage."""
+
+    logits: Float[Tensor, "N V"]
+    token_ids: Int[Tensor, " N"]
+    old_logprobs: Float[Tensor, " N"]
+    advantages: Float[Tensor, " N"]
+
+
+@dataclass(frozen=True)
 class LossOutput:
     """Per-token losses, so that the caller may normalise over a batch of any split."""
 
-    divergence: Float[Tensor, " N"]
+    token_loss: Float[Tensor, " N"]
     tail_nll: Float[Tensor, " M"]
 
 
@@ -92,6 +105,23 @@ def target_bins(
     if tail_mass is not None and bins > logprobs.shape[-1]:
         logprobs = torch.cat([logprobs, tail_mass.clamp(min=_LEAST_TAIL).log()[:, None]], -1)
     return logprobs.log_softmax(-1)
+
+
+def group_advantages(rewards: Sequence[float], normalise_std: bool = True) -> list[float]:
+    """A_i = r_i - mean(r), divided by the group's standard deviation or (2503.20783) not; 0 for equal rewards."""
+    mean = sum(rewards) / len(rewards)
+    std = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
+    return [(r - mean) / (std if normalise_std and std > 0 else 1.0) for r in rewards]
+
+
+def policy_gradient(inputs: PolicyInputs, clip_low: float, clip_high: float) -> Float[Tensor, " N"]:
+    """GRPO's clipped surrogate of every token. A mean over the tokens of a batch, not of a rollout, follows
+    DAPO (2503.14476), and so do two clips; the KL to a reference that the first paper adds is left out."""
+    import torch
+
+    ratio = (-nll(inputs.logits, inputs.token_ids) - inputs.old_logprobs).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio * inputs.advantages, clipped * inputs.advantages)
 
 
 def nll(logits: Float[Tensor, "M V"], ids: Int[Tensor, " M"]) -> Float[Tensor, " M"]:

@@ -141,13 +141,13 @@ UPDATES = Table(
     _schema(
         _field("step", pa.int64(), "Optimizer step, counted over the run from 1."),
         _field("epoch", pa.int32(), "Pass over the round's rollouts, from 0."),
-        _field("loss", pa.float32(), "divergence + train.tail_weight * tail_nll."),
-        _field("divergence", pa.float32(), "Mean divergence a distilled token, in nats."),
+        _field("loss", pa.float32(), "token_loss + train.tail_weight * tail_nll (rft and sft: tail_nll alone)."),
+        _field("token_loss", pa.float32(), "Mean divergence (grpo: surrogate) a trained token, in nats."),
         _field("tail_nll", pa.float32(), "Mean NLL a tail token, in nats.", nullable=True),
         _field("grad_norm", pa.float32(), "L2 norm of the gradient before clipping."),
         _field("learning_rate", pa.float64(), "Rate of this step."),
         _field("rollouts", pa.int32(), "Rollouts of this step."),
-        _field("tokens", pa.int32(), "Distilled tokens of this step."),
+        _field("tokens", pa.int32(), "Trained tokens of this step, without the tail's."),
         _field("tail_tokens", pa.int32(), "Tail tokens of this step."),
     ),
 )

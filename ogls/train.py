@@ -10,7 +10,7 @@ import numpy as np
 from ogls.batching import Batch, TrainItem, collate, micro_batches
 from ogls.config import TrainConfig
 from ogls.errors import NonFiniteLoss
-from ogls.losses import LossInputs, LossOutput, distillation
+from ogls.losses import LossInputs, LossOutput, PolicyInputs, distillation, nll, policy_gradient
 from ogls.policy import Policy
 
 if TYPE_CHECKING:
@@ -56,15 +56,16 @@ class Trainer:
         import torch
 
         config, parameters = self.config, [self.policy.parameters[n] for n in self.names]
-        tokens, tail_tokens = sum(i.distilled for i in items), sum(i.tail for i in items)
-        divergence = tail_nll = 0.0
+        weight = config.tail_weight if config.objective in ("distil", "grpo") else 1.0
+        tokens, tail_tokens = sum(i.trained for i in items), sum(i.tail for i in items)
+        token_loss = tail_nll = 0.0
         for micro in micro_batches(items, config.micro_batch_tokens):
             batch = collate(micro, self.policy.device)
             out = self.losses(batch)
             self._check_finite(batch, out)
-            parts = out.divergence.sum() / max(tokens, 1), out.tail_nll.sum() / max(tail_tokens, 1)
-            (parts[0] + config.tail_weight * parts[1]).backward()
-            divergence, tail_nll = divergence + parts[0].item(), tail_nll + parts[1].item()
+            parts = out.token_loss.sum() / max(tokens, 1), out.tail_nll.sum() / max(tail_tokens, 1)
+            (parts[0] + weight * parts[1]).backward()
+            token_loss, tail_nll = token_loss + parts[0].item(), tail_nll + parts[1].item()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
         if not np.isfinite(norm):
             raise NonFiniteLoss(f"the gradient's norm is {norm} at step {self.step + 1}, in rollouts {_keys(items)}")
@@ -76,8 +77,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return {
             "step": self.step,
-            "loss": divergence + config.tail_weight * tail_nll,
-            "divergence": divergence,
+            "loss": token_loss + weight * tail_nll,
+            "token_loss": token_loss,
             "tail_nll": tail_nll if tail_tokens else None,
             "grad_norm": norm,
             "learning_rate": rate,
@@ -90,22 +91,28 @@ class Trainer:
         """Per-token losses of a micro-batch; the head sees only the places that have one."""
         policy = self.policy
         hidden = policy.hidden(batch.ids, batch.mask).last_hidden_state
+        logits = policy.logits(hidden[batch.row, batch.place])
+        tail_logits = policy.logits(hidden[batch.tail_row, batch.tail_place])
+        if batch.old_logprobs is not None:
+            grpo = self.config.grpo
+            sampled = PolicyInputs(logits, batch.token_ids, batch.old_logprobs, batch.advantages)
+            surrogate = policy_gradient(sampled, grpo.clip_low, grpo.clip_high)
+            return LossOutput(surrogate, nll(tail_logits, batch.tail_ids))
         full = batch.target_state
         target = batch.target_logprobs if full is None else policy.logits(full)
-        logits = policy.logits(hidden[batch.distil_row, batch.distil_place])
         inputs = LossInputs(
             logits=logits,
             target_ids=batch.target_ids,
             target_logprobs=logits.new_zeros(0, logits.shape[1]) if target is None else target,
             target_tail=batch.target_tail,
-            tail_logits=policy.logits(hidden[batch.tail_row, batch.tail_place]),
+            tail_logits=tail_logits,
             tail_ids=batch.tail_ids,
         )
         return distillation(inputs, self.config.divergence, self.config.jsd_beta)
 
     def _check_finite(self, batch: Batch, out: LossOutput) -> None:
         for name, values, rows in (
-            ("divergence", out.divergence, batch.distil_row),
+            ("loss", out.token_loss, batch.row),
             ("tail NLL", out.tail_nll, batch.tail_row),
         ):
             bad = (~values.isfinite()).nonzero()[:, 0]

@@ -64,7 +64,8 @@ def carry_out(config: RunConfig, rounds: int | None = None) -> Run:
     STAGES["evaluate"](run, 0)
     for round_ in range(1, (config.rounds if rounds is None else rounds) + 1):
         for name in ROUND:
-            STAGES[name](run, round_)
+            if config.has_teacher or name not in ("teach", "steer"):
+                STAGES[name](run, round_)
     return run
 
 

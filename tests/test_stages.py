@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROUND, carry_out, content, small_config
 
+from ogls import columns
 from ogls.errors import ConfigError, DataError, ModelError, StoreError
 from ogls.run import Run
 from ogls.stages import STAGES
@@ -173,6 +174,9 @@ def test_states_that_overflow_their_type_are_refused(copy: Run, monkeypatch: pyt
         ["steer.recipe=opsd", "train.rollouts=all", "train.divergence=forward_kl"],
         ["steer.recipe=sdpo", "train.divergence=jsd"],
         ["steer.recipe=contrastive", "train.support=full"],
+        ["train.objective=grpo", "train.grpo.normalise_std=false", "train.tail_weight=0.1"],
+        ["train.objective=rft"],
+        ["train.objective=sft"],
         ["adapter.kind=full", "train.tail_weight=0.2", "train.epochs=2"],
         ["problems.holdout=10", "teacher.empty_pool=reference", "steer.support=1000"],
     ],
@@ -182,7 +186,45 @@ def test_relatives_run_from_configuration_alone(tmp_path: Path, overrides: list[
     run = carry_out(small_config(tmp_path, *overrides))
     trained = [run.policy_hash(r) for r in (1, 2)]
     assert len({"base", *trained}) == 3
-    assert all(r["loss"] > 0 for r in run.records.read("updates", 2).to_pylist())
+    losses = [r["loss"] for r in run.records.read("updates", 2).to_pylist()]
+    grpo = config_of(overrides) == "grpo"  # its surrogate has no sign, and is near 0 at the first step
+    assert all(abs(x) < 1 if grpo else x > 0 for x in losses)
+
+
+def config_of(overrides: list[str]) -> str:
+    return small_config("x", *overrides).train.objective
+
+
+def test_methods_without_a_teacher_have_no_teacher_stages(tmp_path: Path) -> None:
+    run = carry_out(small_config(tmp_path, "train.objective=grpo"))
+    assert run.records.rounds("updates") == [1, 2]
+    assert run.records.rounds("teacher_states") == run.records.rounds("targets") == []
+    groups = columns.rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
+    mixed = [g for g in groups.values() if {"correct", "failed"} <= {r.outcome for r in g}]
+    updates = run.records.read("updates", 1).to_pylist()
+    assert sum(u["rollouts"] for u in updates) == sum(map(len, mixed))
+    assert sum(u["tokens"] for u in updates) == sum(len(r.token_ids) for g in mixed for r in g)
+
+
+def test_sft_learns_the_reference_solutions_and_rft_the_correct_rollouts(tmp_path: Path) -> None:
+    stop = {}
+    for objective in ("sft", "rft"):
+        run = carry_out(small_config(tmp_path / objective, f"train.objective={objective}"), rounds=1)
+        posed = {p.problem_id: p for p in run.problems("train")}
+        groups = columns.rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
+        tokenizer = run.policy().tokenizer
+        if objective == "sft":
+            items = columns.reference_items(groups, posed, tokenizer, tokenizer.eos_token_id, 64)
+            texts = {i.key[0]: tokenizer.decode(i.token_ids, skip_special_tokens=True) for i in items}
+            assert texts == {name: posed[name].solution for name in groups}
+        else:
+            items = columns.likelihood_items(groups)
+            right = [r for g in groups.values() for r in g if r.outcome == "correct"]
+            assert [i.token_ids for i in items] == [r.token_ids for r in right]
+        updates = run.records.read("updates", 1).to_pylist()
+        assert sum(u["tail_tokens"] for u in updates) == sum(len(i.token_ids) for i in items)
+        stop[objective] = {i.token_ids[-1] for i in items}
+    assert stop["sft"] == {tokenizer.eos_token_id}
 
 
 def test_teacher_weights_change_what_is_taught(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ogls import columns, teacher
+from ogls.batching import TrainItem
 from ogls.config import Pool
 from ogls.errors import StoreError
-from ogls.policy import Adapter, load_head, load_tokenizer
+from ogls.policy import Adapter, Policy, load_head, load_tokenizer
 from ogls.records import TEACHER_STATES, UPDATES, Key, StageResult, to_arrow
 from ogls.run import POLICY, Progress, Run, silent
 from ogls.stages.common import groups_of, policy_inputs, shards
@@ -117,7 +118,7 @@ def train(run: Run, round_: int, progress: Progress = silent) -> StageResult:
     from ogls.train import Trainer
 
     config = run.config
-    full = config.train.support == "full"
+    full = config.has_teacher and config.train.support == "full"
     before = run.policy_hash(round_ - 1)
     inputs = {
         **policy_inputs(run),
@@ -125,13 +126,15 @@ def train(run: Run, round_: int, progress: Progress = silent) -> StageResult:
         "ema": config.teacher.ema_decay if config.teacher.weights == "ema" else None,
         "round": round_,
         "before": run.digest("updates", round_ - 1) if round_ > 1 else None,
-        "targets": run.digest("targets", round_),
+        "trajectories": run.digest("trajectories", round_),
+        "verdicts": run.digest("verdicts", round_),
+        "targets": run.digest("targets", round_) if config.has_teacher else None,
         "states": run.digest("teacher_states", round_) if full else None,
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        items = _train_items(run, round_, full)
         policy = run.policy(round_ - 1)
+        items = _train_items(run, round_, policy)
         if policy.hash != before:
             raise StoreError(f"round {round_} was sampled by {before}, but {policy.hash} would be trained")
         state = load(run.attachment(round_ - 1, "optimizer.safetensors")) if round_ > 1 else None
@@ -164,13 +167,23 @@ def _teacher(run: Run, round_: int) -> Adapter | None:
     return Adapter.parse(run.attachment(round_ - 1, "ema.safetensors"))
 
 
-def _train_items(run: Run, round_: int, full: bool) -> list[Any]:
+def _train_items(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
+    """The rollouts to train on, with what the objective holds them to."""
+    config, groups = run.config, groups_of(run, round_)
+    if config.train.objective == "grpo":
+        return columns.policy_items(groups, config.train)
+    if config.train.objective == "rft":
+        return columns.likelihood_items(groups)
+    if config.train.objective == "sft":
+        posed = {p.problem_id: p for p in run.problems("train")}
+        stop = policy.tokenizer.eos_token_id
+        return columns.reference_items(groups, posed, policy.tokenizer, stop, config.rollout.max_tokens)
+    full = config.train.support == "full"
     manifest = run.records.manifest("teacher_states", round_)
     entries = manifest.of("teacher_states") if manifest else []
     states = (run.records.read_shard(entry) for entry in entries) if full else None
     targets = run.records.read("targets", round_)
-    recipe = run.config.steer.resolved()
-    return columns.train_items(groups_of(run, round_), targets, states, recipe, run.config.train)
+    return columns.train_items(groups, targets, states, config.steer.resolved(), config.train)
 
 
 def _alike(cached: Mapping[Key, Mapping[Pool, Any]]) -> Iterator[list[Key]]:

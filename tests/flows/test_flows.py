@@ -123,6 +123,14 @@ def test_mlflow_has_parameters_configuration_and_adapters(trained: tuple) -> Non
     assert 'name = "flow-test"' in Path(client.download_artifacts(run.info.run_id, "config.toml")).read_text()
 
 
+def test_a_method_without_a_teacher_runs_no_teacher_stage(tmp_path: Path) -> None:
+    train_flow(tracked(tmp_path, "name=no-teacher", "rounds=1", "train.objective=grpo", "tracking.enabled=false"))
+    names = {r.name for r in task_runs(newest_flow_run("train no-teacher"))}
+    assert {n for n in names if n.endswith("r001")} == {
+        *("sample r001", "verify r001", "train r001", "evaluate r001", "publish r001")
+    }
+
+
 def test_evaluation_on_its_own(trained: tuple) -> None:
     config, _, _ = trained
     assert evaluate_flow(config) == [2]

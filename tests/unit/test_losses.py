@@ -7,7 +7,17 @@ import math
 import pytest
 import torch
 
-from ogls.losses import LossInputs, coarsen, distillation, divergence, nll, target_bins
+from ogls.losses import (
+    LossInputs,
+    PolicyInputs,
+    coarsen,
+    distillation,
+    divergence,
+    group_advantages,
+    nll,
+    policy_gradient,
+    target_bins,
+)
 
 P = [0.5, 0.3, 0.2]
 Q = [0.2, 0.3, 0.5]
@@ -77,5 +87,78 @@ def test_stored_targets_and_the_full_vocabulary_agree_at_k_equal_v() -> None:
     stored = LossInputs(logits, top.indices, top.values.half().float(), torch.zeros(6), **nothing)
     full = LossInputs(logits, None, target, None, **nothing)
     for kind in ("forward_kl", "reverse_kl", "jsd"):
-        got, wanted = distillation(stored, kind).divergence, distillation(full, kind).divergence
+        got, wanted = distillation(stored, kind).token_loss, distillation(full, kind).token_loss
         torch.testing.assert_close(got, wanted, atol=2e-3, rtol=1e-3)  # log-probs are stored as fp16
+
+
+# --- each relative's own loss, written out naively ------------------------------------------------
+
+
+def naive_bins(logits: torch.Tensor, ids: list[int]) -> list[float]:
+    """Probabilities of the ids and of everything else, one token."""
+    p = logits.softmax(-1).tolist()
+    return [*(p[i] for i in ids), 1 - sum(p[i] for i in ids)]
+
+
+def test_opsd_is_the_generalised_jsd_against_the_teacher_that_read_the_solution() -> None:
+    """2601.18734: mean over tokens of JSD_beta(teacher(. | x, solution, y<t), student(. | x, y<t)), full vocabulary."""
+    teacher, student, beta = torch.randn(6, 15), torch.randn(6, 15), 0.3
+    total = 0.0
+    for t in range(6):
+        p, q = teacher[t].softmax(-1).tolist(), student[t].softmax(-1).tolist()
+        m = [beta * a + (1 - beta) * b for a, b in zip(p, q, strict=True)]
+        total += beta * sum(a * math.log(a / c) for a, c in zip(p, m, strict=True))
+        total += (1 - beta) * sum(b * math.log(b / c) for b, c in zip(q, m, strict=True))
+    nothing = {"tail_logits": torch.zeros(0, 15), "tail_ids": torch.zeros(0, dtype=torch.long)}
+    out = distillation(LossInputs(student, None, teacher, None, **nothing), "jsd", beta)
+    assert out.token_loss.mean().item() == pytest.approx(total / 6, rel=1e-4)
+
+
+def test_sdpo_is_top_k_with_a_tail_bucket() -> None:
+    """2601.20802: the divergence over the teacher's top-K tokens and one bucket for all the rest."""
+    teacher, student = torch.randn(6, 15), torch.randn(6, 15)
+    top = teacher.log_softmax(-1).topk(4)
+    total = 0.0
+    for t in range(6):
+        ids = top.indices[t].tolist()
+        p, q = naive_bins(teacher[t], ids), naive_bins(student[t], ids)
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    tail = 1 - top.values.exp().sum(-1)
+    nothing = {"tail_logits": torch.zeros(0, 15), "tail_ids": torch.zeros(0, dtype=torch.long)}
+    out = distillation(LossInputs(student, top.indices, top.values, tail, **nothing), "forward_kl")
+    assert out.token_loss.mean().item() == pytest.approx(total / 6, rel=1e-4)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.2), (0.1, 0.28)])
+def test_grpo_is_the_clipped_surrogate(low: float, high: float) -> None:
+    """2402.03300, eq. 3, without its KL term; means over tokens and two clips as in 2503.14476."""
+    generator = torch.Generator().manual_seed(0)
+    logits, ids = torch.randn(40, 9, generator=generator), torch.randint(0, 9, (40,), generator=generator)
+    old = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0] + 0.4 * torch.randn(40, generator=generator)
+    advantages = torch.randn(40, generator=generator)
+    got = policy_gradient(PolicyInputs(logits, ids, old, advantages), low, high)
+    clipped = 0
+    for t in range(40):
+        ratio = logits[t].softmax(-1)[ids[t]].item() / math.exp(old[t].item())
+        a = advantages[t].item()
+        wanted = min(ratio * a, max(min(ratio, 1 + high), 1 - low) * a)
+        clipped += not 1 - low <= ratio <= 1 + high
+        assert -got[t].item() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    assert 5 < clipped < 35
+
+
+def test_group_advantages() -> None:
+    assert group_advantages([1, 0, 0, 0], normalise_std=False) == [0.75, -0.25, -0.25, -0.25]
+    std = math.sqrt(0.75 * 0.25)
+    assert group_advantages([1, 0, 0, 0]) == pytest.approx([0.75 / std, *[-0.25 / std] * 3])
+    assert group_advantages([1, 1]) == [0, 0]
+
+
+def test_the_first_step_of_grpo_is_the_plain_policy_gradient() -> None:
+    """At ratio 1 the gradient is -A grad log pi."""
+    logits = torch.randn(5, 7, requires_grad=True)
+    ids, advantages = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([1.0, -1.0, 0.5, 0.0, 2.0])
+    old = -nll(logits, ids).detach()
+    (got,) = torch.autograd.grad(policy_gradient(PolicyInputs(logits, ids, old, advantages), 0.2, 0.2).sum(), logits)
+    (wanted,) = torch.autograd.grad((nll(logits, ids) * advantages).sum(), logits)
+    torch.testing.assert_close(got, wanted)

@@ -92,5 +92,5 @@ def test_every_item_is_seen_once_an_epoch(fresh: Policy, rollouts: int) -> None:
     for epoch in (0, 1):
         part = [r for r in rows if r["epoch"] == epoch]
         assert sum(r["rollouts"] for r in part) == 12
-        assert sum(r["tokens"] for r in part) == sum(i.distilled for i in items)
+        assert sum(r["tokens"] for r in part) == sum(i.trained for i in items)
     assert seen[-1] == (len(rows), len(rows))

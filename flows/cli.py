@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,15 +53,16 @@ def train(config: Config, set_: Set = None) -> None:
 
 
 def _next_steps(config: Any) -> list[str]:
+    here = "" if shutil.which("ogls") else f"{os.path.relpath(Path(sys.executable).parent)}/"
     served = _prefect_address().removesuffix("/api")
-    prefect = f"open {served}" if served else "prefect server start, then open http://127.0.0.1:4200"
+    prefect = f"open {served}" if served else f"{here}prefect server start, then open http://127.0.0.1:4200"
     lines = [f"watch it in the Prefect UI:  {prefect}"]
     if config.tracking.enabled:
         uri = config.tracking.uri
-        local = f"mlflow ui --backend-store-uri {uri} --port 5000, then open http://127.0.0.1:5000"
+        local = f"{here}mlflow ui --backend-store-uri {uri} --port 5000, then open http://127.0.0.1:5000"
         lines.append(f"open MLflow:                 {local if uri.startswith('sqlite:') else 'open ' + uri}")
     root = "" if config.root == "data/runs" else f" --root {config.root}"
-    return [*lines, f"query it:                    ogls query --name rounds --run {config.name}{root}"]
+    return [*lines, f"query it:                    {here}ogls query --name rounds --run {config.name}{root}"]
 
 
 @app.command()
@@ -83,6 +85,40 @@ def evaluate(
 
     sql = f"SELECT * EXCLUDE (run, place) FROM summaries WHERE round IN ({chosen}) ORDER BY round, place"
     _show(ask(Store(loaded.root), sql, loaded.name), "table", None)
+
+
+@app.command()
+def sweep(
+    run: Annotated[str, typer.Argument(help="A run, by name.")],
+    round_: Annotated[int | None, typer.Option("--round", help="The round; the last one taught if none.")] = None,
+    recipes: Annotated[list[str] | None, typer.Option("--recipe", help="Only this recipe. Repeatable.")] = None,
+    strengths: Annotated[list[float] | None, typer.Option("--strength", help="Only this strength. Repeatable.")] = None,
+    root: Root = "data/runs",
+) -> None:
+    """What other recipes and strengths would have done, from a round's cached teacher states alone."""
+    from ogls.query import query as ask
+    from ogls.run import open_run
+    from ogls.stages.sweeping import FIGURE, FIGURES
+    from ogls.stages.sweeping import sweep as measure
+    from ogls.sweep import RECIPES, STRENGTHS
+    from tasks.progress import reporting, watch
+
+    chosen = tuple(recipes or RECIPES)
+    if unknown := sorted(set(chosen) - set(RECIPES)):
+        raise UserError(f"no recipe {', '.join(unknown)} to sweep; there are {', '.join(RECIPES)}")
+    opened = open_run(root, run)
+    taught = opened.records.rounds("teacher_states")
+    if not taught:
+        raise UserError(f"run {run} has no cached teacher states: its method has no teacher, or nothing was taught yet")
+    number = taught[-1] if round_ is None else round_
+    watch(err)
+    with opened.records.lock("sweep"), reporting("sweep", number) as progress:
+        measure(opened, number, progress, chosen, tuple(strengths or STRENGTHS))
+    columns = "recipe, strength, tokens, kl, entropy, moved_correct, moved_failed, auc, token_auc"
+    _show(ask(opened.records.store, f"SELECT {columns} FROM sweeps WHERE round = {number}", run), "table", None)
+    folder = opened.records.folder(FIGURES, number)
+    out.print(f"figure: {opened.records.url(f'{folder}/{FIGURE}')}", soft_wrap=True, highlight=False)
+    out.print("by position and by pair: ogls query on the tables sweep_positions and sweep_agreement", highlight=False)
 
 
 @app.command()

@@ -267,6 +267,7 @@ class EvaluateConfig(SamplingConfig):
 
     samples: int = setting(4, "k of avg@k: sampled completions a problem.", ge=1)
     every: int = setting(1, "Evaluate each so many rounds; the first and last always are.", ge=1, operational=True)
+    base_kl: bool = setting(True, "Score the samples with the base model too, for the policy's KL to it.")
     bootstrap: int = setting(2000, "Bootstrap resamples over problems for the 95% interval.", ge=100)
     benchmarks: tuple[Benchmark, ...] = setting((), "What to evaluate on, besides problems.holdout.")
 

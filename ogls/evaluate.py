@@ -19,7 +19,10 @@ def summarise(rows: Sequence[dict[str, Any]], benchmark: str, place: int, resamp
         else:
             sampled[row["problem_id"]].append(row)
     correct = np.array([[r["verdict"] == "correct" for r in group] for group in sampled.values()])
-    lengths = np.array([r["n_tokens"] for group in sampled.values() for r in group])
+    drawn = [r for group in sampled.values() for r in group]
+    lengths = np.array([r["n_tokens"] for r in drawn])
+    logprob = sum(r["logprob"] for r in drawn)
+    base = [r["base_logprob"] for r in drawn if r["base_logprob"] is not None]
     k = correct.shape[1]
     low, high = bootstrap_interval(correct.mean(1), resamples, seed)
     return {
@@ -35,8 +38,10 @@ def summarise(rows: Sequence[dict[str, Any]], benchmark: str, place: int, resamp
         "mean_length": float(lengths.mean()),
         "length_p50": float(np.percentile(lengths, 50)),
         "length_p95": float(np.percentile(lengths, 95)),
-        "truncated": float(np.mean([r["finish_reason"] == "length" for g in sampled.values() for r in g])),
+        "truncated": float(np.mean([r["finish_reason"] == "length" for r in drawn])),
         "distinct_answers": float(np.mean([len({r["answer"] for r in group}) for group in sampled.values()])),
+        "entropy": -float(logprob / lengths.sum()),
+        "kl_base": float((logprob - sum(base)) / lengths.sum()) if len(base) == len(drawn) else None,
     }
 
 

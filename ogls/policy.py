@@ -165,9 +165,9 @@ def _load_causal(model: ModelConfig) -> Any:
 def load_head(model: ModelConfig) -> Tensor:
     """The LM head alone [V, D] in fp32 on the model's device, for steering from cached states.
 
-    Raises ModelError as Policy does.
+    Nothing runs: that the head is a plain matrix was seen when the run was prepared.
     """
-    return _plain_head(_load_causal(model).eval(), model.path).float().to(_device(model))
+    return _load_causal(model).get_output_embeddings().weight.detach().float().to(_device(model))
 
 
 def _unreachable(model: ModelConfig, error: Exception) -> str:

@@ -165,6 +165,8 @@ SCORES = Table(
         _field("answer", pa.string(), "The answer found in the completion.", nullable=True),
         _field("n_tokens", pa.int32(), "Length in tokens, the stop token included."),
         _field("finish_reason", pa.string(), "stop or length."),
+        _field("logprob", pa.float32(), "Log-probability (nats) of the completion under the policy at temperature 1."),
+        _field("base_logprob", pa.float32(), "The same under the base model (evaluate.base_kl).", nullable=True),
         _field("text", pa.string(), "The completion."),
         _field("policy", pa.string(), "Hash of the adapter that was evaluated; base for none."),
         _field("seed", pa.int64(), "Seed of this completion."),
@@ -190,11 +192,70 @@ SUMMARIES = Table(
         _field("length_p95", pa.float64(), "95th percentile of it."),
         _field("truncated", pa.float64(), "Share of sampled completions cut at max_tokens."),
         _field("distinct_answers", pa.float64(), "Mean number of different answers a problem among its samples."),
+        _field("entropy", pa.float64(), "Minus the mean log-probability of sampled tokens: nats a token."),
+        _field("kl_base", pa.float64(), "KL(policy || base) estimated on the samples: nats a token.", nullable=True),
     ),
     owner="scores",
 )
 
-ALL_TABLES = (PROBLEMS, TRAJECTORIES, VERDICTS, TEACHER_STATES, TARGETS, UPDATES, SCORES, SUMMARIES)
+_RECIPE = _field("recipe", pa.string(), "Name of the recipe.")
+_STRENGTH = _field("strength", pa.float64(), "Its strength; null for recipes without one.", nullable=True)
+
+SWEEPS = Table(
+    "sweeps",
+    "sweep",
+    "One row a recipe and strength, measured on a round's cached states (`ogls sweep`).",
+    _schema(
+        _RECIPE,
+        _STRENGTH,
+        _field("w_base", pa.float64(), "Weight of the pool base."),
+        _field("w_reference", pa.float64(), "Weight of the pool reference."),
+        _field("w_correct", pa.float64(), "Weight of the pool correct."),
+        _field("w_incorrect", pa.float64(), "Weight of the pool incorrect."),
+        _field("tokens", pa.int64(), "Tokens measured."),
+        _field("kl", pa.float64(), "Mean KL(target || base) in nats a token."),
+        _field("entropy", pa.float64(), "Mean entropy of the target in nats."),
+        _field("moved_correct", pa.float64(), "Mean p_target - p_base of correct rollouts' tokens.", nullable=True),
+        _field("moved_failed", pa.float64(), "Mean p_target - p_base of failed rollouts' tokens.", nullable=True),
+        _field("auc", pa.float64(), "AUC, correct over failed, of rollouts' mean log-prob ratio.", nullable=True),
+        _field("token_auc", pa.float64(), "AUC, correct over failed, of tokens' log-prob ratio.", nullable=True),
+    ),
+)
+
+SWEEP_POSITIONS = Table(
+    "sweep_positions",
+    "sweep",
+    "The same by position in the rollout.",
+    _schema(
+        _RECIPE,
+        _STRENGTH,
+        _field("position_from", pa.int32(), "First position of the bin."),
+        _field("position_to", pa.int32(), "Last position of the bin."),
+        _field("correct_tokens", pa.int32(), "Tokens of correct rollouts in the bin."),
+        _field("failed_tokens", pa.int32(), "Tokens of failed rollouts in the bin."),
+        _field("auc", pa.float64(), "AUC, correct over failed, of tokens' log-prob ratio.", nullable=True),
+        _field("kl", pa.float64(), "Mean KL(target || base) in nats a token."),
+    ),
+    owner="sweeps",
+)
+
+SWEEP_AGREEMENT = Table(
+    "sweep_agreement",
+    "sweep",
+    "One row a pair of recipes and strengths: how far their targets agree.",
+    _schema(
+        _field("a", pa.string(), "One recipe and its strength."),
+        _field("b", pa.string(), "The other."),
+        _field("same_top", pa.float64(), "Share of tokens at which both have the same likeliest token."),
+        _field("correlation", pa.float64(), "Correlation of their log-prob ratios.", nullable=True),
+    ),
+    owner="sweeps",
+)
+
+ALL_TABLES = (
+    *(PROBLEMS, TRAJECTORIES, VERDICTS, TEACHER_STATES, TARGETS, UPDATES, SCORES, SUMMARIES),
+    *(SWEEPS, SWEEP_POSITIONS, SWEEP_AGREEMENT),
+)
 TABLES = {t.name: t for t in ALL_TABLES}
 
 

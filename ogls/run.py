@@ -123,6 +123,16 @@ class Run:
         return replace(result, notice=" ".join(n for n in (notice, metrics.get("notice", "")) if n))
 
 
+def open_run(root: str, name: str) -> Run:
+    """A run that exists, with the configuration it was started with. Raises StoreError naming those there are."""
+    store = Store(root)
+    about = store.run(name).about()
+    if about is None:
+        there = ", ".join(r.name for r in store.runs()) or "none"
+        raise StoreError(f"no run {name} in {root}; there are: {there}")
+    return Run(RunConfig.model_validate({**about["config"], "root": root}))
+
+
 def source_digest(path: str) -> str:
     """SHA-256 of a local file, so that a changed source is noticed; the name alone for anything else."""
     import hashlib

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ogls.config import Pool, RunConfig
 from ogls.errors import ModelError
+from ogls.losses import nll
 from ogls.policy import Policy
 from ogls.prompts import Prompter
 from ogls.records import Key, Problem, Rollout
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+_HEAD_TOKENS = 1024  # tokens whose full-vocabulary logits are alive at once
 REFERENCE = -1  # the "sample" of a reference solution among exemplars
 
 
@@ -230,6 +232,28 @@ def continuations(
         for row, (i, sequence) in enumerate(part):
             rest = [states[row, : len(sequence) - 1]] if states is not None else []
             yield torch.cat([first[i][None], *rest])
+
+
+def logprobs(
+    policy: Policy, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[tuple[int, ...]], batch_tokens: int
+) -> list[float]:
+    """Log-probability (nats) of each rollout given its prompt, with the weights in use; equal prompts run once."""
+    import torch
+
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(prompt, []).append(place)
+    longest = [max(len(rollouts[i]) for i in places[p]) for p in places]
+    found = [0.0] * len(prompts)
+    for batch in _batches(list(places), longest, batch_tokens):
+        pairs = [(n, i) for n, prompt in enumerate(batch) for i in places[prompt]]
+        with torch.inference_mode():
+            all_states = continuations(policy, batch, [(n, rollouts[i]) for n, i in pairs], batch_tokens)
+            for (_, i), states in zip(pairs, all_states, strict=True):
+                ids = torch.tensor(rollouts[i], device=states.device)
+                for part, part_ids in zip(states.split(_HEAD_TOKENS), ids.split(_HEAD_TOKENS), strict=True):
+                    found[i] -= float(nll(policy.logits(part), part_ids).sum())
+    return found
 
 
 def _batches(contexts: list[tuple[int, ...]], longest: list[int], batch_tokens: int) -> Iterable[list[tuple[int, ...]]]:

@@ -270,3 +270,11 @@ def test_the_head_and_the_embeddings_are_never_trained() -> None:
         model = Policy(ModelConfig(path="data/tiny/model"), AdapterConfig(kind=kind, rank=4))
         assert not [n for n in model.parameters if "embed" in n or "lm_head" in n]
         assert model.parameters
+
+
+def test_the_base_model_has_no_divergence_from_itself(finished: Run) -> None:
+    """KL(policy || base) on the samples: 0 at round 0, where both are one, and not once the policy is trained."""
+    kls = [finished.records.read("summaries", r).to_pylist()[0]["kl_base"] for r in (0, 2)]
+    assert abs(kls[0]) < 1e-5 < abs(kls[1])
+    rows = finished.records.read("scores", 0).to_pylist()
+    assert all(abs(r["logprob"] - r["base_logprob"]) < 1e-3 for r in rows)

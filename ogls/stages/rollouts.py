@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ogls import problems
+from ogls import problems, teacher
 from ogls.evaluate import summarise
+from ogls.policy import Policy
 from ogls.records import (
     PROBLEMS,
     SCORES,
@@ -137,6 +138,7 @@ def evaluate(run: Run, round_: int, progress: Progress = silent) -> StageResult:
 
     def work(writer: StageWriter) -> dict[str, Any]:
         sampler, prompter = sampler_at(run, round_)
+        base = run.policy() if sampling.base_kl else None
         jobs: list[tuple[str, bool, Request]] = []
         names = [*(b.name for b in sampling.benchmarks), *(["holdout"] if config.problems.holdout else [])]
         for name in names:
@@ -147,7 +149,7 @@ def evaluate(run: Run, round_: int, progress: Progress = silent) -> StageResult:
         greedy = sampling.model_copy(update={"temperature": 0.0})
         for index, part in shards(jobs, sampling.batch_size, writer, progress, by=lambda job: job[1]):
             completions = sampler.sample([r for _, _, r in part], greedy if part[0][1] else sampling)
-            writer.shard(index, to_arrow(SCORES, _scores(run, part, completions, sampler.hash)))
+            writer.shard(index, to_arrow(SCORES, _scores(run, part, completions, sampler.hash, base)))
         rows = [row for _, e in sorted(writer.done.items()) for row in run.records.read_shard(e).to_pylist()]
         seed = run.seed("bootstrap")
         summaries = [
@@ -176,13 +178,22 @@ def _trajectory(request: Request, completion: Completion, policy: str) -> dict[s
 
 
 def _scores(
-    run: Run, part: Sequence[tuple[str, bool, Request]], completions: Sequence[Completion], policy: str
+    run: Run,
+    part: Sequence[tuple[str, bool, Request]],
+    completions: Sequence[Completion],
+    policy: str,
+    base: Policy | None,
 ) -> list[dict[str, Any]]:
     rows = []
-    for (name, greedy, request), completion in zip(part, completions, strict=True):
+    under_base: list[float | None] = [None] * len(part)
+    if base:
+        prompts, tokens = [r.prompt_ids for _, _, r in part], [c.token_ids for c in completions]
+        under_base = list(teacher.logprobs(base, prompts, tokens, run.config.teacher.batch_tokens))
+    for (name, greedy, request), completion, base_logprob in zip(part, completions, under_base, strict=True):
         row = _trajectory(request, completion, policy)
         kept = ("problem_id", "sample", "n_tokens", "text", "finish_reason", "policy", "seed")
-        rows.append({"benchmark": name, "greedy": greedy, **{n: row[n] for n in kept}})
+        sums = {"logprob": sum(completion.logprobs), "base_logprob": base_logprob}
+        rows.append({"benchmark": name, "greedy": greedy, **sums, **{n: row[n] for n in kept}})
     judged: list[Judgement] = []
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         judged += judge(run, name, [row for row in rows if row["benchmark"] == name])

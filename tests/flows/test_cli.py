@@ -46,6 +46,8 @@ def root(finished: Run) -> str:
         (["query", "SELECT 1", "--run", "none", "--root", "/nonexistent"], "no run none in /nonexistent"),
         (["query", "SELECT 1", "--format", "xml"], "no format xml"),
         (["query", "SELECT 1", "--format", "parquet"], "add --out FILE"),
+        (["sweep", "none", "--root", "/nonexistent"], "no run none in /nonexistent; there are: none"),
+        (["sweep", "none", "--recipe", "x"], "no recipe x to sweep; there are ogls-sd, contrastive"),
         (["stage", "dream", str(TINY)], "no stage dream; there are prepare, sample"),
         (["seed-model", "data/tiny"], "data/tiny is not empty"),
         (["nonsense"], "No such command 'nonsense'"),
@@ -63,7 +65,7 @@ def test_mistakes_are_one_or_two_lines_and_exit_code_2(arguments: list[str], mes
 def test_help_lists_every_command() -> None:
     done = ogls("--help")
     assert done.returncode == 0
-    for command in ("train", "evaluate", "query", "tables", "runs", "config", "stage", "seed-model"):
+    for command in ("train", "evaluate", "sweep", "query", "tables", "runs", "config", "stage", "seed-model"):
         assert f" {command} " in done.stdout
 
 

@@ -41,6 +41,8 @@ def row(problem: str, sample: int, verdict: str, length: int, answer: str | None
         "answer": answer,
         "greedy": greedy,
         "finish_reason": reason,
+        "logprob": -0.5 * length,
+        "base_logprob": -0.75 * length,
     }
 
 
@@ -60,3 +62,6 @@ def test_a_summary_by_hand() -> None:
     assert (got["mean_length"], got["length_p50"]) == (25, 25)
     assert got["truncated"] == 0.25
     assert got["distinct_answers"] == 1.5
+    assert got["entropy"] == pytest.approx(0.5)
+    assert got["kl_base"] == pytest.approx(0.25)
+    assert summarise([{**r, "base_logprob": None} for r in rows], "bench", 0, 200, 0)["kl_base"] is None

@@ -1,0 +1,58 @@
+"""Figures as PNG bytes: colours that the colour-blind can tell apart, units on the axes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+_MARKERS = "osD^vPX"
+
+
+def sweep_figure(rows: Sequence[dict[str, Any]], positions: Sequence[dict[str, Any]], title: str) -> bytes:
+    """Strength against KL and AUC, and AUC by position at each recipe's best strength."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    by_kl, by_auc, by_place = figure.subplots(1, 3)
+    for number, recipe in enumerate(dict.fromkeys(r["recipe"] for r in rows)):
+        style = {"color": COLOURS[number % 7], "marker": _MARKERS[number % 7], "label": recipe}
+        mine = [r for r in rows if r["recipe"] == recipe]
+        if mine[0]["strength"] is None:
+            by_kl.axhline(mine[0]["kl"], color=style["color"], linestyle="--", label=recipe)
+            if mine[0]["auc"] is not None:
+                by_auc.axhline(mine[0]["auc"], color=style["color"], linestyle="--", label=recipe)
+        else:
+            by_kl.plot([r["strength"] for r in mine], [r["kl"] for r in mine], **style)
+            judged = [r for r in mine if r["auc"] is not None]
+            by_auc.plot([r["strength"] for r in judged], [r["auc"] for r in judged], **style)
+        best = max(mine, key=lambda r: r["auc"] or 0)
+        there = [p for p in positions if (p["recipe"], p["strength"]) == (recipe, best["strength"])]
+        there = [p for p in there if p["auc"] is not None]
+        label = recipe if best["strength"] is None else f"{recipe} {best['strength']:g}"
+        middles = [(p["position_from"] + p["position_to"]) / 2 for p in there]
+        by_place.plot(middles, [p["auc"] for p in there], **{**style, "label": label})
+    for axes in (by_auc, by_place):
+        axes.axhline(0.5, color="#999999", linewidth=0.8)
+        axes.set_ylabel("AUC, correct over failed rollouts")
+    strengths = [r["strength"] for r in rows if r["strength"]]
+    for axes in (by_kl, by_auc):
+        axes.set_xlabel("strength (lambda, a)")
+        if strengths:
+            axes.set_xscale("log")
+            axes.set_xlim(min(strengths) / 1.3, max(strengths) * 1.3)
+    if any(r["kl"] > 0 for r in rows):
+        by_kl.set_yscale("log")
+    by_kl.set_ylabel("KL(target || base), nats a token")
+    by_place.set_xlabel("position in the rollout, tokens")
+    for axes in (by_kl, by_auc, by_place):
+        axes.legend(fontsize=8)
+    figure.suptitle(title)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=110, metadata={"Software": None})
+    return sink.getvalue()

@@ -88,6 +88,22 @@ def evaluate(
 
 
 @app.command()
+def compare(study: Annotated[Path, typer.Argument(help="A study's TOML file: methods and seeds.")]) -> None:
+    """Train methods x seeds at equal rollouts and write a page that compares them."""
+    from ogls.study import load_study
+
+    loaded, runs = load_study(study)
+    _quiet_prefect()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // loaded.at_once)))
+    from flows.compare import compare as run_study
+
+    err.print(f"study {loaded.name}: {len(runs)} runs, {loaded.at_once} at once")
+    path = _in_foreground(lambda: run_study(loaded, list(runs.values())))
+    out.print(Path(path).read_text(), markup=False, highlight=False, soft_wrap=True)
+    out.print(f"written to {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def sweep(
     run: Annotated[str, typer.Argument(help="A run, by name.")],
     round_: Annotated[int | None, typer.Option("--round", help="The round; the last one taught if none.")] = None,
@@ -307,7 +323,7 @@ def _quiet_prefect() -> None:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 
-def _in_foreground(flow: Callable[[], Any]) -> None:
+def _in_foreground(flow: Callable[[], Any]) -> Any:
     from tasks.progress import watch
 
     watch(err)
@@ -316,7 +332,7 @@ def _in_foreground(flow: Callable[[], Any]) -> None:
     else:
         err.print("starting a temporary Prefect server (set PREFECT_API_URL to use a running one)", style="dim")
     try:
-        flow()
+        return flow()
     except KeyboardInterrupt:
         raise Interrupted from None
 

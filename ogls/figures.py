@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
@@ -48,6 +48,47 @@ def sweep_figure(rows: Sequence[dict[str, Any]], positions: Sequence[dict[str, A
     by_place.set_xlabel("position in the rollout, tokens")
     for axes in (by_kl, by_auc, by_place):
         axes.legend(fontsize=8)
+    figure.suptitle(title)
+    return _png(figure)
+
+
+_CURVE_LABELS = {
+    "accuracy": "accuracy (avg@k)",
+    "greedy_accuracy": "greedy accuracy",
+    "mean_length": "length, tokens",
+    "entropy": "entropy, nats a token",
+    "kl_base": "KL(policy || base), nats a token",
+    "truncated": "truncated, share",
+    "distinct_answers": "distinct answers a problem",
+}
+
+
+def study_figure(
+    curves: Mapping[str, Sequence[dict[str, Any]]], passes: Sequence[dict[str, Any]], a_round: int, title: str
+) -> bytes:
+    """A panel a measure against rollouts, bands over seeds, and pass@k of the last round."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, 7.5), layout="constrained")
+    panels = figure.subplots(2, 4).flat
+    shown: list[tuple[Any, Sequence[dict[str, Any]], str, float, str]] = [
+        (axes, rows, "round", a_round, _CURVE_LABELS[measure])
+        for axes, (measure, rows) in zip(panels, curves.items(), strict=False)
+    ]
+    shown.append((figure.axes[7], passes, "k", 1, "pass@k, last round"))
+    methods = list(dict.fromkeys(row["method"] for _, rows, *_ in shown for row in rows))
+    for axes, rows, across, scale, label in shown:
+        for number, method in enumerate(methods):
+            mine = [r for r in rows if r["method"] == method]
+            style = {"color": COLOURS[number % 7], "marker": _MARKERS[number % 7], "markersize": 4, "label": method}
+            x = [r[across] * scale for r in mine]
+            axes.plot(x, [r["mean"] for r in mine], **style)
+            axes.fill_between(
+                x, [r["low"] for r in mine], [r["high"] for r in mine], color=style["color"], alpha=0.15, linewidth=0
+            )
+        axes.set_xlabel("k" if across == "k" else "rollouts")
+        axes.set_ylabel(label)
+    figure.axes[0].legend(fontsize=8)
     figure.suptitle(title)
     return _png(figure)
 

@@ -8,13 +8,13 @@ nothing is taken for a wrong answer because the judge failed.
 
 from __future__ import annotations
 
-import atexit
 import os
 import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from typing import Any
 
 from ogls.config import Verdict, VerifyConfig
@@ -104,7 +104,9 @@ def shared(config: VerifyConfig) -> Verifier:
     with _sharing:
         if config not in _shared:
             _shared[config] = Verifier(config)
-            atexit.register(_shared[config].close)
+            # A finalizer and not atexit: a process that multiprocessing started runs only the former, and would
+            # wait for ever for the workers at its end.
+            Finalize(None, _shared[config].close, exitpriority=100)
         return _shared[config]
 
 

@@ -1,0 +1,61 @@
+"""A study of two methods, two seeds and two rounds, interrupted and finished by the same command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import REPO, SMALL
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) -> None:
+    study = tmp_path / "study.toml"
+    study.write_text(
+        f'name = "s"\nroot = "{tmp_path}/runs"\nout = "{tmp_path}/out"\nseeds = [0, 1]\nat_once = 2\n'
+        f"set = {json.dumps(SMALL)}\n"
+        f'[[methods]]\nname = "ogls-sd"\nconfig = "{REPO}/deployments/runs/tiny.toml"\n'
+        f'[[methods]]\nname = "grpo"\nconfig = "{REPO}/deployments/runs/tiny-grpo.toml"\n'
+    )
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment.pop("PREFECT_API_URL", None)
+
+    def compare() -> str:
+        command = [sys.executable, "-m", "flows.cli", "compare", str(study)]
+        done = subprocess.run(
+            command, cwd=REPO, env=environment, capture_output=True, text=True, check=False, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def written() -> dict[str, str]:
+        manifests = (tmp_path / "runs").glob("*/*/round=*/manifest.json")
+        return {str(p.relative_to(tmp_path)): json.loads(p.read_text())["written"] for p in manifests}
+
+    first = compare()
+    before = written()
+    runs = sorted(p.name for p in (tmp_path / "runs").iterdir())
+    assert runs == ["s-grpo-s0", "s-grpo-s1", "s-ogls-sd-s0", "s-ogls-sd-s1"]
+
+    shutil.rmtree(tmp_path / "runs" / "s-grpo-s1")  # as if the study had ended before this run
+    second = compare()
+    after = written()
+    again = {name for name in after if after[name] != before[name]}
+    assert again == {name for name in before if name.startswith("runs/s-grpo-s1/")}
+
+    def table(page: str) -> list[str]:
+        """The page's rows without their last column, the seconds."""
+        return [line.rsplit("|", 2)[0] for line in page.splitlines() if line.startswith(("| ogls", "| grpo"))]
+
+    assert table(first) == table(second)
+    assert len(table(first)) == 2
+    results = pq.read_table(tmp_path / "out/s/results.parquet").to_pylist()
+    assert [(r["method"], r["seeds"]) for r in results] == [("ogls-sd", 2), ("grpo", 2)]
+    assert (tmp_path / "out/s/curves.png").stat().st_size > 10_000

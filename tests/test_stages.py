@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -89,11 +90,23 @@ def test_another_configuration_redoes_what_depends_on_it(copy: Run) -> None:
     assert reused == {"sample": True, "verify": True, "teach": True, "steer": False, "train": False, "evaluate": False}
 
 
-def test_an_adapter_that_is_not_the_one_trained_is_found(copy: Run, finished: Run, tmp_path: Path) -> None:
-    """Swapping in another round's adapter is caught by its hash even before any checksum is compared."""
-    other = tmp_path / "tiny/policy/round=002/adapter_model.safetensors"
-    shutil.copy(other, tmp_path / "tiny/policy/round=001/adapter_model.safetensors")
-    with pytest.raises(StoreError, match="the adapter's hash is"):
+def test_a_damaged_adapter_is_not_used(copy: Run, tmp_path: Path) -> None:
+    path = tmp_path / "tiny/policy/round=001/adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StoreError, match=r"adapter_model\.safetensors has \d+ bytes instead of \d+; run the training"):
+        copy.adapter(1)
+
+
+def test_an_adapter_that_is_not_the_one_trained_is_found(copy: Run, tmp_path: Path) -> None:
+    """Another round's adapter, with a manifest that vouches for the file: the recorded hash still tells."""
+    swapped = tmp_path / "tiny/policy/round=001/adapter_model.safetensors"
+    shutil.copy(tmp_path / "tiny/policy/round=002/adapter_model.safetensors", swapped)
+    path = tmp_path / "tiny/updates/round=001/manifest.json"
+    manifest = json.loads(path.read_text())
+    (entry,) = [f for f in manifest["files"] if f["path"].endswith("adapter_model.safetensors")]
+    entry["sha256"] = hashlib.sha256(swapped.read_bytes()).hexdigest()
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match=r"the adapter's hash is \w+, but \w+ was trained"):
         copy.adapter(1)
 
 

@@ -38,6 +38,7 @@ class TrainItem:
     state: Float[Tensor, "T D"] | None = None
     old_logprobs: Float[Tensor, " T"] | None = None
     advantage: float = 0.0
+    weights: Float[Tensor, " T"] | None = None  # of the trained tokens; none for uniform
 
     @property
     def length(self) -> int:
@@ -64,6 +65,7 @@ class Batch:
     target_state: Float[Tensor, "N D"] | None
     old_logprobs: Float[Tensor, " N"] | None
     advantages: Float[Tensor, " N"]
+    weights: Float[Tensor, " N"] | None
 
 
 def micro_batches(items: Sequence[TrainItem], max_tokens: int) -> list[list[TrainItem]]:
@@ -119,4 +121,5 @@ def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:
         target_state=joined("state"),
         old_logprobs=joined("old_logprobs"),
         advantages=torch.tensor(advantages, device=device),
+        weights=joined("weights"),
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ogls.batching import TrainItem
-from ogls.config import Pool, Recipe, TrainConfig
+from ogls.config import Pool, SteerConfig, TrainConfig
 from ogls.errors import ModelError
 from ogls.losses import group_advantages
 from ogls.records import TARGETS, Key, Problem, Rollout, enforce
@@ -110,19 +110,20 @@ def train_items(
     groups: dict[str, list[Rollout]],
     targets: pa.Table,
     states: Iterable[pa.Table] | None,
-    recipe: Recipe,
+    steer: SteerConfig,
     config: TrainConfig,
 ) -> list[TrainItem]:
     """What a round of distillation trains on: rollouts with a target, and correct ones for their tail.
 
     With `states` the target is the combined teacher state (full vocabulary), else the stored top-K and tail.
     """
-    held: dict[Key, dict[str, Any]] = dict(_stored_targets(targets))
+    held: dict[Key, dict[str, Any]] = dict(_stored_targets(targets, config.token_weights))
     if states is not None:
         for table in states:
             for key, pools in unpack_states(table).items():
                 if key in held:
-                    held[key] = {"state": combine(pools, recipe), "trained": held[key]["trained"]}
+                    kept = {name: held[key][name] for name in ("trained", "weights")}
+                    held[key] = {"state": combine(pools, steer.resolved(), steer.temperature), **kept}
     return _with_tails((r for group in groups.values() for r in group), held, config)
 
 
@@ -171,7 +172,7 @@ def _with_tails(rollouts: Iterable[Rollout], held: dict[Key, dict[str, Any]], co
     return items
 
 
-def _stored_targets(table: pa.Table) -> Iterable[tuple[Key, dict[str, Any]]]:
+def _stored_targets(table: pa.Table, token_weights: str) -> Iterable[tuple[Key, dict[str, Any]]]:
     """Per rollout its rows of the targets table as tensors; a rollout's rows lie together."""
     import torch
 
@@ -185,11 +186,19 @@ def _stored_targets(table: pa.Table) -> Iterable[tuple[Key, dict[str, Any]]]:
 
     ids, logprobs = matrix("ids").long(), matrix("target_logprobs")
     tail = torch.from_numpy(table["tail_mass"].to_numpy().copy())
+    by = {"kl": "kl", "direction": "direction_norm"}.get(token_weights)
+    weights = torch.from_numpy(table[by].to_numpy().copy()) if by else torch.ones(len(table))
     starts = np.flatnonzero(table["position"].to_numpy() == 0)
     names, samples = table["problem_id"].to_pylist(), table["sample"].to_pylist()
     for start, end in zip(starts, [*starts[1:], len(table)], strict=True):
         part = slice(int(start), int(end))
         yield (
             (names[start], samples[start]),
-            {"trained": int(end - start), "ids": ids[part], "logprobs": logprobs[part], "tail_mass": tail[part]},
+            {
+                "trained": int(end - start),
+                "weights": weights[part],
+                "ids": ids[part],
+                "logprobs": logprobs[part],
+                "tail_mass": tail[part],
+            },
         )

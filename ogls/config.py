@@ -201,6 +201,7 @@ class SteerConfig(Section):
     )
     strength: float = setting(0.5, "lambda of ogls-sd, a of contrastive; the others ignore it.")
     weights: Recipe | None = setting(None, "The weights of recipe custom.")
+    temperature: float = setting(1.0, "The target's logits are divided by it: below 1 sharpens.", gt=0)
     support: int = setting(64, "K: tokens a target keeps besides its tail.", ge=1)
     batch_tokens: int = setting(1024, "Tokens whose full-vocabulary logits are alive at once.", ge=1)
 
@@ -251,6 +252,19 @@ class TrainConfig(Section):
     support: Literal["top_k", "full"] = setting(
         "top_k", "Compare on the stored top-K and tail, or on the full vocabulary from the cached states."
     )
+    tail_bucket: bool = setting(
+        True, "top_k: compare the mass outside the support too, in one bucket; false renormalises on the support."
+    )
+    token_weights: Literal["uniform", "kl", "direction"] = setting(
+        "uniform", "Weigh distilled tokens by their KL(target || base) or direction norm, over its mean in the step."
+    )
+    token_clip: float = setting(0.0, "A token's divergence is clipped at this, after its sum; 0 for not.", ge=0)
+    pointwise_clip: float = setting(
+        0.0,
+        "forward_kl: clip every term of the sum at this (OPSD's tau = 0.05); 0 for not. For reproduction only: it "
+        "reverses the gradient of clipped terms and ends in loops.",
+        ge=0,
+    )
     tail_weight: float = setting(0.0, "mu: weight of the NLL on the tail of correct rollouts.", ge=0)
     tail_tokens: int = setting(32, "Last tokens of a correct rollout, stop token included, in the tail NLL.", ge=1)
     epochs: int = setting(1, "Passes over the round's rollouts.", ge=1)
@@ -260,6 +274,12 @@ class TrainConfig(Section):
     warmup_steps: int = setting(0, "Optimizer steps over which the rate rises linearly, once a run.", ge=0)
     weight_decay: float = setting(0.0, "AdamW weight decay.", ge=0)
     max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm.", gt=0)
+
+    @model_validator(mode="after")
+    def _pointwise_clip_is_of_forward_kl(self) -> TrainConfig:
+        if self.pointwise_clip and self.divergence != "forward_kl":
+            raise ValueError("train.pointwise_clip goes with train.divergence = 'forward_kl' only")
+        return self
 
 
 class EvaluateConfig(SamplingConfig):

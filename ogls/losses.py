@@ -52,14 +52,34 @@ class LossOutput:
     tail_nll: Float[Tensor, " M"]
 
 
-def distillation(inputs: LossInputs, kind: str, jsd_beta: float = 0.5) -> LossOutput:
-    """The divergence of every distilled token and the NLL of every tail token."""
+def distillation(
+    inputs: LossInputs,
+    kind: str,
+    jsd_beta: float = 0.5,
+    tail_bucket: bool = True,
+    token_clip: float = 0.0,
+    pointwise_clip: float = 0.0,
+) -> LossOutput:
+    """The divergence of every distilled token and the NLL of every tail token.
+
+    Without `tail_bucket` both distributions are renormalised on the support. `token_clip` bounds a token's
+    divergence after its sum. `pointwise_clip` bounds each term of the forward KL, as OPSD does: its gradient is
+    wrong where it clips, and it is there for reproduction.
+    """
     if inputs.target_ids is None:
         target, student = inputs.target_logprobs.log_softmax(-1), inputs.logits.float().log_softmax(-1)
     else:
         student = coarsen(inputs.logits, inputs.target_ids)
+        if not tail_bucket:
+            student = student[:, : inputs.target_ids.shape[-1]].log_softmax(-1)
         target = target_bins(inputs.target_logprobs, inputs.target_tail, student.shape[-1])
-    return LossOutput(divergence(kind, target, student, jsd_beta), nll(inputs.tail_logits, inputs.tail_ids))
+    if pointwise_clip:
+        loss = (target.exp() * (target - student)).clamp(max=pointwise_clip).sum(-1)
+    else:
+        loss = divergence(kind, target, student, jsd_beta)
+    if token_clip:
+        loss = loss.clamp(max=token_clip)
+    return LossOutput(loss, nll(inputs.tail_logits, inputs.tail_ids))
 
 
 def divergence(

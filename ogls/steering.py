@@ -34,13 +34,15 @@ class Target:
     token_target_logprob: Float[Tensor, " T"]
 
 
-def combine(states: Mapping[Pool, Float[Tensor, "T D"]], recipe: Recipe) -> Float[Tensor, "T D"]:
-    """sum_p w_p h_p in fp32: the state whose logits are the target's. KeyError names a pool that is missing."""
+def combine(
+    states: Mapping[Pool, Float[Tensor, "T D"]], recipe: Recipe, temperature: float = 1.0
+) -> Float[Tensor, "T D"]:
+    """sum_p w_p h_p / temperature in fp32: the state whose logits are the target's. KeyError names a missing pool."""
     weighted = [getattr(recipe, pool) * states[pool].float() for pool in recipe.pools()]
     total = weighted[0]
     for term in weighted[1:]:
         total = total + term
-    return total
+    return total / temperature
 
 
 def steer(
@@ -50,6 +52,7 @@ def steer(
     head: Float[Tensor, "V D"],
     support: int,
     batch_tokens: int = 1024,
+    temperature: float = 1.0,
 ) -> Target:
     """The exact full-vocabulary target, kept on the K = min(support, V) tokens that are its own likeliest.
 
@@ -63,13 +66,16 @@ def steer(
     parts = []
     for start in range(0, len(token_ids), batch_tokens):
         part = slice(start, start + batch_tokens)
-        parts.append(_steer({p: s[part] for p, s in states.items()}, token_ids[part], recipe, head, support))
+        here = {p: s[part] for p, s in states.items()}
+        parts.append(_steer(here, token_ids[part], recipe, head, support, temperature))
     return Target(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Target)})
 
 
-def _steer(states: Mapping[Pool, Tensor], token_ids: Tensor, recipe: Recipe, head: Tensor, support: int) -> Target:
+def _steer(
+    states: Mapping[Pool, Tensor], token_ids: Tensor, recipe: Recipe, head: Tensor, support: int, temperature: float
+) -> Target:
     base = (states["base"].float() @ head.T).log_softmax(-1)
-    target = (combine(states, recipe) @ head.T).log_softmax(-1)
+    target = (combine(states, recipe, temperature) @ head.T).log_softmax(-1)
     ids = target.topk(min(support, head.shape[0]), dim=-1).indices
     token = token_ids[:, None].long()
     return Target(

@@ -58,12 +58,15 @@ class Trainer:
         config, parameters = self.config, [self.policy.parameters[n] for n in self.names]
         weight = config.tail_weight if config.objective in ("distil", "grpo") else 1.0
         tokens, tail_tokens = sum(i.trained for i in items), sum(i.tail for i in items)
+        # Weights count over their sum in the step, so that uniform ones are a plain mean over tokens.
+        trained_weight = sum(float(i.trained if i.weights is None else i.weights.sum()) for i in items)
         token_loss = tail_nll = 0.0
         for micro in micro_batches(items, config.micro_batch_tokens):
             batch = collate(micro, self.policy.device)
             out = self.losses(batch)
             self._check_finite(batch, out)
-            parts = out.token_loss.sum() / max(tokens, 1), out.tail_nll.sum() / max(tail_tokens, 1)
+            token_losses = out.token_loss if batch.weights is None else out.token_loss * batch.weights
+            parts = token_losses.sum() / max(trained_weight, 1e-9), out.tail_nll.sum() / max(tail_tokens, 1)
             (parts[0] + weight * parts[1]).backward()
             token_loss, tail_nll = token_loss + parts[0].item(), tail_nll + parts[1].item()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
@@ -108,7 +111,8 @@ class Trainer:
             tail_logits=tail_logits,
             tail_ids=batch.tail_ids,
         )
-        return distillation(inputs, self.config.divergence, self.config.jsd_beta)
+        c = self.config
+        return distillation(inputs, c.divergence, c.jsd_beta, c.tail_bucket, c.token_clip, c.pointwise_clip)
 
     def _check_finite(self, batch: Batch, out: LossOutput) -> None:
         for name, values, rows in (

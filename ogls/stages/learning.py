@@ -17,6 +17,7 @@ from ogls.stages.common import groups_of, policy_inputs, shards
 from ogls.steering import steer as steer_tokens
 from ogls.writer import StageWriter
 
+_CLIP_WARNING = "train.pointwise_clip reverses the gradient of clipped terms: for reproduction only"
 _STEER_ROLLOUTS = 64  # rollouts whose targets are turned into rows together
 
 
@@ -80,6 +81,7 @@ def steer(run: Run, round_: int, progress: Progress = silent) -> StageResult:
     trajectories = run.digest("trajectories", round_)
     inputs = {
         "recipe": recipe,
+        "temperature": config.steer.temperature,
         "support": config.steer.support,
         "batch_tokens": config.steer.batch_tokens,
         "model": config.model,
@@ -99,7 +101,8 @@ def steer(run: Run, round_: int, progress: Progress = silent) -> StageResult:
                 tokens = [torch.tensor(rollouts[k].token_ids[: len(cached[k]["base"])]) for k in part]
                 pools = {p: torch.cat([cached[k][p] for k in part]).to(head.device) for p in cached[part[0]]}
                 ids = torch.cat(tokens).to(head.device)
-                target = steer_tokens(pools, ids, recipe, head, config.steer.support, config.steer.batch_tokens)
+                limits = config.steer.support, config.steer.batch_tokens
+                target = steer_tokens(pools, ids, recipe, head, *limits, config.steer.temperature)
                 tables.append(columns.target_rows(part, tokens, target, tokenizer))
                 sums["kl_sum"] += target.kl.sum().item()
                 sums["direction_sum"] += target.direction_norm.sum().item()
@@ -151,6 +154,8 @@ def train(run: Run, round_: int, progress: Progress = silent) -> StageResult:
             writer.attach(POLICY, "ema.safetensors", save(dict(average.weights)))
         loss = sum(r["loss"] for r in rows) / len(rows) if rows else 0.0
         notice = "" if rows else f"round {round_}: nothing to train on; the adapter stays as it was"
+        if config.train.pointwise_clip:
+            notice = " ".join([notice, _CLIP_WARNING]).strip()
         tokens = sum(r["tokens"] for r in rows)
         return {"policy": trained.hash, "loss": loss, "steps": len(rows), "tokens": tokens, "notice": notice}
 
@@ -183,7 +188,7 @@ def _train_items(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
     entries = manifest.of("teacher_states") if manifest else []
     states = (run.records.read_shard(entry) for entry in entries) if full else None
     targets = run.records.read("targets", round_)
-    return columns.train_items(groups, targets, states, config.steer.resolved(), config.train)
+    return columns.train_items(groups, targets, states, config.steer, config.train)
 
 
 def _alike(cached: Mapping[Key, Mapping[Pool, Any]]) -> Iterator[list[Key]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.console import Interrupted, err, in_foreground, out, prefect_address, quiet_prefect, show
 from ogls.errors import UserError
 
 app = typer.Typer(
@@ -21,8 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out, err = Console(), Console(stderr=True)
-
 Config = Annotated[Path, typer.Argument(help="A TOML file, such as deployments/runs/tiny.toml.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a value: section.key=value. Repeatable.")]
 Root = Annotated[str, typer.Option(help="The store: a directory or an fsspec URL.")]
@@ -36,12 +34,12 @@ def train(config: Config, set_: Set = None) -> None:
     from ogls.configfile import load_config
 
     loaded = load_config(config, set_ or [])
-    _quiet_prefect()
+    quiet_prefect()
     from flows.train import train_flow
     from ogls import report
     from ogls.store import Store
 
-    _in_foreground(lambda: train_flow(loaded))
+    in_foreground(lambda: train_flow(loaded))
     records = Store(loaded.root).run(loaded.name)
     table = Table(*report.HEADINGS, title=f"run {loaded.name}", caption=report.LEGEND)
     for row in report.round_rows(records, loaded.rounds):
@@ -54,7 +52,7 @@ def train(config: Config, set_: Set = None) -> None:
 
 def _next_steps(config: Any) -> list[str]:
     here = "" if shutil.which("ogls") else f"{os.path.relpath(Path(sys.executable).parent)}/"
-    served = _prefect_address().removesuffix("/api")
+    served = prefect_address().removesuffix("/api")
     prefect = f"open {served}" if served else f"{here}prefect server start, then open http://127.0.0.1:4200"
     lines = [f"watch it in the Prefect UI:  {prefect}"]
     if config.tracking.enabled:
@@ -75,16 +73,16 @@ def evaluate(
     from ogls.configfile import load_config
 
     loaded = load_config(config, set_ or [])
-    _quiet_prefect()
+    quiet_prefect()
     from flows.evaluate import evaluate_flow
     from ogls.store import Store
 
-    _in_foreground(lambda: evaluate_flow(loaded, round_ or None))
+    in_foreground(lambda: evaluate_flow(loaded, round_ or None))
     chosen = ", ".join(map(str, round_ or [])) or "SELECT max(round) FROM summaries"
     from ogls.query import query as ask
 
     sql = f"SELECT * EXCLUDE (run, place) FROM summaries WHERE round IN ({chosen}) ORDER BY round, place"
-    _show(ask(Store(loaded.root), sql, loaded.name), "table", None)
+    show(ask(Store(loaded.root), sql, loaded.name), "table", None)
 
 
 @app.command()
@@ -93,12 +91,12 @@ def compare(study: Annotated[Path, typer.Argument(help="A study's TOML file: met
     from ogls.study import load_study
 
     loaded, runs = load_study(study)
-    _quiet_prefect()
+    quiet_prefect()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // loaded.at_once)))
     from flows.compare import compare as run_study
 
     err.print(f"study {loaded.name}: {len(runs)} runs, {loaded.at_once} at once")
-    path = _in_foreground(lambda: run_study(loaded, list(runs.values())))
+    path = in_foreground(lambda: run_study(loaded, list(runs.values())))
     out.print(Path(path).read_text(), markup=False, highlight=False, soft_wrap=True)
     out.print(f"written to {path}", soft_wrap=True, highlight=False)
 
@@ -131,7 +129,7 @@ def sweep(
     with opened.records.lock("sweep"), reporting("sweep", number) as progress:
         measure(opened, number, progress, chosen, tuple(strengths or STRENGTHS))
     columns = "recipe, strength, tokens, kl, entropy, moved_correct, moved_failed, auc, token_auc"
-    _show(ask(opened.records.store, f"SELECT {columns} FROM sweeps WHERE round = {number}", run), "table", None)
+    show(ask(opened.records.store, f"SELECT {columns} FROM sweeps WHERE round = {number}", run), "table", None)
     folder = opened.records.folder(FIGURES, number)
     out.print(f"figure: {opened.records.url(f'{folder}/{FIGURE}')}", soft_wrap=True, highlight=False)
     out.print("by position and by pair: ogls query on the tables sweep_positions and sweep_agreement", highlight=False)
@@ -157,7 +155,7 @@ def query(
     if name is not None and name not in shipped:
         listed = "\n  ".join(f"{n}: {text.splitlines()[0].removeprefix('-- ')}" for n, text in shipped.items())
         raise UserError(f"no query named {name}; there are\n  {listed}")
-    _show(ask(Store(root), sql or shipped[name or ""], run), format_, to)
+    show(ask(Store(root), sql or shipped[name or ""], run), format_, to)
 
 
 @app.command()
@@ -200,7 +198,7 @@ def runs(root: Root = "data/runs", format_: Format = "table") -> None:
         )
     names = ("run", "created", "method", "model", "rounds", "accuracy", "held_by")
     types = [pa.string()] * 4 + [pa.int64(), pa.float64(), pa.string()]
-    _show(pa.Table.from_pylist(rows, schema=pa.schema(list(zip(names, types, strict=True)))), format_, None)
+    show(pa.Table.from_pylist(rows, schema=pa.schema(list(zip(names, types, strict=True)))), format_, None)
 
 
 @app.command("config")
@@ -259,104 +257,6 @@ def seed_model(
         except FileExistsError as error:
             raise UserError(str(error)) from None
     out.print(f"final loss {loss:.3f} nats a token; model, train.jsonl and test.jsonl are in {out_dir}")
-
-
-def _show(table: Any, format_: str, to: Path | None) -> None:
-    """Print an Arrow table, or write it to a file."""
-    import json
-
-    if format_ == "parquet":
-        if to is None:
-            raise UserError("parquet goes to a file: add --out FILE")
-        import pyarrow.parquet as pq
-
-        pq.write_table(table, to)
-        return
-    if format_ == "csv":
-        import io
-
-        import pyarrow.csv as pc
-
-        flat = table
-        for i, column in enumerate(table.schema):
-            if str(column.type).startswith("list"):
-                flat = flat.set_column(i, column.name, [[json.dumps(v) for v in table[column.name].to_pylist()]])
-        sink = io.BytesIO()
-        pc.write_csv(flat, sink)
-        text = sink.getvalue().decode()
-    elif format_ == "json":
-        text = json.dumps(table.to_pylist(), indent=1, default=repr, ensure_ascii=False) + "\n"
-    elif format_ == "table":
-        _print_table(table, to)
-        return
-    else:
-        raise UserError(f"no format {format_}; there are table, csv, json and parquet")
-    to.write_text(text) if to else typer.echo(text, nl=False)
-
-
-def _print_table(table: Any, to: Path | None) -> None:
-    from rich.markup import escape
-    from rich.text import Text
-
-    def cell(value: Any) -> Text:
-        text = f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
-        return Text(text if len(text) <= 80 else text[:79] + "…")
-
-    printed = Table(*[escape(n) for n in table.schema.names])
-    for row in table.slice(0, 1000).to_pylist():
-        printed.add_row(*[cell(v) for v in row.values()])
-    caption = f"{len(table)} rows" + (", the first 1000 shown" if len(table) > 1000 else "")
-    if to:
-        with open(to, "w") as file:
-            Console(file=file, width=200).print(printed)
-    else:
-        (out if out.is_terminal else Console(width=160)).print(printed)
-    err.print(caption, style="dim")
-
-
-def _quiet_prefect() -> None:
-    """Settings that must be in place before prefect is imported; whatever the user has set stays."""
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-
-
-def _in_foreground(flow: Callable[[], Any]) -> Any:
-    from tasks.progress import watch
-
-    watch(err)
-    if address := _prefect_address():
-        _check_prefect(address)
-    else:
-        err.print("starting a temporary Prefect server (set PREFECT_API_URL to use a running one)", style="dim")
-    try:
-        return flow()
-    except KeyboardInterrupt:
-        raise Interrupted from None
-
-
-def _prefect_address() -> str:
-    """The Prefect API that the environment or the user's profile names; empty for none."""
-    from prefect.settings import PREFECT_API_URL
-
-    return PREFECT_API_URL.value() or ""
-
-
-def _check_prefect(address: str) -> None:
-    import httpx
-
-    try:
-        httpx.get(f"{address}/health", timeout=10)
-    except httpx.TransportError:
-        raise UserError(
-            f"no Prefect server answers at {address}; start one (prefect server start), or unset PREFECT_API_URL"
-        ) from None
-
-
-class Interrupted(Exception):
-    """Ctrl-C, under a name that typer does not take for its own."""
 
 
 def main() -> None:

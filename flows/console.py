@@ -1,0 +1,114 @@
+"""What the commands share: two consoles, results in a format, and flows in the foreground."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ogls.errors import UserError
+
+out, err = Console(), Console(stderr=True)
+
+
+def show(table: Any, format_: str, to: Path | None) -> None:
+    """Print an Arrow table, or write it to a file."""
+    import json
+
+    if format_ == "parquet":
+        if to is None:
+            raise UserError("parquet goes to a file: add --out FILE")
+        import pyarrow.parquet as pq
+
+        pq.write_table(table, to)
+        return
+    if format_ == "csv":
+        import io
+
+        import pyarrow.csv as pc
+
+        flat = table
+        for i, column in enumerate(table.schema):
+            if str(column.type).startswith("list"):
+                flat = flat.set_column(i, column.name, [[json.dumps(v) for v in table[column.name].to_pylist()]])
+        sink = io.BytesIO()
+        pc.write_csv(flat, sink)
+        text = sink.getvalue().decode()
+    elif format_ == "json":
+        text = json.dumps(table.to_pylist(), indent=1, default=repr, ensure_ascii=False) + "\n"
+    elif format_ == "table":
+        _print_table(table, to)
+        return
+    else:
+        raise UserError(f"no format {format_}; there are table, csv, json and parquet")
+    to.write_text(text) if to else typer.echo(text, nl=False)
+
+
+def _print_table(table: Any, to: Path | None) -> None:
+    from rich.markup import escape
+    from rich.text import Text
+
+    def cell(value: Any) -> Text:
+        text = f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+        return Text(text if len(text) <= 80 else text[:79] + "…")
+
+    printed = Table(*[escape(n) for n in table.schema.names])
+    for row in table.slice(0, 1000).to_pylist():
+        printed.add_row(*[cell(v) for v in row.values()])
+    caption = f"{len(table)} rows" + (", the first 1000 shown" if len(table) > 1000 else "")
+    if to:
+        with open(to, "w") as file:
+            Console(file=file, width=200).print(printed)
+    else:
+        (out if out.is_terminal else Console(width=160)).print(printed)
+    err.print(caption, style="dim")
+
+
+def quiet_prefect() -> None:
+    """Settings that must be in place before prefect is imported; whatever the user has set stays."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+
+def in_foreground(flow: Callable[[], Any]) -> Any:
+    from tasks.progress import watch
+
+    watch(err)
+    if address := prefect_address():
+        _check_prefect(address)
+    else:
+        err.print("starting a temporary Prefect server (set PREFECT_API_URL to use a running one)", style="dim")
+    try:
+        return flow()
+    except KeyboardInterrupt:
+        raise Interrupted from None
+
+
+def prefect_address() -> str:
+    """The Prefect API that the environment or the user's profile names; empty for none."""
+    from prefect.settings import PREFECT_API_URL
+
+    return PREFECT_API_URL.value() or ""
+
+
+def _check_prefect(address: str) -> None:
+    import httpx
+
+    try:
+        httpx.get(f"{address}/health", timeout=10)
+    except httpx.TransportError:
+        raise UserError(
+            f"no Prefect server answers at {address}; start one (prefect server start), or unset PREFECT_API_URL"
+        ) from None
+
+
+class Interrupted(Exception):
+    """Ctrl-C, under a name that typer does not take for its own."""

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from ogls.records import StageResult
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class Reporter:
 
     def finished(self, result: StageResult) -> None:
         if result.notice:
-            say(f"  [yellow]{result.notice}[/yellow]")
+            say(f"  [yellow]{escape(result.notice)}[/yellow]")
 
 
 class BarReporter(Reporter):

@@ -11,24 +11,26 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
+from rich.markup import escape
 
 from ogls import stages
 from ogls.config import RunConfig
 from ogls.errors import UserError
 from ogls.records import StageResult
 from ogls.run import Run
-from tasks.progress import reporting
+from tasks.progress import reporting, say
 
 StageTask = Callable[[RunConfig, int], StageResult]
 
 
-def may_heal(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Whether a retry makes sense: errors that the user has to mend never heal."""
+def may_heal(_task: Any, run: Any, state: State[Any]) -> bool:
+    """Whether a retry makes sense: errors that the user has to mend never heal. Asked only while retries are left."""
     try:
         state.result()
     except UserError:
         return False
-    except Exception:
+    except Exception as error:
+        say(f"  [yellow]{run.name}: {type(error).__name__}: {escape(str(error)[:300])}; it is tried again[/yellow]")
         return True
     return True
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect.logging import get_run_logger
+from rich.markup import escape
 
 from ogls.config import RunConfig
 from ogls.configfile import flatten, to_toml, without_secrets
@@ -57,7 +58,7 @@ def _safely(config: RunConfig, round_: int, status: str | None) -> str | None:
             said = f"MLflow at {config.tracking.uri} is away ({first[:200]}); training goes on"
             said = without_secrets(said)
             get_run_logger().warning(said)
-            say(f"  [yellow]{said}[/yellow]")
+            say(f"  [yellow]{escape(said)}[/yellow]")
         return None
 
 

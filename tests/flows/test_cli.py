@@ -113,6 +113,16 @@ def test_a_stage_on_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_mistake_found_inside_the_flow_is_told_without_a_traceback(tmp_path: Path) -> None:
+    small = [p for s in (*SMALL, f"root={tmp_path}", "problems.source=none.jsonl") for p in ("--set", s)]
+    done = ogls("train", str(TINY), *small, PREFECT_HOME=str(tmp_path / "prefect"))
+    assert done.returncode == 2
+    assert "error: cannot read problems from none.jsonl: No such file or directory" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) <= 4, done.stderr
+
+
+@pytest.mark.slow
 def test_train_interrupted_killed_and_finished_by_the_same_command(tmp_path: Path) -> None:
     """Ctrl-C, then SIGKILL, then the end: one MLflow run, each round once, the table and three next steps."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"

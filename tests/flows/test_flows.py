@@ -153,10 +153,23 @@ def failing(monkeypatch: pytest.MonkeyPatch, errors: list[Exception]) -> list[in
     return calls
 
 
-def test_an_error_that_may_heal_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_may_heal_is_retried_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    from tasks.progress import watch
+
     failing(monkeypatch, [ConnectionError("gone"), RuntimeError("CUDA out of memory")])
     config = tracked(tmp_path, "name=heals", "rounds=0", "tracking.enabled=false")
-    train_flow(config)
+    watch(Console(width=300))
+    try:
+        train_flow(config)
+    finally:
+        watch(None)
+    said = capsys.readouterr().out
+    assert "evaluate r000: ConnectionError: gone; it is tried again" in said
+    assert "evaluate r000: RuntimeError: CUDA out of memory; it is tried again" in said
     runs = {r.name: r for r in task_runs(newest_flow_run("train heals"))}
     assert runs["evaluate r000"].run_count == 3
     assert Run(config).records.manifest("scores", 0)

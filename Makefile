@@ -34,5 +34,5 @@ check: $(READY)
 docs: $(READY)  ## generate data/README.md from ogls/records.py
 	$(BIN)/python -m ogls.dictionary > data/README.md
 
-clean:
-	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .import_linter_cache data/runs data/mlflow
+clean:  ## the environment and caches; runs in data/ stay
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .import_linter_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,23 @@ def in_foreground(flow: Callable[[], Any]) -> Any:
         _check_prefect(address)
     else:
         err.print("starting a temporary Prefect server (set PREFECT_API_URL to use a running one)", style="dim")
+    interrupted = False
+
+    def interrupt(number: int, frame: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         return flow()
-    except KeyboardInterrupt:
-        raise Interrupted from None
+    except BaseException:
+        # Where Ctrl-C hits Prefect between two tasks it can come out as any error of Prefect's own.
+        if interrupted:
+            raise Interrupted from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def prefect_address() -> str:

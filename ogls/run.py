@@ -79,9 +79,8 @@ class Run:
         """A file that the train stage of a round attached."""
         manifest = self.records.manifest("updates", round_)
         entry = next((f for f in manifest.of(POLICY) if f.path.endswith(f"/{name}")), None) if manifest else None
-        wrong = self.records.damage(entry) if entry else "is missing"
-        content = self.records.store.read_bytes(f"{self.records.name}/{entry.path}") if entry else None
-        if wrong or content is None:
+        content, wrong = self.records.checked(entry) if entry else (b"", "is missing")
+        if wrong:
             raise StoreError(f"run {self.config.name} round {round_}: {name} {wrong}; run the training again")
         return content
 

@@ -196,20 +196,28 @@ class RunStore:
 
     def damage(self, entry: FileEntry) -> str:
         """What is wrong with a file, or an empty string."""
+        return self.checked(entry)[1]
+
+    def checked(self, entry: FileEntry) -> tuple[bytes, str]:
+        """A file's content, and what is wrong with it (an empty string for nothing)."""
         content = self.store.read_bytes(f"{self.name}/{entry.path}")
         if content is None:
-            return "is missing"
+            return b"", "is missing"
         if len(content) != entry.bytes:
-            return f"has {len(content)} bytes instead of {entry.bytes}"
-        return "" if hashlib.sha256(content).hexdigest() == entry.sha256 else "has another checksum"
+            return content, f"has {len(content)} bytes instead of {entry.bytes}"
+        return content, "" if hashlib.sha256(content).hexdigest() == entry.sha256 else "has another checksum"
 
-    def read(self, table: str, round_: int, columns: list[str] | None = None) -> pa.Table:
-        """A table of a finished round. Raises StoreError if its stage is not done or a file is unreadable."""
+    def shards(self, table: str, round_: int) -> list[FileEntry]:
+        """The files of a table of a finished round. Raises StoreError if its stage is not done."""
         manifest = self.manifest(table, round_)
         if manifest is None:
             stage = TABLES[table].stage
             raise StoreError(f"run {self.name} round {round_}: {table} is not there; run the stage {stage} first")
-        shards = [self.read_shard(entry, columns) for entry in manifest.of(table)]
+        return manifest.of(table)
+
+    def read(self, table: str, round_: int, columns: list[str] | None = None) -> pa.Table:
+        """A table of a finished round. Raises StoreError if its stage is not done or a file is unreadable."""
+        shards = [self.read_shard(entry, columns) for entry in self.shards(table, round_)]
         schema = TABLES[table].schema
         empty = (schema if columns is None else pa.schema([schema.field(c) for c in columns])).empty_table()
         return pa.concat_tables(shards) if shards else empty

@@ -50,20 +50,24 @@ class StageWriter:
         """Write a file that is no table (an adapter, optimizer state) under `kind/round=.../name`."""
         self._extra.append(self._put(f"{self.run.folder(kind, self.round)}/{name}", kind, 0, content, None))
 
+    def sums(self) -> dict[str, float]:
+        """The metrics of the shards so far, summed."""
+        sums: dict[str, float] = {}
+        for _, entry in sorted(self.done.items()):
+            for name, value in entry.metrics.items():
+                sums[name] = sums.get(name, 0) + value
+        return sums
+
     def commit(self, stage: str, metrics: Mapping[str, Any]) -> Manifest:
         """Write the manifest; from here on the stage is done."""
         shards = [entry for _, entry in sorted(self.done.items())]
-        sums: dict[str, float] = {}
-        for entry in shards:
-            for name, value in entry.metrics.items():
-                sums[name] = sums.get(name, 0) + value
         manifest = Manifest(
             stage=stage,
             round=self.round,
             fingerprint=self.fingerprint,
             files=(*shards, *self._extra),
             rows=sum(entry.rows for entry in shards),
-            metrics={**sums, **metrics},
+            metrics={**self.sums(), **metrics},
             written=now(),
             version=version("ogls-sd"),
         )

@@ -22,14 +22,18 @@ def publish(config: RunConfig, round_: int) -> None:
     """Publish the table up to a round, a few of its rollouts, and its metrics."""
     records = Run(config).records
     rows = report.round_rows(records, round_)
-    # Artifact keys are lower-case letters, digits and dashes, while run names may have dots.
-    key = "".join(c if c.isalnum() else "-" for c in f"{config.name}-r{round_:03d}").strip("-")
+    key = artifact_key(f"{config.name}-r{round_:03d}")
     shown = "\n".join(_rollout(row) for row in report.samples(records, round_))
     text = f"# {config.name}, round {round_}\n\n{report.markdown(rows)}\n\n{shown}"
     create_markdown_artifact(text, key=key, description=f"{config.name}: rounds 0 to {round_}")
     track(config, round_)
     if rows and rows[-1].round == round_:
         say(report.line(rows[-1]))
+
+
+def artifact_key(name: str) -> str:
+    """A name as an artifact's key: lower-case letters, digits and dashes, while run names may have dots."""
+    return "".join(c if c.isalnum() else "-" for c in name).strip("-")
 
 
 def _rollout(row: dict[str, object]) -> str:

@@ -9,12 +9,12 @@ from prefect.cache_policies import NO_CACHE
 from ogls.config import RunConfig
 from ogls.study import StudyConfig
 from ogls.studypage import write_page
+from tasks.publish import artifact_key
 
 
 @task(task_run_name="publish {study.name}", cache_policy=NO_CACHE, persist_result=False)
 def publish_study(study: StudyConfig, runs: list[RunConfig]) -> str:
     """Write the study's page and figures; returns the page's path."""
     path, page = write_page(study, runs)
-    key = "study-" + "".join(c if c.isalnum() else "-" for c in study.name).strip("-")
-    create_markdown_artifact(page, key=key, description=f"study {study.name}")
+    create_markdown_artifact(page, key=artifact_key(f"study-{study.name}"), description=f"study {study.name}")
     return str(path)

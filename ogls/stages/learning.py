@@ -92,8 +92,7 @@ def steer(run: Run, round_: int, progress: Progress = silent) -> StageResult:
     def work(writer: StageWriter) -> dict[str, Any]:
         head, tokenizer = load_head(config.model), load_tokenizer(config.model)
         rollouts = {r.key: r for group in groups_of(run, round_).values() for r in group}
-        manifest = run.records.manifest("teacher_states", round_)
-        entries = manifest.of("teacher_states") if manifest else []
+        entries = run.records.shards("teacher_states", round_)
         for index, (entry,) in shards(entries, 1, writer, progress):
             cached = columns.unpack_states(run.records.read_shard(entry))
             tables, sums = [], {"kl_sum": 0.0, "direction_sum": 0.0}
@@ -108,8 +107,11 @@ def steer(run: Run, round_: int, progress: Progress = silent) -> StageResult:
                 sums["direction_sum"] += target.direction_norm.sum().item()
             writer.shard(index, columns.joined(tables), sums)
         rows = sum(entry.rows for entry in writer.done.values())
-        total = {n: sum(e.metrics[n] for e in writer.done.values()) for n in ("kl_sum", "direction_sum")}
-        return {"kl": total["kl_sum"] / max(rows, 1), "direction_norm": total["direction_sum"] / max(rows, 1)}
+        total = writer.sums()
+        return {
+            "kl": total.get("kl_sum", 0.0) / max(rows, 1),
+            "direction_norm": total.get("direction_sum", 0.0) / max(rows, 1),
+        }
 
     return run.stage("targets", round_, inputs, work)
 
@@ -184,8 +186,7 @@ def _train_items(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
         stop = policy.tokenizer.eos_token_id
         return columns.reference_items(groups, posed, policy.tokenizer, stop, config.rollout.max_tokens)
     full = config.train.support == "full"
-    manifest = run.records.manifest("teacher_states", round_)
-    entries = manifest.of("teacher_states") if manifest else []
+    entries = run.records.shards("teacher_states", round_) if full else []
     states = (run.records.read_shard(entry) for entry in entries) if full else None
     targets = run.records.read("targets", round_)
     return columns.train_items(groups, targets, states, config.steer, config.train)

@@ -42,8 +42,7 @@ def sweep(
 
         head = load_head(config.model)
         rollouts = {r.key: r for group in groups_of(run, round_).values() for r in group}
-        manifest = run.records.manifest("teacher_states", round_)
-        entries = [e for e in (manifest.of("teacher_states") if manifest else []) if e.rows]
+        entries = [e for e in run.records.shards("teacher_states", round_) if e.rows]
         if not entries:
             raise DataError(f"round {round_} of run {config.name} has no cached states: no rollout was taught in it")
         points: list[sweeping.Point] = []

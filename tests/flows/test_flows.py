@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,18 @@ def test_evaluation_on_its_own(trained: tuple) -> None:
     assert evaluate_flow(config, [0, 1]) == [0, 1]
 
 
+@pytest.fixture
+def watched(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
+    """What somebody in the foreground is told."""
+    from rich.console import Console
+
+    from tasks.progress import watch
+
+    watch(Console(width=300))
+    yield capsys
+    watch(None)
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, errors: list[Exception]) -> list[int]:
     """Make the sampler raise these errors in turn; the list that comes back counts its calls."""
     from ogls.engines.transformers import TransformersSampler
@@ -154,20 +167,12 @@ def failing(monkeypatch: pytest.MonkeyPatch, errors: list[Exception]) -> list[in
 
 
 def test_an_error_that_may_heal_is_retried_and_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: pytest.CaptureFixture[str]
 ) -> None:
-    from rich.console import Console
-
-    from tasks.progress import watch
-
     failing(monkeypatch, [ConnectionError("gone"), RuntimeError("CUDA out of memory")])
     config = tracked(tmp_path, "name=heals", "rounds=0", "tracking.enabled=false")
-    watch(Console(width=300))
-    try:
-        train_flow(config)
-    finally:
-        watch(None)
-    said = capsys.readouterr().out
+    train_flow(config)
+    said = watched.readouterr().out
     assert "evaluate r000: ConnectionError: gone; it is tried again" in said
     assert "evaluate r000: RuntimeError: CUDA out of memory; it is tried again" in said
     runs = {r.name: r for r in task_runs(newest_flow_run("train heals"))}
@@ -200,19 +205,11 @@ def test_a_stage_past_its_limit_is_stopped(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_training_goes_on_with_one_warning_when_mlflow_is_away(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, watched: pytest.CaptureFixture[str]
 ) -> None:
-    from rich.console import Console
-
-    from tasks.progress import watch
-
     config = tracked(tmp_path, "name=away", "rounds=1", "tracking.uri=http://user:secret@127.0.0.1:9")
-    watch(Console(width=300))
-    try:
-        train_flow(config)
-    finally:
-        watch(None)
-    said = capsys.readouterr().out
+    train_flow(config)
+    said = watched.readouterr().out
     assert said.count("is away") == 1
     assert "MLflow at http://127.0.0.1:9 is away" in said
     assert "secret" not in said

@@ -12,8 +12,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.console import Interrupted, err, in_foreground, out, prefect_address, quiet_prefect, show
-from ogls.errors import UserError
+from flows import look, serve
+from flows.console import (
+    Config,
+    Interrupted,
+    Root,
+    Set,
+    err,
+    in_foreground,
+    out,
+    prefect_address,
+    quiet_prefect,
+    show,
+)
+from ogls.errors import Collapse, UserError
 
 app = typer.Typer(
     help="Let a language model teach itself to reason: on-policy self-distillation with logit steering.",
@@ -21,11 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-Config = Annotated[Path, typer.Argument(help="A TOML file, such as deployments/runs/tiny.toml.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a value: section.key=value. Repeatable.")]
-Root = Annotated[str, typer.Option(help="The store: a directory or an fsspec URL.")]
-Format = Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")]
-OneRun = Annotated[str | None, typer.Option("--run", help="Only this run.")]
 
 
 @app.command()
@@ -90,13 +97,15 @@ def compare(study: Annotated[Path, typer.Argument(help="A study's TOML file: met
     """Train methods x seeds at equal rollouts and write a page that compares them."""
     from ogls.study import load_study
 
-    loaded, runs = load_study(study)
+    loaded = load_study(study)
     quiet_prefect()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // loaded.at_once)))
+    at_once = loaded.study.at_once
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
     from flows.compare import compare as run_study
 
-    err.print(f"study {loaded.name}: {len(runs)} runs, {loaded.at_once} at once")
-    path = in_foreground(lambda: run_study(loaded, list(runs.values())))
+    first = f"{len(loaded.tuning)} tuning runs and " if loaded.tuning else ""
+    err.print(f"study {loaded.study.name}: {first}{len(loaded.runs)} runs, {at_once} at once")
+    path = in_foreground(lambda: run_study(loaded))
     out.print(Path(path).read_text(), markup=False, highlight=False, soft_wrap=True)
     out.print(f"written to {path}", soft_wrap=True, highlight=False)
 
@@ -136,82 +145,10 @@ def sweep(
 
 
 @app.command()
-def query(
-    sql: Annotated[str | None, typer.Argument(help="One SELECT over the tables that `ogls tables` lists.")] = None,
-    name: Annotated[str | None, typer.Option(help="A named query; a wrong name lists them.")] = None,
-    run: OneRun = None,
-    root: Root = "data/runs",
-    format_: Format = "table",
-    to: Annotated[Path | None, typer.Option("--out", help="Write to a file.")] = None,
-) -> None:
-    """Ask the stored trajectories, verdicts, targets and scores a question in SQL."""
-    from ogls.query import named_queries
-    from ogls.query import query as ask
-    from ogls.store import Store
-
-    shipped = named_queries()
-    if (sql is None) == (name is None):
-        raise UserError(f"give one SELECT, or --name with one of: {', '.join(shipped)}")
-    if name is not None and name not in shipped:
-        listed = "\n  ".join(f"{n}: {text.splitlines()[0].removeprefix('-- ')}" for n, text in shipped.items())
-        raise UserError(f"no query named {name}; there are\n  {listed}")
-    show(ask(Store(root), sql or shipped[name or ""], run), format_, to)
-
-
-@app.command()
-def tables() -> None:
-    """List the tables and their columns."""
-    from ogls.query import STAGES_ABOUT
-    from ogls.records import ALL_TABLES
-
-    for table in ALL_TABLES:
-        out.print(f"[bold]{table.name}[/bold]  {table.about} Written by {table.stage}.", highlight=False)
-        names = ", ".join(["run", "round", *table.schema.names])
-        out.print(f"    {names}", highlight=False, style="dim")
-    out.print(f"[bold]stages[/bold]  {STAGES_ABOUT}", highlight=False)
-    out.print("    run, round, stage, seconds, rows, written, metrics", highlight=False, style="dim")
-
-
-@app.command()
-def runs(root: Root = "data/runs", format_: Format = "table") -> None:
-    """List the runs, oldest first."""
-    import pyarrow as pa
-
-    from ogls.report import round_row
-    from ogls.store import Store
-
-    rows = []
-    for run in Store(root).runs():
-        about = run.about() or {}
-        trained, evaluated = run.rounds("updates"), run.rounds("scores")
-        summary = round_row(run, evaluated[-1]).summary if evaluated else None
-        rows.append(
-            {
-                "run": run.name,
-                "created": about["created"],
-                "method": about["config"]["steer"]["recipe"],
-                "model": about["config"]["model"]["path"],
-                "rounds": max([0, *trained]),
-                "accuracy": summary["accuracy"] if summary else None,
-                "held_by": run.holder(),
-            }
-        )
-    names = ("run", "created", "method", "model", "rounds", "accuracy", "held_by")
-    types = [pa.string()] * 4 + [pa.int64(), pa.float64(), pa.string()]
-    show(pa.Table.from_pylist(rows, schema=pa.schema(list(zip(names, types, strict=True)))), format_, None)
-
-
-@app.command("config")
-def show_config(config: Config, set_: Set = None) -> None:
-    """Print the resolved configuration, every value in its place, as TOML."""
-    from ogls.configfile import load_config, to_toml
-
-    typer.echo(to_toml(load_config(config, set_ or [])), nl=False)
-
-
-@app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="prepare, sample, verify, teach, steer, train or evaluate.")],
+    name: Annotated[
+        str, typer.Argument(help="prepare, sample, verify, teach, steer, style, train, evaluate or health.")
+    ],
     config: Config,
     round_: Annotated[int, typer.Option("--round", help="The round.")] = 1,
     set_: Set = None,
@@ -259,11 +196,18 @@ def seed_model(
     out.print(f"final loss {loss:.3f} nats a token; model, train.jsonl and test.jsonl are in {out_dir}")
 
 
+look.register(app)
+serve.register(app)
+
+
 def main() -> None:
-    """Errors of the user's making: a line or two and exit code 2. Ctrl-C: 130, and the run can go on."""
+    """Errors of the user's making: a line or two and exit code 2; a run that its health stopped: 3; Ctrl-C: 130."""
     try:
         code = app(standalone_mode=False)  # the code of an Exit, or what a command returned
         sys.exit(code if isinstance(code, int) else 0)
+    except Collapse as error:
+        err.print(f"stopped: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(3)
     except UserError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

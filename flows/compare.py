@@ -17,7 +17,9 @@ from prefect.task_runners import ProcessPoolTaskRunner
 
 from ogls.config import RunConfig
 from ogls.errors import StoreError
-from ogls.study import StudyConfig
+from ogls.run import complete
+from ogls.study import StudyConfig, StudyRuns, load_study
+from ogls.studypage import tuned
 from tasks.progress import say
 from tasks.study import publish_study
 
@@ -33,31 +35,49 @@ def train_one(config: RunConfig) -> str:
 
 
 @flow(name="compare", flow_run_name="compare {study.name}", log_prints=False)
-def compare_flow(study: StudyConfig, runs: list[RunConfig]) -> str:
-    """Train every run of the study, then write its page, whose path is returned.
+def compare_flow(study: StudyConfig, tuning: list[RunConfig], runs: list[RunConfig]) -> str:
+    """Tune every method, train every run of the study, then write its page, whose path is returned.
 
     Running it again goes on where it ended. A run that fails leaves the others to finish.
     """
-    futures = [train_one.submit(config) for config in runs]
-    for done, future in enumerate(as_completed(futures), start=1):
+    train_all(tuning, "tuning runs")
+    runs = tuned(study, tuning, runs)
+    train_all(runs, "runs")
+    return publish_study(study, runs, tuning)
+
+
+def train_all(configs: list[RunConfig], what: str) -> None:
+    """Train them, as many at once as the task runner lets. Raises StoreError once all have ended, if any failed."""
+    todo = [config for config in configs if not complete(config)]
+    before = len(configs) - len(todo)
+    if before:
+        say(f"  {before} of {len(configs)} {what} were finished before")
+    futures = [train_one.submit(config) for config in todo]
+    for done, future in enumerate(as_completed(futures), start=before + 1):
         future.wait()
-        say(f"  {done} of {len(runs)} runs ended")
-    names = {f.task_run_id: c.name for f, c in zip(futures, runs, strict=True)}
+        say(f"  {done} of {len(configs)} {what} ended")
+    names = {f.task_run_id: c.name for f, c in zip(futures, todo, strict=True)}
     failed = [names[f.task_run_id] for f in futures if not f.state.is_completed()]
     if failed:
         raise StoreError(
-            f"{len(failed)} of {len(runs)} runs of the study failed: {', '.join(failed[:5])}; see them in the Prefect "
-            "UI, or try one with `ogls train`; the same command goes on with what is missing"
+            f"{len(failed)} of {len(configs)} {what} of the study failed: {', '.join(failed[:5])}; see them in the "
+            "Prefect UI, or try one with `ogls train`; the same command goes on with what is missing"
         )
-    return publish_study(study, runs)
 
 
-def compare(study: StudyConfig, runs: list[RunConfig]) -> str:
+def compare(loaded: StudyRuns) -> str:
     """The flow with as many runs at once as the study says, all of them reporting to one Prefect server."""
-    pool: Any = ProcessPoolTaskRunner(max_workers=study.at_once)
+    pool: Any = ProcessPoolTaskRunner(max_workers=loaded.study.at_once)
+    tuning, runs = list(loaded.tuning.values()), list(loaded.runs.values())
     with _one_server():
-        path: str = compare_flow.with_options(task_runner=pool)(study, runs)
+        path: str = compare_flow.with_options(task_runner=pool)(loaded.study, tuning, runs)
     return path
+
+
+@flow(name="compare file", flow_run_name="compare {study}", log_prints=False)
+def compare_file_flow(study: str = "deployments/studies/family.toml") -> str:
+    """The study of a file, as a deployment starts it."""
+    return compare(load_study(study))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,11 @@ from rich.table import Table
 from ogls.errors import UserError
 
 out, err = Console(), Console(stderr=True)
+
+# Arguments that several commands share.
+Config = Annotated[Path, typer.Argument(help="A TOML file, such as deployments/runs/tiny.toml.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a value: section.key=value. Repeatable.")]
+Root = Annotated[str, typer.Option(help="The store: a directory or an fsspec URL.")]
 
 
 def show(table: Any, format_: str, to: Path | None) -> None:
@@ -37,6 +42,8 @@ def show(table: Any, format_: str, to: Path | None) -> None:
         for i, column in enumerate(table.schema):
             if str(column.type).startswith("list"):
                 flat = flat.set_column(i, column.name, [[json.dumps(v) for v in table[column.name].to_pylist()]])
+            elif str(column.type) == "string":
+                flat = flat.set_column(i, column.name, [[_inert(v) for v in table[column.name].to_pylist()]])
         sink = io.BytesIO()
         pc.write_csv(flat, sink)
         text = sink.getvalue().decode()
@@ -50,13 +57,30 @@ def show(table: Any, format_: str, to: Path | None) -> None:
     to.write_text(text) if to else typer.echo(text, nl=False)
 
 
+def _inert(text: str | None) -> str | None:
+    """Text that no spreadsheet takes for a formula: a quote before =, +, -, @ and control characters, as OWASP has it.
+    Numbers stay as they are."""
+    if not text or text[0] not in "=+-@\t\r\n":
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def visible(text: str) -> str:
+    """Text with control characters spelt out, so that no rollout moves a terminal's cursor or colours it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def _print_table(table: Any, to: Path | None) -> None:
     from rich.markup import escape
     from rich.text import Text
 
     def cell(value: Any) -> Text:
         text = f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
-        return Text(text if len(text) <= 80 else text[:79] + "…")
+        return Text(visible(text if len(text) <= 80 else text[:79] + "…"))
 
     printed = Table(*[escape(n) for n in table.schema.names])
     for row in table.slice(0, 1000).to_pylist():
@@ -76,6 +100,8 @@ def quiet_prefect() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     # Errors are told once, by the command; Prefect would add a traceback. The server's log has all of it.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    # A first start makes a database; on a busy machine that has taken longer than Prefect's 20 seconds.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 

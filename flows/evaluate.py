@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from prefect import flow
 
+from ogls import series
 from ogls.config import RunConfig
+from ogls.errors import StoreError
 from ogls.run import Run
 from tasks.publish import publish
 from tasks.stages import evaluate, prepare
@@ -22,3 +24,12 @@ def evaluate_flow(config: RunConfig, rounds: list[int] | None = None) -> list[in
             evaluate(config, r)
             publish(config, r)
     return chosen
+
+
+@flow(name="evaluate newest", flow_run_name="evaluate newest {config.name}", log_prints=False)
+def evaluate_newest_flow(config: RunConfig) -> list[int]:
+    """Evaluate the newest adapter of the series `config.name` (flows/continual.py)."""
+    newest = series.newest(config)
+    if newest is None:
+        raise StoreError(f"no run of the series {config.name} in {config.root} yet; the continual flow makes one")
+    return evaluate_flow(newest.model_copy(update={"execution": config.execution}))

@@ -6,8 +6,10 @@ from prefect import flow
 
 from ogls.config import RunConfig
 from ogls.run import Run
+from ogls.stages.watching import heed
 from tasks.publish import publish
-from tasks.stages import evaluate, prepare, sample, steer, teach, train, verify
+from tasks.retention import drop_old_states
+from tasks.stages import evaluate, health, prepare, sample, steer, style, teach, train, verify
 from tasks.tracking import end_tracking
 
 
@@ -23,6 +25,7 @@ def train_flow(config: RunConfig) -> None:
         try:
             prepare(config, 0)
             evaluate(config, 0)
+            health(config, 0)
             publish(config, 0)
             for r in range(1, config.rounds + 1):
                 sample(config, r)  # G rollouts of every problem from the policy of round r - 1
@@ -30,10 +33,16 @@ def train_flow(config: RunConfig) -> None:
                 if config.has_teacher:  # GRPO and fine-tuning go from verdicts to training
                     teach(config, r)  # mean teacher states given nothing, successes, failures
                     steer(config, r)  # target = softmax(z_base + lambda * (z_correct - z_incorrect))
+                    if config.style.enabled:
+                        style(config, r)  # which part of it is style, which substance
                 train(config, r)  # minimise D(target, student): the policy of round r
                 if r % config.evaluate.every == 0 or r == config.rounds:
                     evaluate(config, r)
+                    health(config, r)  # well, or: warn, stop, go back to the best round
                 publish(config, r)
+                if config.storage.keep_states:
+                    drop_old_states(config, r)
+                heed(run, r)
         except BaseException:
             end_tracking(config, "FAILED")
             raise

@@ -1,29 +1,20 @@
 """What a run is told: one frozen model a section, every field described, unknown keys refused.
 
-`configfile.py` reads these from TOML and `--set`. Nothing heavy is imported: validation answers at once.
-Fields marked *operational* say how a run is carried out, not what it computes: they may change between
-the start of a run and its resumption, and no fingerprint contains them.
+`configfile.py` reads these from TOML and `--set`. Nothing heavy is imported: validation answers at once. Here is
+what a run computes; how it is watched and carried out is in `oversight.py`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import model_validator
+
+from ogls.oversight import ExecutionConfig, HealthConfig, StorageConfig, StyleConfig, TrackingConfig
+from ogls.section import Section, setting
 
 Pool = Literal["base", "reference", "correct", "incorrect"]
 Verdict = Literal["correct", "incorrect", "no_answer", "truncated", "timeout", "error"]
-
-
-def setting(default: Any, description: str, *, operational: bool = False, **bounds: Any) -> Any:
-    """A described field; `bounds` are pydantic's (`ge`, `gt`, `le`, `pattern`, ...)."""
-    return Field(default, description=description, json_schema_extra={"operational": operational}, **bounds)
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class ModelConfig(Section):
@@ -43,6 +34,7 @@ class AdapterConfig(Section):
     """What is trained. The head and the embeddings never are: teacher states are cached before the head."""
 
     kind: Literal["lora", "full"] = setting("lora", "lora, or full: every weight but head and embeddings.")
+    start: str = setting("", "Folder of an adapter that round 0 is; empty: the base model itself.")
     rank: int = setting(64, "Rank of the LoRA matrices.", ge=1)
     alpha: int = setting(128, "LoRA scale; the update is alpha / rank * B A.", ge=1)
     modules: tuple[str, ...] = setting(
@@ -64,7 +56,10 @@ class Columns(Section):
 class DataSource(Section):
     """Where problems come from."""
 
-    source: str = setting("data/tiny/train.jsonl", "A .jsonl or .parquet file, or a Hugging Face dataset id.")
+    source: str = setting(
+        "data/tiny/train.jsonl",
+        "A .jsonl or .parquet file, a folder of such files (a data set of its own), or a Hugging Face id.",
+    )
     subset: str | None = setting(None, "Configuration name of a Hugging Face dataset.")
     split: str = setting("train", "Split of a Hugging Face dataset.")
     columns: Columns = setting(Columns(), "Names of the columns.")
@@ -74,6 +69,7 @@ class DataSource(Section):
 class ProblemsConfig(DataSource):
     """The problems to train on."""
 
+    after: tuple[str, ...] = setting((), "Runs of the same store whose training problems are left out.")
     per_round: int = setting(32, "Problems (groups) a round; they are gone through in a seeded order.", ge=1)
     holdout: int = setting(0, "Problems kept away from training as a benchmark named holdout.", ge=0)
     max_unusable: float = setting(0.05, "Share of unusable problems above which the source is refused.", ge=0, le=1)
@@ -83,7 +79,7 @@ class Benchmark(DataSource):
     """Held-out problems to evaluate on."""
 
     name: str = setting("tiny", "Name in tables and figures.", pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    source: str = setting("data/tiny/test.jsonl", "A .jsonl or .parquet file, or a Hugging Face dataset id.")
+    source: str = setting("data/tiny/test.jsonl", "As problems.source.")
     split: str = setting("test", "Split of a Hugging Face dataset.")
 
 
@@ -164,8 +160,16 @@ class TeacherConfig(Section):
     pools: tuple[Pool, ...] = setting((), "Pools to cache besides those that the recipe weights.")
     max_exemplars: int = setting(8, "Most exemplars a pool and rollout.", ge=1)
     exemplar_tokens: int = setting(8192, "Exemplars longer than this are cut at their end.", ge=1)
+    reference_exemplar: bool = setting(
+        False, "The reference solution, where there is one, is an exemplar of the correct pool like any rollout."
+    )
     empty_pool: Literal["skip", "reference"] = setting(
         "skip", "With a needed pool empty: leave the rollout out, or let the reference be the correct pool."
+    )
+    unanimous: Literal["skip", "anchor"] = setting(
+        "skip",
+        "Correct rollouts without a failed peer: leave them out, or train them with no direction, so that their target "
+        "is the base pool at steer.temperature (needs train.rollouts = all or correct).",
     )
     batch_tokens: int = setting(16384, "Most tokens (padding included) in one forward pass.", ge=1)
     shard_groups: int = setting(8, "Groups whose states are in memory at once; also those of a shard.", ge=1)
@@ -243,8 +247,8 @@ class TrainConfig(Section):
         "fine-tuning: NLL of correct rollouts), sft (NLL of the reference solutions of the round's problems).",
     )
     grpo: GrpoConfig = setting(GrpoConfig(), "GRPO's surrogate.")
-    rollouts: Literal["incorrect", "mixed_groups", "all"] = setting(
-        "mixed_groups", "Distil failed rollouts, all rollouts of mixed groups, or all rollouts."
+    rollouts: Literal["incorrect", "correct", "mixed_groups", "all"] = setting(
+        "mixed_groups", "Distil failed rollouts, correct ones, all rollouts of mixed groups, or all rollouts."
     )
     tokens: int = setting(1024, "Token cap T: only the first so many tokens of a rollout are distilled.", ge=1)
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = setting("reverse_kl", "D(target, student).")
@@ -300,23 +304,6 @@ class EvaluateConfig(SamplingConfig):
         return self
 
 
-class TrackingConfig(Section):
-    """MLflow."""
-
-    enabled: bool = setting(True, "Log to MLflow.", operational=True)
-    uri: str = setting("sqlite:///data/mlflow/mlflow.db", "Tracking server or database.", operational=True)
-    artifacts: str = setting("data/mlflow/artifacts", "Where a local database keeps artifacts.", operational=True)
-    experiment: str = setting("ogls-sd", "MLflow experiment.", operational=True)
-
-
-class ExecutionConfig(Section):
-    """How stages are carried out as Prefect tasks."""
-
-    retries: int = setting(2, "Retries of a stage after an error that may heal.", ge=0, operational=True)
-    retry_seconds: float = setting(2.0, "First delay before a retry; it doubles each time.", ge=0, operational=True)
-    timeout_seconds: float = setting(86400.0, "Wall limit of one stage.", gt=0, operational=True)
-
-
 class RunConfig(Section):
     """Everything that decides what a run computes, and how."""
 
@@ -334,7 +321,10 @@ class RunConfig(Section):
     steer: SteerConfig = setting(SteerConfig(), "The target.")
     train: TrainConfig = setting(TrainConfig(), "One training round.")
     evaluate: EvaluateConfig = setting(EvaluateConfig(), "Evaluation.")
+    style: StyleConfig = setting(StyleConfig(), "Style against substance.")
+    health: HealthConfig = setting(HealthConfig(), "What is watched, and what is done about it.")
     tracking: TrackingConfig = setting(TrackingConfig(), "MLflow.")
+    storage: StorageConfig = setting(StorageConfig(), "What is kept on disk.")
     execution: ExecutionConfig = setting(ExecutionConfig(), "How stages are carried out.")
 
     @model_validator(mode="after")

@@ -32,3 +32,7 @@ class RunLocked(StoreError):
 
 class NonFiniteLoss(UserError):
     """The loss of a rollout is not a finite number; nothing of the stage is kept."""
+
+
+class Collapse(UserError):
+    """The health of a run is such that its configuration stops it."""

@@ -39,6 +39,8 @@ def summarise(rows: Sequence[dict[str, Any]], benchmark: str, place: int, resamp
         "length_p50": float(np.percentile(lengths, 50)),
         "length_p95": float(np.percentile(lengths, 95)),
         "truncated": float(np.mean([r["finish_reason"] == "length" for r in drawn])),
+        "repeated": float(np.mean([r["repeated"] for r in drawn])),
+        "stop_mass": float(np.mean([np.exp(r["last_logprob"]) * (r["finish_reason"] == "stop") for r in drawn])),
         "distinct_answers": float(np.mean([len({r["answer"] for r in group}) for group in sampled.values()])),
         "entropy": -float(logprob / lengths.sum()),
         "kl_base": float((logprob - sum(base)) / lengths.sum()) if len(base) == len(drawn) else None,
@@ -51,6 +53,17 @@ def bootstrap_interval(values: np.ndarray, resamples: int, seed: int, level: flo
     means = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def loops(token_ids: Sequence[int], times: int = 4, least: int = 16, longest: int = 64) -> bool:
+    """Whether a completion ends in an n-gram of up to `longest` tokens said `times` times and over `least` tokens."""
+    for n in range(1, longest + 1):
+        tail = token_ids[-max(n * times, least) :]
+        if len(tail) < max(n * times, least):
+            return False
+        if tail[n:] == tail[:-n]:
+            return True
+    return False
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

@@ -10,6 +10,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _MARKERS = "osD^vPX"
 
 
+def _style(number: int, label: str) -> dict[str, Any]:
+    """Colour, marker and line of the n-th thing shown; from the eighth on dashed, so that none looks like another."""
+    line = ("-", "--", ":")[number // 7 % 3]
+    return {"color": COLOURS[number % 7], "marker": _MARKERS[number % 7], "linestyle": line, "label": label}
+
+
 def sweep_figure(rows: Sequence[dict[str, Any]], positions: Sequence[dict[str, Any]], title: str) -> bytes:
     """Strength against KL and AUC, and AUC by position at each recipe's best strength."""
     from matplotlib.figure import Figure
@@ -17,7 +23,7 @@ def sweep_figure(rows: Sequence[dict[str, Any]], positions: Sequence[dict[str, A
     figure = Figure(figsize=(13, 4), layout="constrained")
     by_kl, by_auc, by_place = figure.subplots(1, 3)
     for number, recipe in enumerate(dict.fromkeys(r["recipe"] for r in rows)):
-        style = {"color": COLOURS[number % 7], "marker": _MARKERS[number % 7], "label": recipe}
+        style = _style(number, recipe)
         mine = [r for r in rows if r["recipe"] == recipe]
         if mine[0]["strength"] is None:
             by_kl.axhline(mine[0]["kl"], color=style["color"], linestyle="--", label=recipe)
@@ -80,7 +86,7 @@ def study_figure(
     for axes, rows, across, scale, label in shown:
         for number, method in enumerate(methods):
             mine = [r for r in rows if r["method"] == method]
-            style = {"color": COLOURS[number % 7], "marker": _MARKERS[number % 7], "markersize": 4, "label": method}
+            style = {**_style(number, method), "markersize": 4}
             x = [r[across] * scale for r in mine]
             axes.plot(x, [r["mean"] for r in mine], **style)
             axes.fill_between(
@@ -88,7 +94,9 @@ def study_figure(
             )
         axes.set_xlabel("k" if across == "k" else "rollouts")
         axes.set_ylabel(label)
-    figure.axes[0].legend(fontsize=8)
+        if label.endswith("share"):
+            axes.set_ylim(bottom=0)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, fontsize=9)
     figure.suptitle(title)
     return _png(figure)
 

@@ -35,6 +35,7 @@ class Manifest:
     written: str
     version: str
     schema_version: int = SCHEMA_VERSION
+    dropped: str = ""  # when the files were dropped to save space (`retention`): the stage stays done
 
     @property
     def digest(self) -> str:

@@ -7,7 +7,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -164,13 +164,14 @@ def prepare(
     config: RunConfig,
     usable: Callable[[Sequence[str]], list[bool]],
     too_long: Callable[[Problem, int], str],
+    seen: Collection[str] = (),
 ) -> tuple[list[Problem], Report]:
     """All problems of a run: `train`, then each benchmark; splits never overlap.
 
-    `usable` says which answers the verifier can work with; `too_long(problem, max_tokens)` why a problem does
-    not fit the model (or nothing). A training problem whose normalised text stands in any benchmark is
-    dropped and counted. Raises DataError where more than problems.max_unusable of a source are unusable, and
-    where nothing is left.
+    Training problems whose normalised text is in `seen` are left out and counted. `usable` says which answers the
+    verifier can work with; `too_long(problem, max_tokens)` why a problem does not fit the model (or nothing). A
+    training problem whose normalised text stands in any benchmark is dropped and counted. Raises DataError where
+    more than problems.max_unusable of a source are unusable, and where nothing is left.
     """
     report = Report()
     benchmarks: list[Problem] = []
@@ -184,6 +185,8 @@ def prepare(
     for problem in train:
         if split := held.get(normalised(problem.problem)):
             report.note(f"in benchmark {split}", problem.problem_id)
+        elif normalised(problem.problem) in seen:
+            report.note("trained on before", problem.problem_id)
         else:
             apart.append(problem)
     order = np.random.default_rng(derive_seed(config.seed, "holdout")).permutation(len(apart))

@@ -98,7 +98,7 @@ def _manifests(run: RunStore, table: Table) -> list[Manifest]:
 
 def _part(run: RunStore, table: Table, manifests: list[Manifest]) -> str:
     """One run's share of a view; the run's name is a constant, so DuckDB skips runs that are not asked for."""
-    paths = [_quoted(run.url(f.path)) for m in manifests for f in m.of(table.name)]
+    paths = [_quoted(run.url(f.path)) for m in manifests if not m.dropped for f in m.of(table.name)]
     if not paths:
         return ""
     return (

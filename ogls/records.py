@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ogls.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Key = tuple[str, int]  # (problem_id, sample): names a rollout within its round
 
@@ -167,6 +167,8 @@ SCORES = Table(
         _field("finish_reason", pa.string(), "stop or length."),
         _field("logprob", pa.float32(), "Log-probability (nats) of the completion under the policy at temperature 1."),
         _field("base_logprob", pa.float32(), "The same under the base model (evaluate.base_kl).", nullable=True),
+        _field("last_logprob", pa.float32(), "Log-probability (nats) of its last token: the stop token, unless cut."),
+        _field("repeated", pa.bool_(), "Ends in a loop: an n-gram said four times or more, over 16 tokens or more."),
         _field("text", pa.string(), "The completion."),
         _field("policy", pa.string(), "Hash of the adapter that was evaluated; base for none."),
         _field("seed", pa.int64(), "Seed of this completion."),
@@ -191,6 +193,8 @@ SUMMARIES = Table(
         _field("length_p50", pa.float64(), "Median of it."),
         _field("length_p95", pa.float64(), "95th percentile of it."),
         _field("truncated", pa.float64(), "Share of sampled completions cut at max_tokens."),
+        _field("repeated", pa.float64(), "Share of sampled completions that end in a loop."),
+        _field("stop_mass", pa.float64(), "Mean probability of the stop token where a completion ended; 0 where cut."),
         _field("distinct_answers", pa.float64(), "Mean number of different answers a problem among its samples."),
         _field("entropy", pa.float64(), "Minus the mean log-probability of sampled tokens: nats a token."),
         _field("kl_base", pa.float64(), "KL(policy || base) estimated on the samples: nats a token.", nullable=True),
@@ -252,9 +256,40 @@ SWEEP_AGREEMENT = Table(
     owner="sweeps",
 )
 
+STYLE = Table(
+    "style",
+    "style",
+    "One row a signal, class of the sampled token and bin of positions: how far the signal lies from the base pool.",
+    _schema(
+        _field(
+            "signal", pa.string(), "target, direction (base + correct - incorrect), reference (the OPSD gap), correct."
+        ),
+        _field("token_class", pa.string(), "Class of the sampled token: a name of style.classes, or rest."),
+        _field("position_from", pa.int32(), "First position of the bin."),
+        _field("position_to", pa.int32(), "Last position of the bin."),
+        _field("tokens", pa.int64(), "Tokens measured."),
+        _field("kl", pa.float64(), "Mean KL(signal || base) in nats a token."),
+        _field("style", pa.float64(), "The part of kl that moves between classes or within the rest."),
+        _field("norm", pa.float64(), "Mean L2 norm of the centred difference of the logits."),
+    ),
+)
+
+HEALTH = Table(
+    "health",
+    "health",
+    "One row a check and evaluated round.",
+    _schema(
+        _field("check", pa.string(), "Name of the check, as in [health]."),
+        _field("value", pa.float64(), "What was found.", nullable=True),
+        _field("limit", pa.float64(), "What it was held against.", nullable=True),
+        _field("failed", pa.bool_(), "Whether it failed; null where the value or limit is not known.", nullable=True),
+        _field("action", pa.string(), "off, warn, stop or rollback."),
+    ),
+)
+
 ALL_TABLES = (
     *(PROBLEMS, TRAJECTORIES, VERDICTS, TEACHER_STATES, TARGETS, UPDATES, SCORES, SUMMARIES),
-    *(SWEEPS, SWEEP_POSITIONS, SWEEP_AGREEMENT),
+    *(STYLE, HEALTH, SWEEPS, SWEEP_POSITIONS, SWEEP_AGREEMENT),
 )
 TABLES = {t.name: t for t in ALL_TABLES}
 
@@ -340,3 +375,4 @@ class StageResult:
     metrics: dict[str, Any] = field(default_factory=dict)
     reused: bool = False
     notice: str = ""
+    redone: str = ""  # why finished work was done again

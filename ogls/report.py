@@ -28,11 +28,13 @@ class RoundRow:
     kl: float | None
     loss: float | None
     seconds: dict[str, float]
+    style: dict[str, float]
+    health: dict[str, Any]
 
 
 def round_row(run: RunStore, round_: int) -> RoundRow:
     """What the manifests and the summary of a round say (the first benchmark's)."""
-    found = {t: m for t in STAGE_TABLES if (m := run.manifest(t, round_))}
+    found = {t: m for t in (*STAGE_TABLES, "style", "health") if (m := run.manifest(t, round_))}
     metrics = {t: m.metrics for t, m in found.items()}
     summary = None
     if "scores" in found:
@@ -45,6 +47,8 @@ def round_row(run: RunStore, round_: int) -> RoundRow:
         metrics.get("targets", {}).get("kl"),
         metrics.get("updates", {}).get("loss"),
         {TABLES[t].stage: float(m.get("seconds", 0)) for t, m in metrics.items()},
+        metrics.get("style", {}).get("numbers", {}),
+        metrics.get("health", {}),
     )
 
 
@@ -81,6 +85,7 @@ def line(row: RoundRow) -> str:
     named = dict(zip(HEADINGS, cells(row), strict=True))
     interval = f" ({named['95% interval']})" if row.summary else ""
     shown = [f"{name} {named[name]}" for name in ("greedy", "length", "mixed", "KL") if named[name] != "-"]
+    shown += [f"style {share:.0%}"] if (share := row.style.get("target_style_share")) is not None else []
     seconds = sum(row.seconds.values())
     return f"r{row.round:03d}  accuracy {named['accuracy']}{interval}  {'  '.join(shown)}  {seconds:.1f} s"
 
@@ -89,7 +94,8 @@ def markdown(rows: Sequence[RoundRow]) -> str:
     """The table as markdown."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " ---: |" * len(HEADINGS)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    return "\n".join([*lines, "", f"*{LEGEND}*"])
+    said = [f"**{row.health['notice']}**\n" for row in rows if row.health.get("notice")]
+    return "\n".join([*lines, "", f"*{LEGEND}*", "", *said])
 
 
 def samples(run: RunStore, round_: int, count: int = 3) -> list[dict[str, Any]]:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import fsspec
 
 from ogls import columns
 from ogls.config import RunConfig
-from ogls.configfile import fingerprint
-from ogls.errors import StoreError
+from ogls.configfile import differences, fingerprint
+from ogls.errors import ModelError, StoreError
+from ogls.manifest import Manifest
 from ogls.policy import BASE, WEIGHTS, Adapter, Policy
 from ogls.prompts import Prompter
 from ogls.records import SCHEMA_VERSION, TABLES, Problem, StageResult
@@ -26,6 +29,13 @@ POLICY = "policy"  # the folder of adapters and optimizer states; the manifest o
 
 def silent(done: int, total: int) -> None:
     """A progress that nobody watches."""
+
+
+class Start(NamedTuple):
+    """Where a round starts: the round whose policy it goes on from, and the factor on the learning rate."""
+
+    round: int
+    rate: float
 
 
 class Run:
@@ -48,16 +58,27 @@ class Run:
     def policy(self, round_: int | None = None) -> Policy:
         """The model, with the weights that `round_` ended with in use (None: the base)."""
         policy = Policy(self.config.model, self.config.adapter, self.seed("adapter"))
-        policy.use(self.adapter(round_) if round_ else None)
+        policy.use(None if round_ is None else self.adapter(round_))
         return policy
+
+    def start(self, round_: int) -> Start:
+        """Where a round starts: at the end of the one before, unless the health stage has rolled back."""
+        for before in range(round_ - 1, -1, -1):  # not every round is evaluated, and none else has a health
+            if manifest := self.records.manifest("health", before):
+                restart = manifest.metrics["restart"] if before == round_ - 1 else None
+                return Start(round_ - 1 if restart is None else int(restart), float(manifest.metrics["rate"]))
+        return Start(round_ - 1, 1.0)
 
     def prompter(self, tokenizer: Any) -> Prompter:
         return Prompter(tokenizer, self.config.prompts, self.config.model.thinking)
 
     def adapter(self, round_: int) -> Adapter | None:
-        """The adapter that a round ended with; None at round 0. Raises StoreError if it is not the one recorded."""
+        """The adapter that a round ended with; round 0's is adapter.start or None, the base model.
+
+        Raises StoreError if it is not the one recorded.
+        """
         if round_ == 0:
-            return None
+            return self._start
         adapter = Adapter.parse(self.attachment(round_, WEIGHTS[self.config.adapter.kind]))
         if adapter.hash != (recorded := self.policy_hash(round_)):
             raise StoreError(
@@ -66,10 +87,22 @@ class Run:
             )
         return adapter
 
+    @cached_property
+    def _start(self) -> Adapter | None:
+        """The adapter to start from. Raises ModelError where the folder has none."""
+        if not self.config.adapter.start:
+            return None
+        fs, path = fsspec.core.url_to_fs(self.config.adapter.start)
+        name = WEIGHTS[self.config.adapter.kind]
+        try:
+            return Adapter.parse(fs.cat_file(f"{path}/{name}"))
+        except OSError:
+            raise ModelError(f"adapter.start: {self.config.adapter.start} holds no {name}") from None
+
     def policy_hash(self, round_: int) -> str:
         """The hash that was recorded when the round was trained."""
         if round_ == 0:
-            return BASE
+            return self._start.hash if self._start else BASE
         manifest = self.records.manifest("updates", round_)
         if manifest is None:
             raise StoreError(f"run {self.config.name} has not trained round {round_}; `ogls runs` lists what is there")
@@ -120,7 +153,8 @@ class Run:
         seconds = time.perf_counter() - started
         manifest = writer.commit(name, {**metrics, "seconds": seconds})
         result = StageResult(name, round_, manifest.rows, seconds, manifest.metrics)
-        return replace(result, notice=" ".join(n for n in (notice, metrics.get("notice", "")) if n))
+        said = " ".join(n for n in (notice, metrics.get("notice", "")) if n)
+        return replace(result, notice=said, redone=status.why)
 
 
 def open_run(root: str, name: str) -> Run:
@@ -133,11 +167,42 @@ def open_run(root: str, name: str) -> Run:
     return Run(RunConfig.model_validate({**about["config"], "root": root}))
 
 
+def complete(config: RunConfig) -> bool:
+    """Whether this run has trained and evaluated all its rounds.
+
+    Looks at manifests alone, so it is quick; only a training checks every file.
+    """
+    last = _last_examined(config)
+    return last is not None and last.round >= config.rounds
+
+
+def finished(config: RunConfig) -> bool:
+    """Whether nothing is left to do: the run is complete, or its health has stopped it."""
+    last = _last_examined(config)
+    return last is not None and (last.round >= config.rounds or last.metrics["state"] == "stop")
+
+
+def _last_examined(config: RunConfig) -> Manifest | None:
+    """The newest health manifest of the run, if it is of this configuration."""
+    records = Store(config.root).run(config.name)
+    about = records.about()
+    if about is None or differences(about["canonical"], config):
+        return None
+    examined = records.rounds("health")
+    return records.manifest("health", examined[-1]) if examined else None
+
+
 def source_digest(path: str) -> str:
-    """SHA-256 of a local file, so that a changed source is noticed; the name alone for anything else."""
+    """SHA-256 of a local file or a folder's files, so that a changed source is noticed; the name of anything else."""
     import hashlib
 
-    if not Path(path).is_file():
+    source = Path(path)
+    if source.is_dir():
+        files = sorted(p for p in source.rglob("*") if p.is_file())
+        return hashlib.sha256(
+            "".join(f"{p.relative_to(source)} {source_digest(str(p))}\n" for p in files).encode()
+        ).hexdigest()
+    if not source.is_file():
         return path
-    with open(path, "rb") as file:
+    with open(source, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -83,7 +83,7 @@ def _steer(
         base_logprobs=base.gather(-1, ids),
         target_logprobs=target.gather(-1, ids),
         tail_mass=target.exp().scatter(-1, ids, 0.0).sum(-1),
-        direction_norm=_centred_norm(direction(states, recipe) @ head.T),
+        direction_norm=centred_norm(direction(states, recipe) @ head.T),
         kl=(target.exp() * (target - base)).sum(-1).clamp(min=0),
         token_base_logprob=base.gather(-1, token)[:, 0],
         token_target_logprob=target.gather(-1, token)[:, 0],
@@ -97,6 +97,6 @@ def direction(states: Mapping[Pool, Float[Tensor, "T D"]], recipe: Recipe) -> Fl
     return combine(states, recipe) - states["base"].float()
 
 
-def _centred_norm(logits: Tensor) -> Tensor:
+def centred_norm(logits: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
     """L2 norm over the vocabulary after taking out the mean, which no softmax sees."""
     return (logits - logits.mean(-1, keepdim=True)).norm(dim=-1)

@@ -189,7 +189,7 @@ class RunStore:
         manifest = parse(data)
         if manifest.fingerprint != wanted:
             return Status("changed", "its configuration or input has changed")
-        for entry in manifest.files:
+        for entry in () if manifest.dropped else manifest.files:
             if problem := self.damage(entry):
                 return Status("damaged", f"{entry.path} {problem}")
         return Status("done", manifest=manifest)
@@ -213,6 +213,11 @@ class RunStore:
         if manifest is None:
             stage = TABLES[table].stage
             raise StoreError(f"run {self.name} round {round_}: {table} is not there; run the stage {stage} first")
+        if manifest.dropped:
+            raise StoreError(
+                f"run {self.name} round {round_}: {table} were dropped to save space on {manifest.dropped[:10]} "
+                f"(storage.keep_states, ogls gc); remove {self.url(self.folder(table, round_))} to have them made again"
+            )
         return manifest.of(table)
 
     def read(self, table: str, round_: int, columns: list[str] | None = None) -> pa.Table:

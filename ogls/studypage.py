@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ogls.config import RunConfig
+from ogls.configfile import build_config, flatten
+from ogls.errors import StoreError
 from ogls.evaluate import pass_at_k
 from ogls.figures import study_figure
-from ogls.run import Run
-from ogls.study import CURVES, StudyConfig, curve_rows, mean_and_interval, result_rows
+from ogls.run import Run, complete
+from ogls.study import CURVES, StudyConfig, curve_rows, mean_and_interval, result_rows, tuning_rows
 
 _MOST_K = 16
 
 
-def write_page(study: StudyConfig, configs: Sequence[RunConfig]) -> tuple[Path, str]:
-    """Write `<out>/<study>/README.md`, `curves.png`, `results.parquet` and `curves.parquet`; returns path and text."""
-    prefix = len(f"{study.name}-")
-    keys = {c.name: (c.name[prefix:].rpartition("-s")[0], c.seed) for c in configs}
+def tuned(study: StudyConfig, tuning: Sequence[RunConfig], runs: Sequence[RunConfig]) -> list[RunConfig]:
+    """The study's runs with the best value of the tuned setting, method by method."""
+    if study.tune is None:
+        return list(runs)
+    key = study.tune.key
+    best = {row["method"]: row["value"] for row in _tuning(study, tuning) if row["chosen"]}
+    return [build_config(c.model_dump(mode="json"), [f"{key}={best[_method(study, c)]}"]) for c in runs]
+
+
+def write_page(study: StudyConfig, configs: Sequence[RunConfig], tuning: Sequence[RunConfig] = ()) -> tuple[Path, str]:
+    """Write the study's page. Raises StoreError while any of its runs is unfinished.
+
+    It is `<out>/<study>/README.md`, with `curves.png`, `results.parquet`, `curves.parquet` and, where something was
+    tuned, `tuning.parquet`; its path and text are returned.
+    """
+    keys = {c.name: (_method(study, c), c.seed) for c in configs}
+    unfinished = [c.name for c in (*tuning, *configs) if not complete(c)]
+    if unfinished:
+        names = ", ".join(unfinished[:5])
+        raise StoreError(
+            f"{len(unfinished)} runs of the study are not finished ({names}): their last round is no result"
+        )
     summaries = {keys[c.name]: _summaries(Run(c)) for c in configs}
     seconds = {keys[c.name]: _seconds(Run(c)) for c in configs}
     passes = _pass_rows({keys[c.name]: Run(c) for c in configs})
@@ -38,8 +59,46 @@ def write_page(study: StudyConfig, configs: Sequence[RunConfig]) -> tuple[Path, 
     rows = [{"measure": m, **row} for m, part in curves.items() for row in part]
     pq.write_table(pa.Table.from_pylist(rows), folder / "curves.parquet")
     text = _markdown(study, results, first, a_round)
+    if tuning:
+        tried = _tuning(study, tuning)
+        pq.write_table(pa.Table.from_pylist(tried), folder / "tuning.parquet")
+        text += _tuning_markdown(study, tried, sum(_seconds(Run(c)) for c in tuning), len(tuning))
     (folder / "README.md").write_text(text)
     return folder / "README.md", text
+
+
+def _method(study: StudyConfig, config: RunConfig) -> str:
+    """The method of a run of the study, or of its tuning, from its name."""
+    return re.sub(r"^tune\d+-(?=.)", "", config.name.removeprefix(f"{study.name}-").rpartition("-s")[0])
+
+
+def _tuning(study: StudyConfig, tuning: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """The rows of the tuning grid: the last round's mean accuracy over its seeds."""
+    found: dict[tuple[str, float], list[float]] = {}
+    for config in tuning:
+        value = dict(flatten(config.model_dump()))[study.tune.key if study.tune else ""]
+        found.setdefault((_method(study, config), value), []).append(_summaries(Run(config))[-1]["accuracy"])
+    return tuning_rows(found)
+
+
+def _tuning_markdown(study: StudyConfig, tried: list[dict[str, Any]], seconds: float, runs: int) -> str:
+    assert study.tune
+    values = list(dict.fromkeys(row["value"] for row in tried))
+    cells = {(r["method"], r["value"]): f"{'**' if r['chosen'] else ''}{r['accuracy']:.3f}" for r in tried}
+    lines = ["| method | " + " | ".join(f"{v:g}" for v in values) + " |", "|" + " --- |" * (len(values) + 1)]
+    for method in dict.fromkeys(row["method"] for row in tried):
+        mine = [cells[method, v] + ("**" if cells[method, v].startswith("**") else "") for v in values]
+        lines.append(f"| {method} | " + " | ".join(mine) + " |")
+    table = "\n".join(lines)
+    return f"""
+## Tuning of {study.tune.key}
+
+Accuracy after round {study.tune.rounds}, seeds {", ".join(map(str, study.tune.seeds))} (none of the study's); the
+bold value was taken. The same {len(values)} values for every method: {runs} runs, {seconds:.0f} seconds of all stages
+but evaluation. Bold at an end of the grid means that a better value may lie beyond it.
+
+{table}
+"""
 
 
 def _summaries(run: Run) -> list[dict[str, Any]]:

@@ -95,6 +95,8 @@ class Planner:
             return "undecided"
         if chosen == "incorrect" and rollout.outcome == "correct":
             return "already_correct"
+        if chosen == "correct" and rollout.outcome == "failed":
+            return "failed"
         return "group_not_mixed" if chosen == "mixed_groups" and not mixed else ""
 
     def _pools(
@@ -112,9 +114,13 @@ class Planner:
             else:
                 outcome = "correct" if pool == "correct" else "failed"
                 others: list[Rollout | None] = [r for r in by_outcome[outcome] if r.sample != rollout.sample]
-                pools[pool] = others[:most]
+                told = reference if pool == "correct" and self.config.teacher.reference_exemplar else []
+                pools[pool] = [*told, *others][:most]
         if self.config.teacher.empty_pool == "reference" and pools.get("correct") == []:
             pools["correct"] = list(reference)
+        alone = rollout.outcome == "correct" and pools.get("incorrect") == []
+        if alone and self.config.teacher.unanimous == "anchor":
+            pools["incorrect"] = pools.get("correct", [])  # the same contexts: the direction is exactly 0
         return pools
 
     def _ordered(self, rollouts: list[Rollout]) -> list[Rollout]:

@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from ogls import report
 from ogls.config import RunConfig
 from ogls.run import Run
+from tasks.events import tell_round
 from tasks.progress import say
 from tasks.tracking import track
 
@@ -28,6 +29,7 @@ def publish(config: RunConfig, round_: int) -> None:
     create_markdown_artifact(text, key=key, description=f"{config.name}: rounds 0 to {round_}")
     track(config, round_)
     if rows and rows[-1].round == round_:
+        tell_round(config, rows[-1])
         say(report.line(rows[-1]))
 
 

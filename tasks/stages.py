@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 from prefect import Task, task
@@ -18,9 +19,23 @@ from ogls.config import RunConfig
 from ogls.errors import UserError
 from ogls.records import StageResult
 from ogls.run import Run
+from tasks.events import tell_redone
 from tasks.progress import reporting, say
 
 StageTask = Callable[[RunConfig, int], StageResult]
+
+
+_ON_DEVICE = ("sample", "teach", "steer", "style", "train", "evaluate")
+_LEASE_SECONDS = 60.0  # a holder that was killed frees its place after so long; a living one renews it
+
+
+def _place(limit: str) -> AbstractContextManager[object]:
+    """A place of a global concurrency limit, waited for; nothing without a limit."""
+    if not limit:
+        return nullcontext()
+    from prefect.concurrency.sync import concurrency
+
+    return concurrency(limit, occupy=1, lease_duration=_LEASE_SECONDS, strict=True)
 
 
 def may_heal(_task: Any, run: Any, state: State[Any]) -> bool:
@@ -49,10 +64,11 @@ def _stage_task(work: Callable[..., StageResult]) -> StageTask:
         retry_jitter_factor=0.5,
     )
     def carry_out(config: RunConfig, round_: int) -> Any:
-        with reporting(name, round_) as progress:
+        with _place(config.execution.limit if name in _ON_DEVICE else ""), reporting(name, round_) as progress:
             result = work(Run(config), round_, progress)
             progress.finished(result)
         logger = get_run_logger()
+        tell_redone(config, result)
         if result.notice:
             logger.warning(result.notice)
         if result.reused:
@@ -80,5 +96,7 @@ sample = _stage_task(stages.sample)
 verify = _stage_task(stages.verify)
 teach = _stage_task(stages.teach)
 steer = _stage_task(stages.steer)
+style = _stage_task(stages.style)
 train = _stage_task(stages.train)
 evaluate = _stage_task(stages.evaluate)
+health = _stage_task(stages.health)

@@ -13,8 +13,8 @@ from tasks.publish import artifact_key
 
 
 @task(task_run_name="publish {study.name}", cache_policy=NO_CACHE, persist_result=False)
-def publish_study(study: StudyConfig, runs: list[RunConfig]) -> str:
+def publish_study(study: StudyConfig, runs: list[RunConfig], tuning: list[RunConfig]) -> str:
     """Write the study's page and figures; returns the page's path."""
-    path, page = write_page(study, runs)
+    path, page = write_page(study, runs, tuning)
     create_markdown_artifact(page, key=artifact_key(f"study-{study.name}"), description=f"study {study.name}")
     return str(path)

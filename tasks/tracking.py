@@ -127,15 +127,26 @@ def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
         "train/mixed_groups": row.mixed_groups,
         "train/loss": row.loss,
         "steer/kl": row.kl,
+        **{f"style/{name}": value for name, value in row.style.items()},
+        "train/rate": row.health.get("rate"),
         **{f"seconds/{stage}": seconds for stage, seconds in row.seconds.items()},
         **{f"evaluate/{n}": v for n, v in (row.summary or {}).items() if isinstance(v, float)},
     }
+    if row.health:
+        _tag_health(client, run_id, row)
     now = int(time.time() * 1000)
     metrics = [Metric(n, float(v), now, row.round) for n, v in values.items() if v is not None]
     if row.round and run.records.manifest("updates", row.round):
         _log_adapter(client, run_id, run, row.round)
     # The mark comes last: a round cut off half-way is logged again rather than left out.
     client.log_batch(run_id, metrics=[*metrics, Metric("rounds_logged", row.round, now, row.round)])
+
+
+def _tag_health(client: Any, run_id: str, row: RoundRow) -> None:
+    """The newest decision as tags: state, why, and the best round with its adapter."""
+    client.set_tag(run_id, "ogls.health", row.health["state"])
+    client.set_tag(run_id, "ogls.health.why", row.health["notice"])
+    client.set_tag(run_id, "ogls.best_round", str(row.health["best"]))
 
 
 def _log_adapter(client: Any, run_id: str, run: Run, round_: int) -> None:

@@ -25,16 +25,18 @@ from ogls.stages import STAGES
 from ogls.tinyworld.seedmodel import PROMPTS
 
 REPO = Path(__file__).parents[1]
-TINY = REPO / "deployments" / "runs" / "tiny.toml"
-ROUND = ("sample", "verify", "teach", "steer", "train", "evaluate")
+TINY = REPO / "deployments" / "runs" / "tiny-world.toml"
+ROUND = ("sample", "verify", "teach", "steer", "style", "train", "evaluate", "health")
 
 # Two shards a stage, so that half-finished ones exist; small enough for seconds.
 SMALL = (
+    "name=tiny",
     "rounds=2",
     "problems.per_round=8",
     "rollout.samples=4",
     "rollout.batch_size=16",
     "teacher.shard_groups=4",
+    'teacher.pools=["reference"]',
     "train.batch_rollouts=8",
     "evaluate.samples=2",
     "evaluate.batch_size=32",
@@ -50,7 +52,7 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small_config(root: Path | str, *overrides: str) -> RunConfig:
-    """The tiny configuration, made small."""
+    """OGLS-SD by its plain settings on the tiny world, made small."""
     config = load_config(TINY, [f"root={root}", *SMALL, *overrides])
     few = tuple(b.model_copy(update={"limit": 20}) for b in config.evaluate.benchmarks)
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"benchmarks": few})})
@@ -62,9 +64,10 @@ def carry_out(config: RunConfig, rounds: int | None = None) -> Run:
     run.records.open(config)
     STAGES["prepare"](run, 0)
     STAGES["evaluate"](run, 0)
+    STAGES["health"](run, 0)
     for round_ in range(1, (config.rounds if rounds is None else rounds) + 1):
         for name in ROUND:
-            if config.has_teacher or name not in ("teach", "steer"):
+            if config.has_teacher or name not in ("teach", "steer", "style"):
                 STAGES[name](run, round_)
     return run
 
@@ -100,7 +103,18 @@ def prefect_server() -> Iterator[None]:
 def content(run: Run) -> dict[str, list[str]]:
     """Checksums of all that a run computed, by stage and round."""
     found = {}
-    for table in ("problems", "trajectories", "verdicts", "teacher_states", "targets", "updates", "scores"):
+    tables = (
+        "problems",
+        "trajectories",
+        "verdicts",
+        "teacher_states",
+        "targets",
+        "style",
+        "updates",
+        "scores",
+        "health",
+    )
+    for table in tables:
         for round_ in run.records.rounds(table):
             manifest = run.records.manifest(table, round_)
             assert manifest

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ogls import columns
+from ogls.config import Pool
 from ogls.errors import StoreError
 from ogls.prompts import Prompter
 from ogls.records import Rollout
@@ -14,13 +15,17 @@ from ogls.run import Progress, Run, silent
 from ogls.verify import Case, Judgement, shared
 from ogls.writer import StageWriter
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 T = TypeVar("T")
 
 
 def policy_inputs(run: Run) -> dict[str, Any]:
     """What decides the model and its prompts, wherever one runs."""
     config = run.config
-    return {"model": config.model, "adapter": config.adapter, "prompts": config.prompts, "seed": config.seed}
+    adapter = config.adapter.model_copy(update={"start": run.policy_hash(0)})  # its content, wherever it lies
+    return {"model": config.model, "adapter": adapter, "prompts": config.prompts, "seed": config.seed}
 
 
 def sampler_at(run: Run, round_: int) -> tuple[Sampler, Prompter]:
@@ -35,6 +40,21 @@ def sampler_at(run: Run, round_: int) -> tuple[Sampler, Prompter]:
 
 def groups_of(run: Run, round_: int) -> dict[str, list[Rollout]]:
     return columns.rollouts(run.records.read("trajectories", round_), run.records.read("verdicts", round_))
+
+
+def cached_rollouts(
+    run: Run, round_: int, device: Any, progress: Progress = silent
+) -> Iterator[tuple[Rollout, Tensor, dict[Pool, Tensor]]]:
+    """Every rollout of a taught round with its scored tokens [T] and its cached states [T, D] on a device."""
+    import torch
+
+    rollouts = {r.key: r for group in groups_of(run, round_).values() for r in group}
+    entries = run.records.shards("teacher_states", round_)
+    for done, entry in enumerate(entries, start=1):
+        for key, states in columns.unpack_states(run.records.read_shard(entry)).items():
+            tokens = torch.tensor(rollouts[key].token_ids[: len(states["base"])], device=device)
+            yield rollouts[key], tokens, {p: s.to(device) for p, s in states.items()}
+        progress(done, len(entries))
 
 
 def judge(run: Run, split: str, rows: list[dict[str, Any]], progress: Progress = silent) -> list[Judgement]:

@@ -24,6 +24,7 @@ _STEER_ROLLOUTS = 64  # rollouts whose targets are turned into rows together
 def teach(run: Run, round_: int, progress: Progress = silent) -> StageResult:
     """Cache averaged teacher states of every rollout to be trained, for every pool."""
     config = run.config
+    start = run.start(round_).round
     inputs = {
         **policy_inputs(run),
         "teacher": config.teacher,
@@ -32,13 +33,13 @@ def teach(run: Run, round_: int, progress: Progress = silent) -> StageResult:
         "chosen": (config.train.rollouts, config.train.tokens),
         "trajectories": run.digest("trajectories", round_),
         "verdicts": run.digest("verdicts", round_),
-        "policy": run.policy_hash(round_ - 1),
-        "before": run.digest("updates", round_ - 1) if config.teacher.weights == "ema" and round_ > 1 else None,
+        "policy": run.policy_hash(start),
+        "before": run.digest("updates", start) if config.teacher.weights == "ema" and start else None,
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
         policy = run.policy()
-        weights = {"policy": run.adapter(round_ - 1), "teacher": _teacher(run, round_)}
+        weights = {"policy": run.adapter(start), "teacher": _teacher(run, start)}
         groups = groups_of(run, round_)
         posed = {p.problem_id: p for p in run.problems("train")}
         planner = teacher.Planner(config, run.prompter(policy.tokenizer), policy.context)
@@ -124,13 +125,15 @@ def train(run: Run, round_: int, progress: Progress = silent) -> StageResult:
 
     config = run.config
     full = config.has_teacher and config.train.support == "full"
-    before = run.policy_hash(round_ - 1)
+    start, rate = run.start(round_)
+    before = run.policy_hash(start)
+    settings = config.train.model_copy(update={"learning_rate": config.train.learning_rate * rate})
     inputs = {
         **policy_inputs(run),
-        "train": config.train,
+        "train": settings,
         "ema": config.teacher.ema_decay if config.teacher.weights == "ema" else None,
         "round": round_,
-        "before": run.digest("updates", round_ - 1) if round_ > 1 else None,
+        "before": run.digest("updates", start) if start else None,
         "trajectories": run.digest("trajectories", round_),
         "verdicts": run.digest("verdicts", round_),
         "targets": run.digest("targets", round_) if config.has_teacher else None,
@@ -138,12 +141,12 @@ def train(run: Run, round_: int, progress: Progress = silent) -> StageResult:
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        policy = run.policy(round_ - 1)
+        policy = run.policy(start)
         items = _train_items(run, round_, policy)
         if policy.hash != before:
             raise StoreError(f"round {round_} was sampled by {before}, but {policy.hash} would be trained")
-        state = load(run.attachment(round_ - 1, "optimizer.safetensors")) if round_ > 1 else None
-        trainer = Trainer(policy, config.train, state)
+        state = load(run.attachment(start, "optimizer.safetensors")) if start else None
+        trainer = Trainer(policy, settings, state)
         rows = trainer.round(items, run.seed("train", round_), progress)
         writer.shard(0, to_arrow(UPDATES, rows))
         trained = policy.adapter()
@@ -151,7 +154,7 @@ def train(run: Run, round_: int, progress: Progress = silent) -> StageResult:
             writer.attach(POLICY, name, content)
         writer.attach(POLICY, "optimizer.safetensors", save(trainer.state()))
         if config.teacher.weights == "ema":
-            old = _teacher(run, round_) or policy.initial()
+            old = _teacher(run, start) or policy.initial()
             average = old.average(trained, config.teacher.ema_decay)
             writer.attach(POLICY, "ema.safetensors", save(dict(average.weights)))
         loss = sum(r["loss"] for r in rows) / len(rows) if rows else 0.0
@@ -164,14 +167,14 @@ def train(run: Run, round_: int, progress: Progress = silent) -> StageResult:
     return run.stage("updates", round_, inputs, work)
 
 
-def _teacher(run: Run, round_: int) -> Adapter | None:
-    """The teacher's weights in a round; None for the base model."""
+def _teacher(run: Run, start: int) -> Adapter | None:
+    """The teacher's weights in a round that starts from the policy of round `start`; None for the base model."""
     kind = run.config.teacher.weights
-    if kind == "frozen" or round_ == 1:
+    if kind == "frozen" or not start:
         return None
     if kind == "live":
-        return run.adapter(round_ - 1)
-    return Adapter.parse(run.attachment(round_ - 1, "ema.safetensors"))
+        return run.adapter(start)
+    return Adapter.parse(run.attachment(start, "ema.safetensors"))
 
 
 def _train_items(run: Run, round_: int, policy: Policy) -> list[TrainItem]:

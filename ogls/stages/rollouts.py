@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ogls import problems, teacher
-from ogls.evaluate import summarise
+from ogls.evaluate import loops, summarise
 from ogls.policy import Policy
 from ogls.records import (
     PROBLEMS,
@@ -50,7 +50,8 @@ def prepare(run: Run, round_: int = 0, progress: Progress = silent) -> StageResu
             prompt = prompter.student(problem.problem)
             return check_context(config.model, policy.context, len(prompt), max_tokens)
 
-        found, report = problems.prepare(config, shared(config.verify).usable, too_long)
+        seen = {problems.normalised(p) for name in config.problems.after for p in _trained_on(run, name)}
+        found, report = problems.prepare(config, shared(config.verify).usable, too_long, seen)
         rows = [{n: getattr(p, n) for n in PROBLEMS.schema.names} for p in found]
         writer.shard(0, to_arrow(PROBLEMS, rows))
         listed = [f"{n} {reason} ({report.words(reason)})" for reason, n in report.counts.items()]
@@ -63,7 +64,8 @@ def prepare(run: Run, round_: int = 0, progress: Progress = silent) -> StageResu
 def sample(run: Run, round_: int, progress: Progress = silent) -> StageResult:
     """Roll the round's groups out with the adapter that the round before has trained."""
     config = run.config
-    before = run.policy_hash(round_ - 1)
+    start = run.start(round_).round
+    before = run.policy_hash(start)
     inputs = {
         **policy_inputs(run),
         "problems": run.digest("problems", 0),
@@ -74,7 +76,7 @@ def sample(run: Run, round_: int, progress: Progress = silent) -> StageResult:
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        sampler, prompter = sampler_at(run, round_ - 1)
+        sampler, prompter = sampler_at(run, start)
         chosen = problems.round_problems(run.problems("train"), config.problems.per_round, round_, config.seed)
         requests = requests_for(chosen, prompter, config.rollout.samples, config.seed, "rollout", round_)
         for index, part in shards(requests, config.rollout.batch_size, writer, progress):
@@ -162,6 +164,12 @@ def evaluate(run: Run, round_: int, progress: Progress = silent) -> StageResult:
     return run.stage("scores", round_, inputs, work)
 
 
+def _trained_on(run: Run, name: str) -> list[str]:
+    """The texts of another run's training problems."""
+    rows: list[dict[str, Any]] = run.records.store.run(name).read("problems", 0, ["split", "problem"]).to_pylist()
+    return [row["problem"] for row in rows if row["split"] == "train"]
+
+
 def _trajectory(request: Request, completion: Completion, policy: str) -> dict[str, Any]:
     return {
         "problem_id": request.problem_id,
@@ -193,7 +201,8 @@ def _scores(
         row = _trajectory(request, completion, policy)
         kept = ("problem_id", "sample", "n_tokens", "text", "finish_reason", "policy", "seed")
         sums = {"logprob": sum(completion.logprobs), "base_logprob": base_logprob}
-        rows.append({"benchmark": name, "greedy": greedy, **sums, **{n: row[n] for n in kept}})
+        end = {"last_logprob": completion.logprobs[-1], "repeated": loops(completion.token_ids)}
+        rows.append({"benchmark": name, "greedy": greedy, **sums, **end, **{n: row[n] for n in kept}})
     judged: list[Judgement] = []
     for name in dict.fromkeys(row["benchmark"] for row in rows):
         judged += judge(run, name, [row for row in rows if row["benchmark"] == name])

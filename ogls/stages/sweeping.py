@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ogls import columns
 from ogls import sweep as sweeping
+from ogls.config import Pool
 from ogls.errors import DataError
 from ogls.figures import sweep_figure
 from ogls.policy import load_head
 from ogls.records import SWEEP_AGREEMENT, SWEEP_POSITIONS, SWEEPS, StageResult, to_arrow
 from ogls.run import Progress, Run, silent
-from ogls.stages.common import groups_of
+from ogls.stages.common import cached_rollouts
 from ogls.writer import StageWriter
 
 FIGURES, FIGURE = "figures", "sweep.png"
@@ -38,26 +38,17 @@ def sweep(
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        import torch
-
         head = load_head(config.model)
-        rollouts = {r.key: r for group in groups_of(run, round_).values() for r in group}
-        entries = [e for e in run.records.shards("teacher_states", round_) if e.rows]
-        if not entries:
-            raise DataError(f"round {round_} of run {config.name} has no cached states: no rollout was taught in it")
-        points: list[sweeping.Point] = []
+        points: list[sweeping.Point] | None = None
         measured: list[list[sweeping.Measures]] = []
         places: list[tuple[int, int, bool]] = []  # (tokens, rollout, correct)
-        for done, entry in enumerate(entries, start=1):
-            cached = columns.unpack_states(run.records.read_shard(entry))
-            common = set.intersection(*(set(pools) for pools in cached.values()))
-            points = points or sweeping.grid(common, recipes, strengths)
-            for key, states in cached.items():
-                tokens = torch.tensor(rollouts[key].token_ids[: len(states["base"])], device=head.device)
-                on_device = {p: s.to(head.device) for p, s in states.items()}
-                measured.append(sweeping.measure(on_device, tokens, points, head, config.steer.batch_tokens))
-                places.append((len(tokens), len(places), rollouts[key].outcome == "correct"))
-            progress(done, len(entries))
+        for rollout, tokens, states in cached_rollouts(run, round_, head.device, progress):
+            if points is None:
+                points = sweeping.grid(_common_pools(run, round_), recipes, strengths)
+            measured.append(sweeping.measure(states, tokens, points, head, config.steer.batch_tokens))
+            places.append((len(tokens), len(places), rollout.outcome == "correct"))
+        if points is None:
+            raise DataError(f"round {round_} of run {config.name} has no cached states: no rollout was taught in it")
         if not points:
             names = ", ".join(recipes)
             raise DataError(
@@ -79,3 +70,11 @@ def sweep(
         return {"points": len(points), "rollouts": len(places)}
 
     return run.stage("sweeps", round_, inputs, work)
+
+
+def _common_pools(run: Run, round_: int) -> set[Pool]:
+    """The pools that every taught rollout of a round has."""
+    pools: dict[tuple[str, int], set[Pool]] = {}
+    for row in run.records.read("teacher_states", round_, ["problem_id", "sample", "pool"]).to_pylist():
+        pools.setdefault((row["problem_id"], row["sample"]), set()).add(row["pool"])
+    return set.intersection(*pools.values())

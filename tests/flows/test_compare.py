@@ -20,7 +20,8 @@ def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) ->
     study = tmp_path / "study.toml"
     study.write_text(
         f'name = "s"\nroot = "{tmp_path}/runs"\nout = "{tmp_path}/out"\nseeds = [0, 1]\nat_once = 2\n'
-        f"set = {json.dumps(SMALL)}\n"
+        f"set = {json.dumps([*SMALL, 'evaluate.benchmarks=[{limit=20}]'])}\n"
+        "[tune]\nvalues = [1e-5, 5e-4]\nrounds = 1\n"
         f'[[methods]]\nname = "ogls-sd"\nconfig = "{REPO}/deployments/runs/tiny.toml"\n'
         f'[[methods]]\nname = "grpo"\nconfig = "{REPO}/deployments/runs/tiny-grpo.toml"\n'
     )
@@ -30,7 +31,7 @@ def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) ->
     def compare() -> str:
         command = [sys.executable, "-m", "flows.cli", "compare", str(study)]
         done = subprocess.run(
-            command, cwd=REPO, env=environment, capture_output=True, text=True, check=False, timeout=200
+            command, cwd=REPO, env=environment, capture_output=True, text=True, check=False, timeout=280
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -42,7 +43,8 @@ def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) ->
     first = compare()
     before = written()
     runs = sorted(p.name for p in (tmp_path / "runs").iterdir())
-    assert runs == ["s-grpo-s0", "s-grpo-s1", "s-ogls-sd-s0", "s-ogls-sd-s1"]
+    tuning = [f"s-tune{n}-{m}-s100" for n in (0, 1) for m in ("grpo", "ogls-sd")]
+    assert runs == ["s-grpo-s0", "s-grpo-s1", "s-ogls-sd-s0", "s-ogls-sd-s1", *tuning]
 
     shutil.rmtree(tmp_path / "runs" / "s-grpo-s1")  # as if the study had ended before this run
     second = compare()
@@ -57,5 +59,10 @@ def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) ->
     assert table(first) == table(second)
     assert len(table(first)) == 2
     results = pq.read_table(tmp_path / "out/s/results.parquet").to_pylist()
+    tried = pq.read_table(tmp_path / "out/s/tuning.parquet").to_pylist()
+    assert sum(r["chosen"] for r in tried) == 2
+    for method, value in ((r["method"], r["value"]) for r in tried if r["chosen"]):
+        config = json.loads((tmp_path / f"runs/s-{method}-s0/run.json").read_text())["config"]
+        assert config["train"]["learning_rate"] == value
     assert [(r["method"], r["seeds"]) for r in results] == [("ogls-sd", 2), ("grpo", 2)]
     assert (tmp_path / "out/s/curves.png").stat().st_size > 10_000

@@ -14,11 +14,11 @@ from flowing import tracked
 from flows.evaluate import evaluate_flow
 from flows.train import train_flow
 from ogls.config import RunConfig
-from ogls.errors import DataError, RunLocked, StoreError
+from ogls.errors import Collapse, DataError, RunLocked, StoreError
 from ogls.run import Run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
-ROUND = ("sample", "verify", "teach", "steer", "train", "evaluate", "publish")
+ROUND = ("sample", "verify", "teach", "steer", "style", "train", "evaluate", "health", "publish")
 
 
 def from_server(method: str, **arguments: Any) -> list[Any]:
@@ -75,7 +75,13 @@ def test_a_run_is_readable_in_the_ui(trained: tuple) -> None:
     assert first.id != second.id
     assert {first.state_name, second.state_name} == {"Completed"}
     names = Counter(run.name for run in task_runs(second))
-    wanted = ["prepare r000", "evaluate r000", "publish r000", *(f"{n} r{r:03d}" for r in (1, 2) for n in ROUND)]
+    wanted = [
+        "prepare r000",
+        "evaluate r000",
+        "health r000",
+        "publish r000",
+        *(f"{n} r{r:03d}" for r in (1, 2) for n in ROUND),
+    ]
     assert names == Counter(wanted)
 
 
@@ -124,11 +130,62 @@ def test_mlflow_has_parameters_configuration_and_adapters(trained: tuple) -> Non
     assert 'name = "flow-test"' in Path(client.download_artifacts(run.info.run_id, "config.toml")).read_text()
 
 
+def test_style_and_health_are_numbers_and_tags(trained: tuple) -> None:
+    from mlflow.tracking import MlflowClient
+
+    config, _, _ = trained
+    numbers = Run(config).records.manifest("style", 2).metrics["numbers"]
+    for name in ("target_style_share", "direction_style_share", "reference_kl", "correct_kl_at_substance"):
+        assert [step for step, _ in metrics_of(config, f"style/{name}")] == [1, 2]
+        assert metrics_of(config, f"style/{name}")[1][1] == pytest.approx(numbers[name])
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("ogls-sd").experiment_id])
+    health = Run(config).records.manifest("health", 2).metrics
+    assert run.data.tags["ogls.health"] == health["state"]
+    assert run.data.tags["ogls.best_round"] == str(health["best"])
+
+
+def test_a_collapse_is_told_in_the_ui_and_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr("tasks.events.emit_event", lambda **event: events.append(event))
+
+    opsd = ("steer.recipe=opsd", "train.rollouts=all", "train.divergence=forward_kl", "train.learning_rate=5e-3")
+    config = tracked(tmp_path, "name=collapse", "rounds=3", "health.short=stop", *opsd)
+    with pytest.raises(Collapse, match="the median length fell"):
+        train_flow(config)
+    flow = newest_flow_run("train collapse")
+    assert flow.state_name == "Failed"
+    assert "the median length fell" in flow.state.message
+    assert {r.name for r in task_runs(flow) if r.name.endswith("r002")} == set()  # it ended with round 1
+    (artifact,) = [a for a in from_server("read_artifacts") if a.key == "collapse-r001"]
+    assert "the run is stopped. Best so far: round 0, the base model" in artifact.data
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("ogls-sd").experiment_id])
+    assert run.info.status == "FAILED"
+    assert run.data.tags["ogls.health"] == "stop"
+    assert "the median length fell" in run.data.tags["ogls.health.why"]
+    named = [(e["event"], e["payload"].get("round")) for e in events]
+    assert named == [
+        *(("ogls.round.finished", 0), ("ogls.round.best", 0)),
+        *(("ogls.round.finished", 1), ("ogls.run.collapsed", 1)),
+    ]
+    assert events[-1]["resource"]["prefect.resource.id"] == "ogls.run.collapse"
+    assert "the median length fell" in events[-1]["payload"]["notice"]
+    Path(Run(config).records.url("scores/round=001/part-0000.parquet")).unlink()
+    with pytest.raises(Collapse):  # the decision is on record: it stands when the run is started again
+        train_flow(config)
+    (redone,) = [e["payload"] for e in events if e["event"] == "ogls.stage.redone"]
+    assert (redone["stage"], redone["round"]) == ("evaluate", 1)
+    assert "part-0000.parquet is missing" in redone["why"]
+
+
 def test_a_method_without_a_teacher_runs_no_teacher_stage(tmp_path: Path) -> None:
     train_flow(tracked(tmp_path, "name=no-teacher", "rounds=1", "train.objective=grpo", "tracking.enabled=false"))
     names = {r.name for r in task_runs(newest_flow_run("train no-teacher"))}
     assert {n for n in names if n.endswith("r001")} == {
-        *("sample r001", "verify r001", "train r001", "evaluate r001", "publish r001")
+        *("sample r001", "verify r001", "train r001", "evaluate r001", "health r001", "publish r001")
     }
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import REPO, TINY
 
-from ogls.config import RunConfig, Section
+from ogls.config import RunConfig
 from ogls.configfile import build_config, canonical, differences, fingerprint, load_config, to_toml, without_secrets
 from ogls.errors import ConfigError
+from ogls.section import Section
 
 RUNS = sorted((REPO / "deployments" / "runs").glob("*.toml"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import numpy as np
@@ -43,6 +44,8 @@ def row(problem: str, sample: int, verdict: str, length: int, answer: str | None
         "finish_reason": reason,
         "logprob": -0.5 * length,
         "base_logprob": -0.75 * length,
+        "last_logprob": math.log(0.8),
+        "repeated": length == 40,
     }
 
 
@@ -61,6 +64,8 @@ def test_a_summary_by_hand() -> None:
     assert (got["accuracy_low"], got["accuracy_high"]) == (0.0, 1.0)
     assert (got["mean_length"], got["length_p50"]) == (25, 25)
     assert got["truncated"] == 0.25
+    assert got["repeated"] == 0.25
+    assert got["stop_mass"] == pytest.approx(0.6)  # 0.8 three times, and 0 where it was cut
     assert got["distinct_answers"] == 1.5
     assert got["entropy"] == pytest.approx(0.5)
     assert got["kl_base"] == pytest.approx(0.25)

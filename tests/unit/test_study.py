@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-from ogls.errors import ConfigError
+from ogls.errors import ConfigError, StoreError
 from ogls.figures import study_figure
-from ogls.study import CURVES, curve_rows, load_study, mean_and_interval, result_rows, rounds_to_most
+from ogls.study import CURVES, curve_rows, load_study, mean_and_interval, result_rows, rounds_to_most, tuning_rows
+from ogls.studypage import _method, write_page
 
 STUDIES = sorted((REPO / "deployments" / "studies").glob("*.toml"))
 HEAD = f'seeds = [0, 1]\n[[methods]]\nname = "ogls-sd"\nconfig = "{REPO}/deployments/runs/tiny.toml"\n'
@@ -17,12 +18,16 @@ HEAD = f'seeds = [0, 1]\n[[methods]]\nname = "ogls-sd"\nconfig = "{REPO}/deploym
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_shipped_studies_load_and_sample_alike(path: Path) -> None:
-    study, runs = load_study(path)
+    study, tuning, runs = load_study(path)
     assert len(runs) == len(study.methods) * len(study.seeds)
     assert len({c.name for c in runs.values()}) == len(runs)
     for (method, seed), config in runs.items():
         assert config.name == f"{study.name}-{method}-s{seed}"
         assert config.seed == seed
+    for (method, value, seed), config in tuning.items():
+        assert seed not in study.seeds
+        assert config.train.learning_rate == value
+        assert _method(study, config) == method
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,7 @@ def test_shipped_studies_load_and_sample_alike(path: Path) -> None:
             "the methods do not sample alike",
         ),
         ("seeds = [\n", "study.toml"),
+        (HEAD + "[tune]\nseeds = [1, 2]\n", "seeds [1] are the study's and tuning's"),
     ],
 )
 def test_mistakes_in_a_study_are_said(tmp_path: Path, text: str, message: str) -> None:
@@ -99,3 +105,19 @@ def test_curves_and_their_figure() -> None:
     assert curves["accuracy"][1]["mean"] == pytest.approx(0.65)
     passes = [{"method": "opsd", "k": k, "mean": 0.1 * k, "low": 0.0, "high": 0.5} for k in (1, 2)]
     assert study_figure(curves, passes, 256, "t")[:4] == b"\x89PNG"
+
+
+def test_the_best_value_of_a_grid_is_chosen_method_by_method() -> None:
+    rows = tuning_rows({("a", 1e-4): [0.4, 0.6], ("a", 1e-3): [0.5, 0.7], ("b", 1e-4): [0.3], ("b", 1e-3): [0.3]})
+    assert [(r["method"], r["value"]) for r in rows if r["chosen"]] == [("a", 1e-3), ("b", 1e-4)]
+    assert rows[1]["accuracy"] == pytest.approx(0.6)
+
+
+def test_an_unfinished_run_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(f'root = "{tmp_path}/runs"\nout = "{tmp_path}/out"\n' + HEAD)
+    study, _, runs = load_study(tmp_path / "study.toml")
+    with pytest.raises(
+        StoreError, match=r"2 runs of the study are not finished \(study-ogls-sd-s0, study-ogls-sd-s1\)"
+    ):
+        write_page(study, list(runs.values()))
+    assert not (tmp_path / "out").exists()

@@ -26,7 +26,9 @@ def plan(policy: Policy, prompter: Prompter, tmp_path: Path):
             text = "\\boxed{7}" if same_text else f"{'3+4=7 ' * (i + 1)}\\boxed{{{i}}}"
             ids = (*prompter.tokenizer(text)["input_ids"], policy.stop_ids[0])
             rollouts.append(Rollout("p", i, (5, 6), ids, text, words[letter]))
-        return teacher.Planner(small_config(tmp_path, *overrides), prompter, policy.context).group(problem, rollouts)
+        return teacher.Planner(small_config(tmp_path, "teacher.pools=[]", *overrides), prompter, policy.context).group(
+            problem, rollouts
+        )
 
     return make
 
@@ -62,6 +64,12 @@ def test_mixed_groups(plan) -> None:
         ("cccc", ["train.rollouts=all", "steer.recipe=sdpo"], [0, 1, 2, 3], {}),
         ("ffff", ["train.rollouts=all", "steer.recipe=opsd"], [0, 1, 2, 3], {}),
         ("cfff", ["teacher.empty_pool=reference"], [0, 1, 2, 3], {}),
+        ("ccff", ["train.rollouts=correct"], [0, 1], {"failed": 2}),
+        ("cfff", ["teacher.reference_exemplar=true"], [0, 1, 2, 3], {}),
+        ("ffff", ["teacher.reference_exemplar=true", "train.rollouts=all"], [0, 1, 2, 3], {}),
+        ("cccc", ["teacher.unanimous=anchor", "train.rollouts=all"], [0, 1, 2, 3], {}),
+        ("cccf", ["teacher.unanimous=anchor", "train.rollouts=all"], [0, 1, 2], {"no_incorrect_exemplar": 1}),
+        ("c", ["teacher.unanimous=anchor", "train.rollouts=all"], [], {"no_correct_exemplar": 1}),
     ],
 )
 def test_who_is_trained_and_why_not(plan, outcomes: str, overrides: list, kept: list, left_out: dict) -> None:
@@ -72,6 +80,25 @@ def test_who_is_trained_and_why_not(plan, outcomes: str, overrides: list, kept: 
 
 def test_the_reference_stands_in_for_an_empty_correct_pool(plan) -> None:
     assert scored(plan("cfff", "teacher.empty_pool=reference"))[0]["correct"] == (teacher.REFERENCE,)
+
+
+def test_the_reference_is_one_more_correct_exemplar(plan, prompter: Prompter) -> None:
+    found = plan("ccff", "teacher.reference_exemplar=true")
+    assert scored(found)[0]["correct"] == (teacher.REFERENCE, 1)
+    assert scored(found)[3]["correct"] == (teacher.REFERENCE, 0, 1)
+    # In the exemplars' template, not the reference's: else its style would not cancel.
+    wanted = tuple(prompter.teacher(PROBLEM.problem, PROBLEM.solution, reference=False))
+    assert wanted in {c.prompt_ids for s in found.scored if s.pool == "correct" for c, _ in s.shares}
+    capped = plan("ccff", "teacher.reference_exemplar=true", "teacher.max_exemplars=1")
+    assert scored(capped)[3]["correct"] == (teacher.REFERENCE,)
+    bare = plan("ccff", "teacher.reference_exemplar=true", problem=Problem("p", PROBLEM.problem, "7"))
+    assert scored(bare)[0]["correct"] == (1,)
+
+
+def test_unanimous_groups_have_no_direction(plan) -> None:
+    """Equal contexts at equal shares: the averaged states of both pools are the same numbers."""
+    pools = {s.pool: s.shares for s in plan("cccc", "teacher.unanimous=anchor", "train.rollouts=all").scored}
+    assert pools["correct"] == pools["incorrect"]
 
 
 def test_without_a_reference_solution_opsd_has_nothing_to_read(plan) -> None:

@@ -1,0 +1,26 @@
+"""Continual training: what a schedule starts. Each run takes the problems that are new since the last one."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.states import Completed
+
+from flows.train import train_flow
+from ogls import series
+from ogls.config import RunConfig
+from tasks.progress import say
+
+
+@flow(name="continual", flow_run_name="continual {config.name}", log_prints=False)
+def continual_flow(config: RunConfig) -> object:
+    """Train the next run of the series `config.name` on new problems, from the last good adapter.
+
+    An unfinished run goes on first. With nothing new this says so and costs nothing.
+    """
+    chosen = series.next_run(config)
+    if chosen is None:
+        said = f"nothing new in {config.problems.source} since {len(series.runs_of(config))} runs of {config.name}"
+        say(f"  {said}")
+        return Completed(name="Nothing new", message=said)
+    train_flow(chosen)
+    return chosen.name

@@ -1,0 +1,128 @@
+"""Commands that look at the store, and one that tidies it: query, tables, runs, config, gc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.console import Config, Root, Set, err, out, show
+from ogls.errors import RunLocked, UserError
+
+Format = Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")]
+OneRun = Annotated[str | None, typer.Option("--run", help="Only this run.")]
+
+
+def register(app: Any) -> None:
+    """Add the commands to the command line."""
+    for command in (query, tables, runs, gc):
+        app.command()(command)
+    app.command("config")(show_config)
+
+
+def query(
+    sql: Annotated[str | None, typer.Argument(help="One SELECT over the tables that `ogls tables` lists.")] = None,
+    name: Annotated[str | None, typer.Option(help="A named query; a wrong name lists them.")] = None,
+    run: OneRun = None,
+    root: Root = "data/runs",
+    format_: Format = "table",
+    to: Annotated[Path | None, typer.Option("--out", help="Write to a file.")] = None,
+) -> None:
+    """Ask the stored trajectories, verdicts, targets and scores a question in SQL."""
+    from ogls.query import named_queries
+    from ogls.query import query as ask
+    from ogls.store import Store
+
+    shipped = named_queries()
+    if (sql is None) == (name is None):
+        raise UserError(f"give one SELECT, or --name with one of: {', '.join(shipped)}")
+    if name is not None and name not in shipped:
+        listed = "\n  ".join(f"{n}: {text.splitlines()[0].removeprefix('-- ')}" for n, text in shipped.items())
+        raise UserError(f"no query named {name}; there are\n  {listed}")
+    show(ask(Store(root), sql or shipped[name or ""], run), format_, to)
+
+
+def tables() -> None:
+    """List the tables and their columns."""
+    from ogls.query import STAGES_ABOUT
+    from ogls.records import ALL_TABLES
+
+    for table in ALL_TABLES:
+        out.print(f"[bold]{table.name}[/bold]  {table.about} Written by {table.stage}.", highlight=False)
+        names = ", ".join(["run", "round", *table.schema.names])
+        out.print(f"    {names}", highlight=False, style="dim")
+    out.print(f"[bold]stages[/bold]  {STAGES_ABOUT}", highlight=False)
+    out.print("    run, round, stage, seconds, rows, written, metrics", highlight=False, style="dim")
+
+
+def runs(root: Root = "data/runs", format_: Format = "table") -> None:
+    """List the runs, oldest first."""
+    import pyarrow as pa
+
+    from ogls.report import round_row
+    from ogls.store import Store
+
+    rows = []
+    for run in Store(root).runs():
+        about = run.about() or {}
+        trained, evaluated = run.rounds("updates"), run.rounds("scores")
+        summary = round_row(run, evaluated[-1]).summary if evaluated else None
+        rows.append(
+            {
+                "run": run.name,
+                "created": about["created"],
+                "method": about["config"]["steer"]["recipe"],
+                "model": about["config"]["model"]["path"],
+                "rounds": max([0, *trained]),
+                "accuracy": summary["accuracy"] if summary else None,
+                "held_by": run.holder(),
+            }
+        )
+    names = ("run", "created", "method", "model", "rounds", "accuracy", "held_by")
+    types = [pa.string()] * 4 + [pa.int64(), pa.float64(), pa.string()]
+    show(pa.Table.from_pylist(rows, schema=pa.schema(list(zip(names, types, strict=True)))), format_, None)
+
+
+def show_config(config: Config, set_: Set = None) -> None:
+    """Print the resolved configuration, every value in its place, as TOML."""
+    from ogls.configfile import load_config, to_toml
+
+    typer.echo(to_toml(load_config(config, set_ or [])), nl=False)
+
+
+def gc(
+    keep: Annotated[int, typer.Option(help="Trained rounds whose teacher states stay.", min=1)] = 1,
+    run: OneRun = None,
+    root: Root = "data/runs",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Show which teacher states are old, then drop them. Trajectories, targets and adapters always stay."""
+    import pyarrow as pa
+
+    from ogls.retention import drop, droppable
+    from ogls.store import Store
+
+    opened = [r for r in Store(root).runs() if run in (None, r.name)]
+    if run and not opened:
+        raise UserError(f"no run {run} in {root}; `ogls runs --root {root}` lists those there are")
+    found = [(r, d) for r in opened for d in droppable(r, keep)]
+    if not found:
+        out.print(f"nothing to drop: no run has trained rounds with teacher states besides the newest {keep}")
+        return
+    rows = [{"run": d.run, "round": d.round, "files": d.files, "mebibytes": d.bytes / 2**20} for _, d in found]
+    show(pa.Table.from_pylist(rows), "table", None)
+    total = sum(d.bytes for _, d in found)
+    if not (yes or typer.confirm(f"Drop the teacher states of {len(found)} rounds, {total / 2**20:.1f} MiB?")):
+        raise typer.Exit(1)
+    freed = 0
+    for records in opened:
+        mine = [d for r, d in found if r is records]
+        try:
+            with records.lock("gc"):
+                for d in mine:
+                    drop(records, d.round)
+                    freed += d.bytes
+        except RunLocked as error:
+            err.print(f"left alone: {error}", style="yellow", markup=False, soft_wrap=True)
+    out.print(f"dropped {freed / 2**20:.1f} MiB", highlight=False)

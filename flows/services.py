@@ -1,0 +1,161 @@
+"""Long-lived processes on loopback, started together and stopped together: who they are is written to one file.
+
+A process is ours only while its number and its start time are the recorded ones, so nothing else is ever stopped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from ogls.errors import UserError
+
+HOST = "127.0.0.1"
+_PATIENCE = 180.0  # a first start makes a database, and machines are busy
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process; `created` (seconds since the epoch) tells it from another with the same number."""
+
+    name: str
+    pid: int
+    created: float
+    url: str
+    log: str
+
+
+class Services:
+    """The services of one folder. Use within `held`, so that two commands do not start them twice."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+        self.file = self.folder / "services.json"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other commands out. Raises UserError while one is at it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "services.lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another `ogls up` or `ogls down` is at work in {self.folder}; wait for it") from None
+            yield
+
+    def recorded(self) -> dict[str, Service]:
+        """What was started, alive or not."""
+        try:
+            return {name: Service(**about) for name, about in json.loads(self.file.read_text()).items()}
+        except (FileNotFoundError, ValueError, TypeError):
+            return {}
+
+    def running(self) -> dict[str, Service]:
+        """What was started and still lives."""
+        return {name: s for name, s in self.recorded().items() if process_of(s)}
+
+    def start(
+        self, name: str, command: Sequence[str], url: str, environment: Mapping[str, str], ready: Callable[[], bool]
+    ) -> Service:
+        """Start a process in a session of its own and wait until it is ready.
+
+        It is recorded before the wait, so `stop` finds it whatever happens. Raises UserError with the end of its log
+        if it dies or is not ready in time; then it is stopped.
+        """
+        log = self.folder / f"{name}.log"
+        with open(log, "ab") as sink:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        service = Service(name, process.pid, psutil.Process(process.pid).create_time(), url, str(log))
+        self._record({**self.running(), name: service})
+        deadline = time.monotonic() + _PATIENCE
+        while not ready():
+            dead = process.poll() is not None
+            if dead or time.monotonic() > deadline:
+                self.stop(name)
+                last = "\n  ".join(log.read_text(errors="replace").strip().splitlines()[-6:])
+                what = f"ended with {process.returncode}" if dead else f"did not answer within {_PATIENCE:.0f} s"
+                raise UserError(f"{name} {what}; the end of {log}:\n  {last}")
+            time.sleep(0.3)
+        return service
+
+    def stop(self, name: str, patience: float = 20.0) -> bool:
+        """Stop a recorded process and its children, kindly first; False if it was gone already."""
+        service = self.recorded().get(name)
+        process = process_of(service) if service else None
+        if process:
+            family = [*process.children(recursive=True), process]
+            for member in family:
+                _signal(member, "terminate")
+            _, left = psutil.wait_procs(family, timeout=patience)
+            for member in left:
+                _signal(member, "kill")
+            psutil.wait_procs(left, timeout=5)
+        self._record({n: s for n, s in self.recorded().items() if n != name})
+        return process is not None
+
+    def _record(self, services: Mapping[str, Service]) -> None:
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text(json.dumps({n: asdict(s) for n, s in services.items()}, indent=1))
+        os.replace(temporary, self.file)
+
+
+def process_of(service: Service) -> psutil.Process | None:
+    """The living process of a service; None if it is gone or its number stands for another now."""
+    try:
+        process = psutil.Process(service.pid)
+        alive = abs(process.create_time() - service.created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return None
+    return process if alive else None
+
+
+def _signal(process: psutil.Process, how: str) -> None:
+    with suppress(psutil.NoSuchProcess):
+        getattr(process, how)()
+
+
+def answers(url: str, text: str = "") -> bool:
+    """Whether a server on loopback answers a GET with 200 and, if given, this text."""
+    try:
+        with urllib.request.urlopen(url, timeout=3) as reply:
+            return text in reply.read().decode(errors="replace")
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def holder_of(port: int) -> str | None:
+    """Who listens on a port of this machine, in words; None if nobody does."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            pass
+        else:
+            return None
+    try:
+        found = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port]
+        return f"process {found[0].pid} ({psutil.Process(found[0].pid).name()})"
+    except (psutil.Error, IndexError):
+        return "another process"

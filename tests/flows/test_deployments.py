@@ -1,0 +1,207 @@
+"""`ogls up`, a schedule that really runs through the worker, and `ogls down`: with the shipped deployments."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from conftest import REPO, small_config
+
+from flows.services import Services, answers
+from ogls.config import RunConfig
+from ogls.configfile import load_config
+from ogls.run import Run
+
+SHIPPED = yaml.safe_load((REPO / "deployments/prefect.yaml").read_text())
+
+
+@pytest.mark.parametrize("deployment", SHIPPED["deployments"], ids=lambda d: d["name"])
+def test_shipped_parameters_are_the_tiny_configuration(deployment: dict[str, Any]) -> None:
+    assert deployment["description"]
+    assert deployment["tags"]
+    assert deployment["work_pool"]["name"] == "ogls"
+    file, flow = deployment["entrypoint"].split(":")
+    assert re.search(rf"^def {flow}\(", (REPO / file).read_text(), re.MULTILINE)
+    if "config" in deployment["parameters"]:
+        given = RunConfig.model_validate(deployment["parameters"]["config"])
+        wanted = load_config(REPO / "deployments/runs/tiny.toml", [f"name={given.name}", "execution.limit=ogls-gpu"])
+        assert given == wanted
+    else:
+        assert (REPO / deployment["parameters"]["study"]).exists()
+
+
+class Up:
+    """The command line with services of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.ports = [free_port(), free_port()]
+        self.environment = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "PREFECT_HOME")}
+
+    def ogls(self, *arguments: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "flows.cli", *arguments, "--folder", str(self.folder)]
+        done = subprocess.run(
+            command, cwd=REPO, env=self.environment, capture_output=True, text=True, check=False, timeout=280
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def up(self, code: int = 0) -> str:
+        ports = ("--prefect-port", str(self.ports[0]), "--mlflow-port", str(self.ports[1]))
+        return self.ogls("up", *ports, "--store", str(self.folder / "mlflow"), code=code)
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.ports[0]}/api"
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        import httpx
+
+        reply = httpx.request(method, self.api + path, json=body, timeout=30)
+        reply.raise_for_status()
+        return reply.json() if reply.content else None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    services = Up(tmp_path_factory.mktemp("up"))
+    said = services.up()
+    assert f"Prefect     http://127.0.0.1:{services.ports[0]}" in said
+    assert f"MLflow      http://127.0.0.1:{services.ports[1]}" in said
+    yield services
+    services.ogls("down")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_everything_is_deployed_on_loopback(up: Up) -> None:
+    deployed = {d["name"]: d for d in up.ask("POST", "/deployments/filter", {})}
+    assert set(deployed) == {d["name"] for d in SHIPPED["deployments"]}
+    assert [s["schedule"]["cron"] for s in deployed["nightly"]["schedules"]] == ["0 2 * * *"]
+    config = deployed["tiny"]["parameter_openapi_schema"]["definitions"]["RunConfig"]["properties"]
+    assert config["teacher"]["description"] == "The teacher pass."
+    limits = {limit["name"]: limit["limit"] for limit in up.ask("POST", "/v2/concurrency_limits/filter", {})}
+    assert limits["ogls-gpu"] == 1
+    # Those that notify wait until there is a block to notify with.
+    assert [a["name"] for a in up.ask("POST", "/automations/filter", {})] == ["ogls: a run has gone silent"]
+    slack = up.ask("GET", "/block_types/slug/slack-webhook")
+    schema = up.ask("POST", "/block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [slack["id"]]}}})[0]
+    block = {"name": "ogls-alerts", "data": {"url": "https://127.0.0.1:1/none"}, "block_type_id": slack["id"]}
+    up.ask("POST", "/block_documents/", {**block, "block_schema_id": schema["id"]})
+    up.up()
+    automations = {a["name"]: a for a in up.ask("POST", "/automations/filter", {})}
+    assert set(automations) == {
+        f"ogls: {n}" for n in ("a run has gone silent", "a run has collapsed", "a flow run has failed")
+    }
+    assert automations["ogls: a run has collapsed"]["trigger"]["expect"] == ["ogls.run.collapsed"]
+    for service in Services(up.folder).running().values():
+        family = [psutil.Process(service.pid), *psutil.Process(service.pid).children(recursive=True)]
+        listening = [c for p in family for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        assert {c.laddr.ip for c in listening} <= {"127.0.0.1"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_schedule_a_minute_ahead_runs_and_then_there_is_nothing_new(up: Up, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    rows = (REPO / "data/tiny/train.jsonl").read_text().splitlines()[:8]
+    (source / "monday.jsonl").write_text("\n".join(rows) + "\n")
+    config = small_config(
+        tmp_path / "runs",
+        *("name=nightly", "rounds=1", f"problems.source={source}", "execution.limit=ogls-gpu"),
+        *("tracking.enabled=true", f"tracking.uri=http://127.0.0.1:{up.ports[1]}"),
+    )
+    (nightly,) = [d for d in up.ask("POST", "/deployments/filter", {}) if d["name"] == "nightly"]
+    up.ask("PATCH", f"/deployments/{nightly['id']}", {"parameters": {"config": config.model_dump(mode="json")}})
+    for state, tracked in (("Completed", 1), ("Nothing new", 1)):
+        soon = datetime.now(UTC) + timedelta(seconds=70)  # the second a minute begins is never too near
+        cron = {"cron": f"{soon.minute} {soon.hour} {soon.day} {soon.month} *", "timezone": "UTC"}
+        up.ask("POST", f"/deployments/{nightly['id']}/schedules", [{"active": True, "schedule": cron}])
+        run = ended(up, nightly["id"], soon.replace(second=0, microsecond=0))
+        assert run["state_name"] == state, run["state"]
+        assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["nightly-0001"]
+        assert len(mlflow_runs(up)) == tracked
+    assert Run(config.model_copy(update={"name": "nightly-0001"})).records.rounds("scores") == [0, 1]
+    events = up.ask("POST", "/events/filter", {"filter": {"event": {"name": ["ogls.round.finished"]}}})["events"]
+    assert sorted(e["payload"]["round"] for e in events) == [0, 1]
+    assert {e["resource"]["prefect.resource.id"] for e in events} == {"ogls.run.nightly-0001"}
+
+
+def ended(up: Up, deployment: str, when: datetime) -> dict[str, Any]:
+    """The deployment's flow run scheduled for a time, once it has ended."""
+    wanted = {"deployments": {"id": {"any_": [deployment]}}}
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        for run in up.ask("POST", "/flow_runs/filter", wanted):
+            due = datetime.fromisoformat(run["expected_start_time"].replace("Z", "+00:00"))
+            if due == when and run["state_type"] in ("COMPLETED", "FAILED", "CRASHED"):
+                return run
+        time.sleep(1)
+    raise AssertionError(f"no run for {when} has ended; the worker: {(up.folder / 'worker.log').read_text()[-2000:]}")
+
+
+def mlflow_runs(up: Up) -> list[Any]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"http://127.0.0.1:{up.ports[1]}")
+    experiment = client.get_experiment_by_name("ogls-sd")
+    return list(client.search_runs([experiment.experiment_id])) if experiment else []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_up_again_starts_only_what_is_missing(up: Up) -> None:
+    before = Services(up.folder).running()
+    psutil.Process(before["worker"].pid).kill()
+    said = up.up()
+    assert "the Prefect server runs already" in said
+    assert "MLflow runs already" in said
+    assert "starting the worker" in said
+    after = Services(up.folder).running()
+    assert {n: s.pid for n, s in after.items() if n != "worker"} == {
+        n: s.pid for n, s in before.items() if n != "worker"
+    }
+    assert len(up.ask("POST", "/automations/filter", {})) == 3  # renewed, not doubled
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_said(up: Up, tmp_path: Path) -> None:
+    other = Up(tmp_path / "other")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        other.ports[0] = taken.getsockname()[1]
+        said = other.up(code=2)
+    assert f"port {other.ports[0]} is taken by process {os.getpid()}" in said
+    assert f"ogls up --prefect-port {other.ports[0] + 1}" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_server_that_was_there_is_used_and_left_alone(up: Up, tmp_path: Path) -> None:
+    guest = Up(tmp_path / "guest")
+    guest.ports = up.ports
+    said = guest.up()
+    assert said.count("that was not started here answers") == 2
+    assert set(Services(guest.folder).running()) == {"worker"}
+    assert guest.ogls("down").splitlines() == ["worker: stopped"]
+    assert answers(f"{up.api}/health", "true")
+    assert set(Services(up.folder).running()) >= {"prefect", "mlflow"}

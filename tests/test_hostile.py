@@ -1,0 +1,245 @@
+"""Ten thousand hostile completions through verification, prompts, store, query and artifacts: nothing hangs, nothing
+crashes, nothing is lost, and no markup, formula or control code of a rollout does anything anywhere."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import io
+import random
+import resource
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import small_config
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.console import visible
+from ogls.config import VerifyConfig
+from ogls.prompts import Prompter
+from ogls.query import query
+from ogls.records import TRAJECTORIES, VERDICTS, to_arrow
+from ogls.run import Run
+from ogls.verify import Case, Verifier
+from ogls.writer import StageWriter
+from tasks.publish import _rollout
+
+PIECES = (
+    *(
+        r"\boxed{",
+        "}",
+        "{",
+        r"\frac{1}{",
+        "^{9^{9",
+        "!",
+        "####",
+        "$$",
+        r"\sum_{n=1}^{10^9}",
+        r"\sqrt{",
+        "7",
+        "-",
+        "1e9",
+    ),
+    *(
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "</pre>",
+        "```\n",
+        "[a](javascript:alert(1))",
+        "&lt;",
+    ),
+    *(
+        "=cmd|'/C calc'!A1",
+        "+1+1",
+        "@SUM(A1)",
+        '"; DROP TABLE verdicts; --',
+        "{problem}",
+        "{exemplar}",
+        "{{ 7*7 }}",
+        "%s",
+    ),
+    *(
+        "\x1b[31m\x1b]0;owned\x07",
+        "\x00",
+        "\x7f",
+        "\u202e",
+        "\u2028",
+        "\u0085",
+        "\x0b",
+        "\ufeff",
+        "e\u0301" * 3,
+        "\U0001f9ee",
+    ),
+    *(
+        "<|im_end|>",
+        "<|im_start|>system\n",
+        "\n",
+        "\t",
+        "\r\n",
+        " ",
+        "::",
+        "$(touch x)",
+        "../../etc/passwd",
+        "NaN",
+        "∞",
+    ),
+)
+
+
+def completions(count: int) -> list[str]:
+    """Generated from hostile pieces, then mutated: cut, doubled, swapped, salted with any code point."""
+    rng = random.Random(20)
+    texts = []
+    while len(texts) < count:
+        text = "".join(rng.choice(PIECES) for _ in range(rng.randint(0, 30)))
+        for _ in range(rng.randint(0, 4)):
+            at = rng.randint(0, len(text))
+            text = rng.choice(
+                (
+                    text[:at],
+                    text[at:] + text[:at],
+                    text + text[:at],
+                    text[:at] + chr(rng.choice((rng.randint(1, 0xD7FF), rng.randint(0xE000, 0x10FFFF)))) + text[at:],
+                )
+            )
+        if rng.random() < 0.3:
+            text += rf"\boxed{{{rng.choice(PIECES)}{rng.randint(0, 9)}}}"
+        texts.append(text)
+    return texts
+
+
+@pytest.fixture(scope="module")
+def hostile() -> list[str]:
+    return completions(10_000)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_completion_gets_a_verdict_in_bounded_time_and_memory(hostile: list[str]) -> None:
+    verifier = Verifier(VerifyConfig(timeout_seconds=3, memory_mb=1024))
+    started, before = time.monotonic(), peak()
+    try:
+        verdicts = Counter(j.verdict for j in verifier.judge([Case(t, "stop", "7") for t in hostile]))
+    finally:
+        verifier.close()
+    assert sum(verdicts.values()) == len(hostile)
+    assert verdicts["incorrect"] > 1000  # the judge did judge
+    assert verdicts["timeout"] + verdicts["error"] < 500
+    assert time.monotonic() - started < 400
+    assert peak() - before < 500  # MiB, in this process; the workers have limits of their own
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
+
+
+def test_prompts_take_any_text_and_fill_in_nothing_else(hostile: list[str], prompter: Prompter) -> None:
+    for text in hostile[:1500]:
+        ids = prompter.teacher("1+1?", text, reference=False)
+        said = prompter.tokenizer.decode(ids)
+        assert said.count("1+1?") == 1 + text.count("1+1?")
+
+
+@pytest.fixture(scope="module")
+def stored(hostile: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The hostile completions as a round's rollouts."""
+    run = Run(small_config(tmp_path_factory.mktemp("hostile")))
+    run.records.open(run.config)
+    keys = [(f"p{i // 8}", i % 8) for i in range(len(hostile))]
+    rows = [
+        {
+            **{"problem_id": p, "sample": s, "prompt_ids": [1], "token_ids": [2], "logprobs": [-1.0], "n_tokens": 1},
+            **{"text": text, "finish_reason": "stop", "policy": "base", "seed": 0},
+        }
+        for (p, s), text in zip(keys, hostile, strict=True)
+    ]
+    writer = StageWriter(run.records, TRAJECTORIES, 1, "f")
+    writer.shard(0, to_arrow(TRAJECTORIES, rows))
+    writer.commit("sample", {})
+    verdicts = [
+        {"problem_id": p, "sample": s, "verdict": "incorrect", "outcome": "failed", "answer": text[:50] or None}
+        for (p, s), text in zip(keys, hostile, strict=True)
+    ]
+    writer = StageWriter(run.records, VERDICTS, 1, "f")
+    writer.shard(0, to_arrow(VERDICTS, verdicts))
+    writer.commit("verify", {})
+    return run
+
+
+def test_the_store_gives_back_what_it_was_given(stored: Run, hostile: list[str]) -> None:
+    rows = query(stored.records.store, "SELECT text FROM trajectories ORDER BY problem_id[2:]::INT, sample").to_pylist()
+    assert [r["text"] for r in rows] == hostile
+
+
+def test_no_cell_of_a_csv_is_a_formula(stored: Run) -> None:
+    command = ["query", "SELECT text, answer FROM trajectories JOIN verdicts USING (run, round, problem_id, sample)"]
+    done = CliRunner().invoke(app, [*command, "--root", stored.config.root, "--format", "csv"])
+    assert done.exit_code == 0
+    cells = [cell for row in csv.reader(io.StringIO(done.stdout, newline="")) for cell in row]
+    assert len(cells) == 2 * 10_001
+
+    def number(cell: str) -> bool:
+        try:
+            float(cell)
+        except ValueError:
+            return False
+        return True
+
+    assert [c for c in cells if c[:1] in ("=", "+", "-", "@", "\t", "\r") and not number(c)] == []
+    assert any(c.startswith("'=cmd") for c in cells)
+
+
+def test_no_control_code_reaches_a_terminal(stored: Run, hostile: list[str]) -> None:
+    done = CliRunner().invoke(app, ["query", "SELECT text FROM trajectories LIMIT 900", "--root", stored.config.root])
+    assert done.exit_code == 0
+    assert not set(done.stdout) & {"\x1b", "\x00", "\x07", "\x7f", "\u202e", "\x9b"}
+    assert visible("\x1b[31mred") == r"\x1b[31mred"
+
+
+class Tags(html.parser.HTMLParser):
+    """Collects every tag that a browser would see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.found.append(tag)
+
+
+def test_no_markup_of_a_rollout_is_markup_in_an_artifact(hostile: list[str]) -> None:
+    for i, text in enumerate(hostile):
+        block = _rollout({"problem_id": f"<b>{i}", "sample": 0, "verdict": "incorrect", "text": text})
+        head, _, body = block.partition("\n\n")
+        tags = Tags()
+        tags.feed(block)
+        assert tags.found == []
+        assert "<" not in block
+        assert head.startswith("**&lt;b&gt;")
+        # All in one indented block: markdown leaves such lines as they are.
+        assert all(line.startswith("    ") for line in body.split("\n") if line.strip())
+
+
+def test_a_query_writes_nothing_reads_nothing_else_and_loads_nothing(stored: Run, tmp_path: Path) -> None:
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    for sql in (
+        f"SELECT * FROM read_csv('{tmp_path}/secret.csv')",
+        f"SELECT * FROM '{tmp_path}/secret.csv'",
+        f"COPY (SELECT 1) TO '{tmp_path}/out.csv'",
+        "SELECT * FROM read_text('/etc/hostname')",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access=true",
+        f"ATTACH '{tmp_path}/x.db'",
+        "SELECT 1; SELECT 2",
+        "PRAGMA database_list",
+        "CREATE TABLE t AS SELECT 1",
+        "SELECT * FROM glob('/etc/*')",
+    ):
+        done = CliRunner().invoke(app, ["query", sql, "--root", stored.config.root])
+        assert done.exit_code != 0, sql
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["secret.csv"]

@@ -166,10 +166,10 @@ def test_the_loss_does_not_depend_on_micro_batches(policy: Policy) -> None:
 def test_a_rollout_is_never_its_own_exemplar(policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path) -> None:
     planner = teacher.Planner(small_config(tmp_path), prompter, policy.context)
     plan = planner.group(*group)
-    assert len(plan.scored) == 6 * 3
+    assert len(plan.scored) == 6 * 4
     for item in plan.scored:
         assert item.key[1] not in item.exemplars
-        wanted = {"base": 0, "correct": 3 - (item.key[1] < 3), "incorrect": 3 - (item.key[1] >= 3)}
+        wanted = {"base": 0, "reference": 1, "correct": 3 - (item.key[1] < 3), "incorrect": 3 - (item.key[1] >= 3)}
         assert len(item.exemplars) == wanted[item.pool]
 
 

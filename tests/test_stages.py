@@ -87,7 +87,7 @@ def test_another_configuration_redoes_what_depends_on_it(copy: Run) -> None:
     config = small_config(copy.config.root, "steer.strength=0.9")
     run = Run(config)
     reused = {n: STAGES[n](run, 1).reused for n in ROUND}
-    assert reused == {"sample": True, "verify": True, "teach": True, "steer": False, "train": False, "evaluate": False}
+    assert {name for name in ROUND if reused[name]} == {"sample", "verify", "teach"}
 
 
 def test_a_damaged_adapter_is_not_used(copy: Run, tmp_path: Path) -> None:

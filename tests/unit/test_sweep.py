@@ -10,6 +10,7 @@ from conftest import small_config
 from ogls import sweep as sweeping
 from ogls.errors import DataError
 from ogls.run import Run
+from ogls.stages import STAGES
 from ogls.stages.sweeping import sweep
 from ogls.steering import steer
 
@@ -76,7 +77,7 @@ def test_the_tables_of_a_sweep(swept: Run) -> None:
     kls = [r["kl"] for r in ogls.values()]
     assert kls == sorted(kls)
     assert kls[0] > 0
-    assert "opsd" not in {r["recipe"] for r in rows}  # no reference pool was cached
+    assert {r["recipe"] for r in rows} == {"ogls-sd", "contrastive", "sdpo", "opsd"}
     tokens = swept.records.read("targets", 1).num_rows
     assert {r["tokens"] for r in rows} == {tokens}
     own = ogls[swept.config.steer.strength]
@@ -94,5 +95,8 @@ def test_the_tables_of_a_sweep(swept: Run) -> None:
 def test_a_sweep_is_not_done_twice_and_an_empty_round_is_said(swept: Run) -> None:
     assert sweep(swept, 1).reused
     assert not sweep(swept, 1, strengths=(0.3,)).reused
+    without = Run(swept.config.model_copy(update={"teacher": swept.config.teacher.model_copy(update={"pools": ()})}))
+    for stage in ("teach", "steer"):
+        STAGES[stage](without, 1)
     with pytest.raises(DataError, match=r"allow none of opsd: set teacher\.pools to cache more"):
-        sweep(swept, 1, recipes=("opsd",))
+        sweep(without, 1, recipes=("opsd",))

@@ -19,7 +19,7 @@ out, err = Console(), Console(stderr=True)
 # Arguments that several commands share.
 Config = Annotated[Path, typer.Argument(help="A TOML file, such as deployments/runs/tiny.toml.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a value: section.key=value. Repeatable.")]
-Root = Annotated[str, typer.Option(help="The store: a directory or an fsspec URL.")]
+Root = Annotated[str, typer.Option(help="The store: a directory, s3://bucket/path, or another fsspec URL.")]
 
 
 def show(table: Any, format_: str, to: Path | None) -> None:

@@ -308,7 +308,7 @@ class RunConfig(Section):
     """Everything that decides what a run computes, and how."""
 
     name: str = setting("run", "Name of the run; its folder in the store.", pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    root: str = setting("data/runs", "The store: a directory or an fsspec URL.", operational=True)
+    root: str = setting("data/runs", "The store: a folder, s3://bucket/path, or another fsspec URL.", operational=True)
     seed: int = setting(0, "Every other seed derives from it.", ge=0)
     rounds: int = setting(8, "Rounds to train; a finished run goes on if this is raised.", ge=0, operational=True)
     model: ModelConfig = setting(ModelConfig(), "The base model.")

@@ -6,7 +6,7 @@ from __future__ import annotations
 class UserError(Exception):
     """Something that the user can mend. The CLI prints it without a traceback and exits with 2.
 
-    No retry can heal it, so tasks never retry it.
+    No retry can heal it (but for StoreAway), so tasks do not retry it.
     """
 
 
@@ -24,6 +24,10 @@ class ModelError(UserError):
 
 class StoreError(UserError):
     """A store that cannot be read or written, or a run that is not what the caller takes it for."""
+
+
+class StoreAway(StoreError):
+    """A remote store that does not answer now. The one error of a user's making that a retry may heal."""
 
 
 class RunLocked(StoreError):

@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
-
 from ogls import columns
 from ogls.config import RunConfig
 from ogls.configfile import differences, fingerprint
 from ogls.errors import ModelError, StoreError
+from ogls.filesystem import open_root
 from ogls.manifest import Manifest
 from ogls.policy import BASE, WEIGHTS, Adapter, Policy
 from ogls.prompts import Prompter
@@ -92,7 +91,7 @@ class Run:
         """The adapter to start from. Raises ModelError where the folder has none."""
         if not self.config.adapter.start:
             return None
-        fs, path = fsspec.core.url_to_fs(self.config.adapter.start)
+        fs, path = open_root(self.config.adapter.start)
         name = WEIGHTS[self.config.adapter.kind]
         try:
             return Adapter.parse(fs.cat_file(f"{path}/{name}"))

@@ -1,5 +1,9 @@
 """One live process a run. On a local disk the kernel keeps the lock, so a killed holder frees it at once;
-on other stores it is a lease that its holder renews and that lapses."""
+on other stores it is a lease that its holder renews and that lapses.
+
+Clocks differ between machines, and jump: a lease that has lapsed by this machine's clock is watched for as long as
+a living holder takes to renew it before it is taken over.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     from ogls.store import Store
 
 LEASE_SECONDS = 120.0
+RENEW_SECONDS = LEASE_SECONDS / 4
+SETTLE_SECONDS = 1.0  # two who ask at once have both written by then, and see whose write was last
 
 
 @contextlib.contextmanager
@@ -88,7 +94,7 @@ def _flock(store: Store, run: str, purpose: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _lease(store: Store, run: str, purpose: str) -> Iterator[None]:
     mine = f"{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
-    if other := _live_lease(store, run, mine):
+    if other := _live_lease(store, run, mine) or _renewed(store, run):
         raise RunLocked(f"run {run} is held by {other}; wait for it, or {LEASE_SECONDS:g} s after it died")
     stop = threading.Event()
 
@@ -97,11 +103,12 @@ def _lease(store: Store, run: str, purpose: str) -> Iterator[None]:
         store.write_bytes(f"{run}/lock.json", json.dumps(lease).encode())
 
     def keep() -> None:
-        while not stop.wait(LEASE_SECONDS / 4):
+        while not stop.wait(RENEW_SECONDS):
             with contextlib.suppress(StoreError):  # a missed renewal is made up for by the next
                 renew()
 
     renew()
+    time.sleep(SETTLE_SECONDS)
     if other := _live_lease(store, run, mine):  # two asked at once: whoever wrote last has it
         raise RunLocked(f"run {run} is held by {other}")
     thread = threading.Thread(target=keep, daemon=True)
@@ -115,10 +122,28 @@ def _lease(store: Store, run: str, purpose: str) -> Iterator[None]:
 
 
 def _live_lease(store: Store, run: str, mine: str) -> str | None:
+    """Who holds a lease that has not lapsed by this machine's clock."""
+    raw = store.read_bytes(f"{run}/lock.json") or b"{}"
+    left, owner = _left(raw)
+    return _words(raw) if owner != mine and 0 < left <= LEASE_SECONDS else None
+
+
+def _renewed(store: Store, run: str) -> str | None:
+    """Who renews the lease that lies there, lapsed or from a clock ahead of this one; None if nobody does."""
     raw = store.read_bytes(f"{run}/lock.json")
+    deadline = time.monotonic() + 1.5 * RENEW_SECONDS
+    while raw and time.monotonic() < deadline:
+        time.sleep(RENEW_SECONDS / 20)
+        now = store.read_bytes(f"{run}/lock.json")
+        if now != raw:
+            return _words(now) if now else None
+    return None
+
+
+def _left(raw: bytes) -> tuple[float, str]:
+    """Seconds that a lease has left, and whose it is."""
     try:
-        lease = json.loads(raw or b"{}")
-    except ValueError:
-        return None
-    live = lease.get("expires", 0) > time.time() and lease.get("owner") != mine
-    return _words(raw or b"") if live else None
+        lease = json.loads(raw)
+        return float(lease["expires"]) - time.time(), str(lease["owner"])
+    except (ValueError, KeyError, TypeError):
+        return 0.0, ""

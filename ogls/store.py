@@ -20,14 +20,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from ogls.config import RunConfig
 from ogls.configfile import canonical, differences, without_secrets
-from ogls.errors import StoreError
+from ogls.errors import StoreAway, StoreError
+from ogls.filesystem import open_root
 from ogls.manifest import FileEntry, Manifest, Status, now, parse
 from ogls.records import TABLES
 from ogls.runlock import hold, holder
@@ -38,7 +38,7 @@ class Store:
 
     def __init__(self, root: str):
         self.root = root
-        self.fs, self.path = fsspec.core.url_to_fs(root)
+        self.fs, self.path = open_root(root)
         self.local = isinstance(self.fs, LocalFileSystem)
 
     def run(self, name: str) -> RunStore:
@@ -46,28 +46,32 @@ class Store:
 
     def runs(self) -> list[RunStore]:
         """The runs, oldest first."""
-        if not self.fs.exists(self.path):
-            return []
-        names = [Path(entry).name for entry in self.fs.ls(self.path, detail=False)]
+        names = self.names_in("")
         found = [(about["created"], name) for name in names if (about := self.run(name).about())]
         return [self.run(name) for _, name in sorted(found)]
 
     def read_bytes(self, path: str) -> bytes | None:
-        """A file's content, or None if there is none."""
+        """A file's content, or None if there is none. Raises StoreAway if a remote store does not answer."""
+        full = f"{self.path}/{path}"
         try:
-            content: bytes = self.fs.cat_file(f"{self.path}/{path}")
+            content: bytes = self.fs.cat_file(full)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise self._failure("read", full, error) from error
         return content
 
     def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
-        """Publish a file whole or not at all. Raises StoreError if the disk is full or may not be written."""
+        """Publish a file whole or not at all.
+
+        Raises StoreError if the disk is full or may not be written, StoreAway if a remote store does not answer.
+        """
         full = f"{self.path}/{path}"
         try:
-            self.fs.makedirs(os.path.dirname(full), exist_ok=True)
             if not self.local:
                 self.fs.pipe_file(full, bytes(data))
                 return
+            self.fs.makedirs(os.path.dirname(full), exist_ok=True)
             temporary = f"{full}.tmp"
             try:
                 with open(temporary, "wb") as file:
@@ -80,21 +84,36 @@ class Store:
                     os.unlink(temporary)
                 raise
         except OSError as error:
-            raise StoreError(_write_failure(full, error)) from error
+            raise self._failure("write", full, error) from error
 
     def remove(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(f"{self.path}/{path}")
+        full = f"{self.path}/{path}"
+        try:
+            self.fs.rm_file(full)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._failure("remove", full, error) from error
 
     def names_in(self, path: str) -> list[str]:
         """Names in a folder, sorted; none if there is no folder."""
+        full = f"{self.path}/{path}".rstrip("/")
         try:
-            return sorted(Path(p).name for p in self.fs.ls(f"{self.path}/{path}", detail=False, refresh=True))
+            return sorted(Path(p).name for p in self.fs.ls(full, detail=False, refresh=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise self._failure("list", full, error) from error
+
+    def _failure(self, what: str, path: str, error: OSError) -> StoreError:
+        """The error to raise: a local disk's is the user's to mend, a remote store may answer again."""
+        if self.local or isinstance(error, FileNotFoundError | PermissionError):
+            return StoreError(_local_failure(what, path, error))
+        first = " ".join(str(error).split())[:300]
+        return StoreAway(f"cannot {what} {self.fs.unstrip_protocol(path)}: {first}; what was finished is kept")
 
 
-def _write_failure(path: str, error: OSError) -> str:
+def _local_failure(what: str, path: str, error: OSError) -> str:
     advice = {
         errno.ENOSPC: "the disk is full: free some space",
         errno.EDQUOT: "the disk quota is used up: free some space",
@@ -104,7 +123,7 @@ def _write_failure(path: str, error: OSError) -> str:
         errno.ENOTDIR: "a file stands where a folder is needed: set root to another folder",
         errno.EEXIST: "a file stands where a folder is needed: set root to another folder",
     }.get(error.errno or 0, str(error))
-    return f"cannot write {path}: {advice}, then run the same command again; what was finished is kept"
+    return f"cannot {what} {path}: {advice}, then run the same command again; what was finished is kept"
 
 
 class RunStore:

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from ogls import stages
 from ogls.config import RunConfig
-from ogls.errors import UserError
+from ogls.errors import StoreAway, UserError
 from ogls.records import StageResult
 from ogls.run import Run
 from tasks.events import tell_redone
@@ -42,11 +42,10 @@ def may_heal(_task: Any, run: Any, state: State[Any]) -> bool:
     """Whether a retry makes sense: errors that the user has to mend never heal. Asked only while retries are left."""
     try:
         state.result()
-    except UserError:
-        return False
     except Exception as error:
+        if isinstance(error, UserError) and not isinstance(error, StoreAway):
+            return False
         say(f"  [yellow]{run.name}: {type(error).__name__}: {escape(str(error)[:300])}; it is tried again[/yellow]")
-        return True
     return True
 
 

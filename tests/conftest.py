@@ -72,6 +72,15 @@ def carry_out(config: RunConfig, rounds: int | None = None) -> Run:
     return run
 
 
+def again(run: Run) -> dict[str, tuple[bool, str]]:
+    """Every stage once more: was it reused, and what was said."""
+    said = {}
+    for name, round_ in [("prepare", 0), ("evaluate", 0), *((n, r) for r in (1, 2) for n in ROUND)]:
+        result = STAGES[name](Run(run.config), round_)
+        said[f"{name} {round_}"] = (result.reused, result.notice)
+    return said
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A small finished run of two rounds. Read it; never write to it."""

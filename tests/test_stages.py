@@ -24,15 +24,6 @@ def copy(finished: Run, tmp_path: Path) -> Run:
     return Run(small_config(tmp_path))
 
 
-def again(run: Run) -> dict[str, tuple[bool, str]]:
-    """Every stage once more: was it reused, and what was said."""
-    said = {}
-    for name, round_ in [("prepare", 0), ("evaluate", 0), *((n, r) for r in (1, 2) for n in ROUND)]:
-        result = STAGES[name](Run(run.config), round_)
-        said[f"{name} {round_}"] = (result.reused, result.notice)
-    return said
-
-
 def test_nothing_finished_is_done_again(copy: Run) -> None:
     assert {reused for reused, _ in again(copy).values()} == {True}
 

@@ -48,6 +48,8 @@ class Up:
         self.folder = folder
         self.ports = [free_port(), free_port()]
         self.environment = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "PREFECT_HOME")}
+        # Prefect looks for new schedules once a minute; a run due before it looks would never be made.
+        self.environment["PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS"] = "5"
 
     def ogls(self, *arguments: str, code: int = 0) -> str:
         command = [sys.executable, "-m", "flows.cli", *arguments, "--folder", str(self.folder)]
@@ -132,7 +134,7 @@ def test_a_schedule_a_minute_ahead_runs_and_then_there_is_nothing_new(up: Up, tm
     (nightly,) = [d for d in up.ask("POST", "/deployments/filter", {}) if d["name"] == "nightly"]
     up.ask("PATCH", f"/deployments/{nightly['id']}", {"parameters": {"config": config.model_dump(mode="json")}})
     for state, tracked in (("Completed", 1), ("Nothing new", 1)):
-        soon = datetime.now(UTC) + timedelta(seconds=70)  # the second a minute begins is never too near
+        soon = datetime.now(UTC) + timedelta(seconds=75)  # the next full minute is 15 s away or more
         cron = {"cron": f"{soon.minute} {soon.hour} {soon.day} {soon.month} *", "timezone": "UTC"}
         up.ask("POST", f"/deployments/{nightly['id']}/schedules", [{"active": True, "schedule": cron}])
         run = ended(up, nightly["id"], soon.replace(second=0, microsecond=0))
@@ -148,14 +150,18 @@ def test_a_schedule_a_minute_ahead_runs_and_then_there_is_nothing_new(up: Up, tm
 def ended(up: Up, deployment: str, when: datetime) -> dict[str, Any]:
     """The deployment's flow run scheduled for a time, once it has ended."""
     wanted = {"deployments": {"id": {"any_": [deployment]}}}
-    deadline = time.monotonic() + 480
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         for run in up.ask("POST", "/flow_runs/filter", wanted):
             due = datetime.fromisoformat(run["expected_start_time"].replace("Z", "+00:00"))
             if due == when and run["state_type"] in ("COMPLETED", "FAILED", "CRASHED"):
                 return run
         time.sleep(1)
-    raise AssertionError(f"no run for {when} has ended; the worker: {(up.folder / 'worker.log').read_text()[-2000:]}")
+    seen = [
+        (r["expected_start_time"], r["start_time"], r["state_name"], (r["state"] or {}).get("message"))
+        for r in up.ask("POST", "/flow_runs/filter", wanted)
+    ]
+    raise AssertionError(f"no run for {when} has ended: {seen}\n{(up.folder / 'worker.log').read_text()[-2000:]}")
 
 
 def mlflow_runs(up: Up) -> list[Any]:

@@ -58,7 +58,7 @@ def test_queries_read_the_bucket_and_nothing_else(root: str, server: S3Server) -
     other = Store(server.bucket("somebody-elses"))
     other.write_bytes("x/secret.csv", b"a\n1\n")
     for source in ("s3://somebody-elses/runs/x/secret.csv", str(REPO / "README.md")):
-        with pytest.raises(UserError, match="disabled|not allowed|Permission"):
+        with pytest.raises(UserError, match=r"disabled|not allowed|Permission"):
             query(store, f"SELECT * FROM read_csv('{source}')")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROUND, carry_out, content, small_config
+from conftest import ROUND, again, carry_out, content, small_config
 
 from ogls import columns
 from ogls.errors import ConfigError, DataError, ModelError, StoreError

@@ -166,7 +166,8 @@ def stage(
     watch(err)
     run = Run(loaded)
     with run.records.lock(f"stage {name}"):
-        run.records.open(loaded)
+        if said := run.records.open(loaded):
+            err.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
         with reporting(name, round_) as progress:
             result = STAGES[name](run, 0 if name == "prepare" else round_, progress)
     out.print(f"{name} r{result.round:03d}: {result.rows} rows, {'already done' if result.reused else 'done'}")

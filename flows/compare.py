@@ -15,6 +15,7 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner
 
+from flows.services import end_with_parent
 from ogls.config import RunConfig
 from ogls.errors import StoreError
 from ogls.run import complete
@@ -30,6 +31,7 @@ def train_one(config: RunConfig) -> str:
     # Imported here: pickled for the worker as a global, the flow would lose what its annotations name.
     from flows.train import train_flow
 
+    end_with_parent()
     train_flow(config)
     return config.name
 

@@ -113,6 +113,9 @@ def in_foreground(flow: Callable[[], Any]) -> Any:
     if address := prefect_address():
         _check_prefect(address)
     else:
+        from flows.services import end_orphaned_servers
+
+        end_orphaned_servers()
         err.print("starting a temporary Prefect server (set PREFECT_API_URL to use a running one)", style="dim")
     interrupted = False
 

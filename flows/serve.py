@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.console import err, out, quiet_prefect
-from flows.services import HOST, Services, answers, holder_of
+from flows.services import HOST, LOOPBACK, Services, answers, holder_of
 from ogls.errors import UserError
 
 POOL = "ogls"
@@ -29,6 +29,7 @@ def register(app: Any) -> None:
 
 
 def up(
+    host: Annotated[str, typer.Option(help="Address to listen on; another than loopback opens both to others.")] = HOST,
     prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
     folder: Folder = Path("data/services"),
@@ -41,14 +42,21 @@ def up(
     """
     if not file.is_file():
         raise UserError(f"no {file} here: run this in the project's folder")
+    if host not in LOOPBACK:
+        err.print(
+            f"warning: Prefect and MLflow will listen on {host}, without a password and for everyone who reaches it: "
+            "whoever opens them can start runs on this machine; put a proxy that asks who it is before them",
+            style="yellow",
+            soft_wrap=True,
+        )
     quiet_prefect()
     services = Services(folder)
     home = services.folder / "prefect"
     with services.held():
-        api = _prefect(services, prefect_port, home)
+        api = _prefect(services, host, prefect_port, home)
         environment = {"PREFECT_API_URL": api, "PREFECT_HOME": str(home)}
         os.environ |= environment
-        mlflow = _mlflow(services, mlflow_port, store.absolute())
+        mlflow = _mlflow(services, host, mlflow_port, store.absolute())
         _pool_and_limit()
         _worker(services, {**environment, "MLFLOW_TRACKING_URI": mlflow})
         _deploy(file)
@@ -71,46 +79,46 @@ def down(folder: Folder = Path("data/services")) -> None:
         out.print(f"nothing of `ogls up` runs in {folder}", highlight=False)
 
 
-def _prefect(services: Services, port: int, home: Path) -> str:
+def _prefect(services: Services, host: str, port: int, home: Path) -> str:
     running = services.running().get("prefect")
     if running and answers(f"{running.url}/health", "true"):
         err.print(f"the Prefect server runs already: {running.url}")
         return running.url
     services.stop("prefect")
-    url = f"http://{HOST}:{port}/api"
+    url = f"{_reached(host, port)}/api"
     if answers(f"{url}/health", "true"):
         err.print(
             f"a Prefect server that was not started here answers at {url}: it is used, and left alone by ogls down"
         )
         return url
-    _free(port, "--prefect-port")
+    _free(host, port, "--prefect-port")
     environment = {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_API_URL": url,
+        "PREFECT_SERVER_UI_API_URL": "/api",  # wherever the browser found the page
         # A run whose process is gone is marked so: heartbeats, and an automation on their silence.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     err.print("starting the Prefect server")
-    command = ("prefect", "server", "start", "--host", HOST, "--port", str(port))
+    command = ("prefect", "server", "start", "--host", host, "--port", str(port))
     return services.start("prefect", command, url, environment, lambda: answers(f"{url}/health", "true")).url
 
 
-def _mlflow(services: Services, port: int, store: Path) -> str:
+def _mlflow(services: Services, host: str, port: int, store: Path) -> str:
     running = services.running().get("mlflow")
     if running and answers(f"{running.url}/health", "OK"):
         err.print(f"MLflow runs already: {running.url}")
         return running.url
     services.stop("mlflow")
-    url = f"http://{HOST}:{port}"
+    url = _reached(host, port)
     if answers(f"{url}/health", "OK") and answers(f"{url}/version"):
         err.print(f"an MLflow that was not started here answers at {url}: it is used, and left alone by ogls down")
         return url
-    _free(port, "--mlflow-port")
+    _free(host, port, "--mlflow-port")
     store.mkdir(parents=True, exist_ok=True)
     err.print("starting MLflow")
     command = (
-        *("mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
+        *("mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--default-artifact-root", f"{store}/artifacts"),
     )
     return services.start("mlflow", command, url, {}, lambda: answers(f"{url}/health", "OK")).url
@@ -126,8 +134,13 @@ def _worker(services: Services, environment: dict[str, str]) -> None:
     services.start("worker", command, "", beat, _worker_online)
 
 
-def _free(port: int, option: str) -> None:
-    if holder := holder_of(port):
+def _reached(host: str, port: int) -> str:
+    """How this machine's own processes reach a server that listens on `host`."""
+    return f"http://{HOST if host == '0.0.0.0' else host}:{port}"
+
+
+def _free(host: str, port: int, option: str) -> None:
+    if holder := holder_of(port, host):
         raise UserError(f"port {port} is taken by {holder}; stop it, or take another: ogls up {option} {port + 1}")
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +24,7 @@ import psutil
 from ogls.errors import UserError
 
 HOST = "127.0.0.1"
+LOOPBACK = (HOST, "localhost", "::1")
 _PATIENCE = 180.0  # a first start makes a database, and machines are busy
 
 
@@ -133,6 +135,37 @@ def _signal(process: psutil.Process, how: str) -> None:
         getattr(process, how)()
 
 
+def end_with_parent() -> None:
+    """Let this process end soon after the one that started it, however that one ended."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end with parent").start()
+
+
+def end_orphaned_servers() -> int:
+    """Stop temporary Prefect servers whose command was killed, so that nobody uses them any more; how many.
+
+    Prefect marks them in their environment. A killed parent's children belong to the machine's first process, or to
+    the user's; where that is itself Python (a container's), nothing is stopped.
+    """
+    ended = 0
+    for process in psutil.process_iter(["cmdline"]):
+        if not any("prefect.server.api" in part for part in process.info["cmdline"] or ()):
+            continue
+        with suppress(psutil.Error):
+            parent = process.parent()
+            adopted = parent is None or (parent.pid == 1 and "python" not in parent.exe()) or parent.name() == "systemd"
+            if adopted and process.environ().get("PREFECT__SERVER_EPHEMERAL") == "1":
+                _signal(process, "terminate")
+                ended += 1
+    return ended
+
+
 def answers(url: str, text: str = "") -> bool:
     """Whether a server on loopback answers a GET with 200 and, if given, this text."""
     try:
@@ -142,14 +175,14 @@ def answers(url: str, text: str = "") -> bool:
         return False
 
 
-def holder_of(port: int) -> str | None:
+def holder_of(port: int, host: str = HOST) -> str | None:
     """Who listens on a port of this machine, in words; None if nobody does."""
     import socket
 
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError:
             pass
         else:

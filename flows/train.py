@@ -5,12 +5,11 @@ from __future__ import annotations
 from prefect import flow
 
 from ogls.config import RunConfig
-from ogls.run import Run
 from ogls.stages.watching import heed
 from tasks.publish import publish
 from tasks.retention import drop_old_states
+from tasks.session import session
 from tasks.stages import evaluate, health, prepare, sample, steer, style, teach, train, verify
-from tasks.tracking import end_tracking
 
 
 @flow(name="train", flow_run_name="train {config.name}", log_prints=False)
@@ -19,31 +18,24 @@ def train_flow(config: RunConfig) -> None:
 
     Finished stages are not done again, so running this a second time goes on where the first ended.
     """
-    run = Run(config)
-    with run.records.lock("train"):
-        run.records.open(config)
-        try:
-            prepare(config, 0)
-            evaluate(config, 0)
-            health(config, 0)
-            publish(config, 0)
-            for r in range(1, config.rounds + 1):
-                sample(config, r)  # G rollouts of every problem from the policy of round r - 1
-                verify(config, r)  # correct, failed, or undecided
-                if config.has_teacher:  # GRPO and fine-tuning go from verdicts to training
-                    teach(config, r)  # mean teacher states given nothing, successes, failures
-                    steer(config, r)  # target = softmax(z_base + lambda * (z_correct - z_incorrect))
-                    if config.style.enabled:
-                        style(config, r)  # which part of it is style, which substance
-                train(config, r)  # minimise D(target, student): the policy of round r
-                if r % config.evaluate.every == 0 or r == config.rounds:
-                    evaluate(config, r)
-                    health(config, r)  # well, or: warn, stop, go back to the best round
-                publish(config, r)
-                if config.storage.keep_states:
-                    drop_old_states(config, r)
-                heed(run, r)
-        except BaseException:
-            end_tracking(config, "FAILED")
-            raise
-        end_tracking(config, "FINISHED")
+    with session(config, "train") as run:
+        prepare(config, 0)
+        evaluate(config, 0)
+        health(config, 0)
+        publish(config, 0)
+        for r in range(1, config.rounds + 1):
+            sample(config, r)  # G rollouts of every problem from the policy of round r - 1
+            verify(config, r)  # correct, failed, or undecided
+            if config.has_teacher:  # GRPO and fine-tuning go from verdicts to training
+                teach(config, r)  # mean teacher states given nothing, successes, failures
+                steer(config, r)  # target = softmax(z_base + lambda * (z_correct - z_incorrect))
+                if config.style.enabled:
+                    style(config, r)  # which part of it is style, which substance
+            train(config, r)  # minimise D(target, student): the policy of round r
+            if r % config.evaluate.every == 0 or r == config.rounds:
+                evaluate(config, r)
+                health(config, r)  # well, or: warn, stop, go back to the best round
+            publish(config, r)
+            if config.storage.keep_states:
+                drop_old_states(config, r)
+            heed(run, r)

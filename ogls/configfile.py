@@ -56,7 +56,7 @@ def build_config(data: Mapping[str, Any], overrides: Sequence[str] = (), origin:
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
+        lines = [without_secrets(_explain(e)) for e in error.errors()]
         count = f" ({len(lines)} errors)" if len(lines) > 1 else ""
         raise ConfigError(f"{origin}{count}: " + "\n  ".join(lines)) from None
 

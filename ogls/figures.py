@@ -58,6 +58,33 @@ def sweep_figure(rows: Sequence[dict[str, Any]], positions: Sequence[dict[str, A
     return _png(figure)
 
 
+def run_figure(rounds: Sequence[int], summaries: Sequence[Mapping[str, Any]]) -> bytes:
+    """Accuracy with its 95% interval, greedy accuracy, and mean length, by round: small, for a page that has many."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 2.8), layout="constrained", dpi=80)
+    accuracy, length = figure.subplots(1, 2)
+    accuracy.fill_between(
+        rounds,
+        [s["accuracy_low"] for s in summaries],
+        [s["accuracy_high"] for s in summaries],
+        color=COLOURS[0],
+        alpha=0.2,
+        linewidth=0,
+    )
+    accuracy.plot(rounds, [s["accuracy"] for s in summaries], **_style(0, "sampled, 95% interval"))
+    accuracy.plot(rounds, [s["greedy_accuracy"] for s in summaries], **_style(1, "greedy"))
+    accuracy.set_ylabel("accuracy")
+    accuracy.legend(fontsize=7)
+    length.plot(rounds, [s["mean_length"] for s in summaries], **_style(2, "length"))
+    length.set_ylabel("mean length, tokens")
+    length.set_ylim(bottom=0)
+    for axes in (accuracy, length):
+        axes.set_xlabel("round")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return _png(figure)
+
+
 _CURVE_LABELS = {
     "accuracy": "accuracy (avg@k)",
     "greedy_accuracy": "greedy accuracy",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from ogls.section import Section, setting
 
@@ -92,6 +92,15 @@ class TrackingConfig(Section):
 
     enabled: bool = setting(True, "Log to MLflow.", operational=True)
     uri: str = setting("sqlite:///data/mlflow/mlflow.db", "Tracking server or database.", operational=True)
+
+    @field_validator("uri")
+    @classmethod
+    def _no_password(cls, uri: str) -> str:
+        """Prefect keeps a flow's parameters in its database; a server's credentials have a place of their own."""
+        if uri.startswith("http") and ("?" in uri or "@" in uri.partition("://")[2].partition("/")[0]):
+            raise ValueError("takes no password or token; put them in MLFLOW_TRACKING_USERNAME and _PASSWORD")
+        return uri
+
     artifacts: str = setting("data/mlflow/artifacts", "Where a local database keeps artifacts.", operational=True)
     experiment: str = setting("ogls-sd", "MLflow experiment.", operational=True)
 
@@ -113,6 +122,12 @@ class ExecutionConfig(Section):
 
     retries: int = setting(2, "Retries of a stage after an error that may heal.", ge=0, operational=True)
     retry_seconds: float = setting(2.0, "First delay before a retry; it doubles each time.", ge=0, operational=True)
+    other_version: Literal["accept", "refuse"] = setting(
+        "accept",
+        "A run that another version of ogls-sd has begun: go on with it and say so, or refuse. Every manifest names "
+        "the version that wrote it.",
+        operational=True,
+    )
     timeout_seconds: float = setting(86400.0, "Wall limit of one stage.", gt=0, operational=True)
     limit: str = setting(
         "",

@@ -139,23 +139,34 @@ class RunStore:
         """`created`, `config` (resolved, whole) and `canonical` (what decides results); None for no run."""
         return _json(self.store.read_bytes(f"{self.name}/run.json"))
 
-    def open(self, config: RunConfig) -> None:
-        """Start the run, or go on with it. Raises StoreError if it was started with another configuration."""
-        about = self.about()
+    def open(self, config: RunConfig) -> str:
+        """Start the run, or go on with it; returns a notice if this is not the version of the code that began it.
+
+        Raises StoreError if the run was started with another configuration, or with another version where
+        `execution.other_version` refuses that.
+        """
+        about, mine = self.about(), version("ogls-sd")
         if about and (changes := differences(about["canonical"], config.model_copy(update={"name": self.name}))):
             raise StoreError(
                 f"run {self.name} exists with another configuration; take another name, or undo:\n  "
                 + "\n  ".join(changes)
             )
+        notice = ""
+        if about and about["version"] != mine:
+            notice = f"run {self.name} was last carried out by ogls-sd {about['version']}, and this is {mine}"
+            if config.execution.other_version == "refuse":
+                raise StoreError(f"{notice}; install that one, take another run name, or set other_version = accept")
+            notice += ": finished stages stay as they are, the rest is this version's (execution.other_version)"
         self.write_json(
             "run.json",
             {
                 "created": about["created"] if about else now(),
-                "version": version("ogls-sd"),
+                "version": mine,
                 "config": json.loads(without_secrets(config.model_dump_json())),
                 "canonical": json.loads(canonical(config))[0],
             },
         )
+        return notice
 
     @contextlib.contextmanager
     def lock(self, purpose: str) -> Iterator[None]:

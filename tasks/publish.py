@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+from collections.abc import Sequence
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
@@ -10,8 +12,10 @@ from prefect.cache_policies import NO_CACHE
 
 from ogls import report
 from ogls.config import RunConfig
+from ogls.figures import run_figure
 from ogls.run import Run
 from tasks.events import tell_round
+from tasks.live import artifact_key
 from tasks.progress import say
 from tasks.tracking import track
 
@@ -25,17 +29,30 @@ def publish(config: RunConfig, round_: int) -> None:
     rows = report.round_rows(records, round_)
     key = artifact_key(f"{config.name}-r{round_:03d}")
     shown = "\n".join(_rollout(row) for row in report.samples(records, round_))
-    text = f"# {config.name}, round {round_}\n\n{report.markdown(rows)}\n\n{shown}"
+    page = track(config, round_)
+    text = "\n\n".join(
+        [
+            f"# {config.name}, round {round_}",
+            f"[Its MLflow run]({page})" if page else "",
+            report.markdown(rows),
+            _curve(rows),
+            shown,
+        ]
+    )
     create_markdown_artifact(text, key=key, description=f"{config.name}: rounds 0 to {round_}")
-    track(config, round_)
     if rows and rows[-1].round == round_:
         tell_round(config, rows[-1])
         say(report.line(rows[-1]))
 
 
-def artifact_key(name: str) -> str:
-    """A name as an artifact's key: lower-case letters, digits and dashes, while run names may have dots."""
-    return "".join(c if c.isalnum() else "-" for c in name).strip("-")
+def _curve(rows: Sequence[report.RoundRow]) -> str:
+    """Accuracy and length over the rounds, as a picture inside the text: it needs no server of its own."""
+    evaluated = [row for row in rows if row.summary]
+    if len(evaluated) < 2:
+        return ""
+    figure = run_figure([row.round for row in evaluated], [row.summary or {} for row in evaluated])
+    picture = base64.b64encode(figure).decode()
+    return f"![accuracy and length by round](data:image/png;base64,{picture})"
 
 
 def _rollout(row: dict[str, object]) -> str:

@@ -20,6 +20,7 @@ from ogls.errors import StoreAway, UserError
 from ogls.records import StageResult
 from ogls.run import Run
 from tasks.events import tell_redone
+from tasks.live import LiveArtifact
 from tasks.progress import reporting, say
 
 StageTask = Callable[[RunConfig, int], StageResult]
@@ -63,9 +64,16 @@ def _stage_task(work: Callable[..., StageResult]) -> StageTask:
         retry_jitter_factor=0.5,
     )
     def carry_out(config: RunConfig, round_: int) -> Any:
-        with _place(config.execution.limit if name in _ON_DEVICE else ""), reporting(name, round_) as progress:
+        live = LiveArtifact(config.name, name, round_)
+        with _place(config.execution.limit if name in _ON_DEVICE else ""), reporting(name, round_) as shown:
+
+            def progress(done: int, total: int) -> None:
+                shown(done, total)
+                live(done, total)
+
             result = work(Run(config), round_, progress)
-            progress.finished(result)
+            for reporter in (shown, live):
+                reporter.finished(result)
         logger = get_run_logger()
         tell_redone(config, result)
         if result.notice:

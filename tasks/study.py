@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from ogls.config import RunConfig
 from ogls.study import StudyConfig
 from ogls.studypage import write_page
-from tasks.publish import artifact_key
+from tasks.live import artifact_key
 
 
 @task(task_run_name="publish {study.name}", cache_policy=NO_CACHE, persist_result=False)

@@ -34,7 +34,7 @@ _lock = threading.Lock()
 def track(config: RunConfig, round_: int) -> str | None:
     """Log every round up to `round_`, all of them finished, that MLflow does not have yet.
 
-    Returns the MLflow run's id, or None where tracking is off or away.
+    Returns the address of the MLflow run's page, or None where tracking is off, away, or no server.
     """
     return _safely(config, round_, None)
 
@@ -62,7 +62,7 @@ def _safely(config: RunConfig, round_: int, status: str | None) -> str | None:
         return None
 
 
-def _track(run: Run, round_: int, status: str | None) -> str:
+def _track(run: Run, round_: int, status: str | None) -> str | None:
     for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")):
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
@@ -79,7 +79,12 @@ def _track(run: Run, round_: int, status: str | None) -> str:
             _log_round(client, run_id, run, row)
     if status:
         client.set_terminated(run_id, status)
-    return run_id
+    experiment = client.get_run(run_id).info.experiment_id
+    return (
+        f"{tracking.uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+        if tracking.uri.startswith("http")
+        else None
+    )
 
 
 def _find(client: Any, run: Run) -> str | None:

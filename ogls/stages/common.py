@@ -72,7 +72,9 @@ def shards(
         if not runs or len(runs[-1]) == size or by(runs[-1][-1]) != by(item):
             runs.append([])
         runs[-1].append(item)
+    done = 0
     for index, part in enumerate(runs):
         if index not in writer.done:
             yield index, part
-        progress(index + 1, len(runs))
+        done += len(part)
+        progress(done, len(items))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from flows.train import train_flow
 from ogls.config import RunConfig
 from ogls.errors import Collapse, DataError, RunLocked, StoreError
 from ogls.run import Run
+from tasks.live import UNITS
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 ROUND = ("sample", "verify", "teach", "steer", "style", "train", "evaluate", "health", "publish")
@@ -96,13 +98,70 @@ def test_finished_stages_show_as_already_done(trained: tuple) -> None:
 
 def test_the_table_of_rounds_is_an_artifact(trained: tuple) -> None:
     config, _, second = trained
-    artifacts = {a.key: a for a in from_server("read_artifacts") if a.flow_run_id == second.id}
+    found = [a for a in from_server("read_artifacts") if a.type == "markdown"]
+    artifacts = {a.key: a for a in found if a.flow_run_id == second.id}
     assert sorted(artifacts) == ["flow-test-r000", "flow-test-r001", "flow-test-r002"]
     shown = artifacts["flow-test-r002"].data
     summary = Run(config).records.read("summaries", 2).to_pylist()[0]
     assert f"| 2 | {summary['accuracy']:.3f} |" in shown
     assert shown.count("sample ") >= 3
     assert "\\boxed" in shown
+    assert "![accuracy and length by round](data:image/png;base64,iVBOR" in shown
+    assert len(shown) < 80_000  # the picture too: there is one a round
+
+
+def test_live_progress_has_count_rate_and_an_end(trained: tuple) -> None:
+    """An artifact a stage, its versions the rounds; what is said while it goes on is tested in test_live."""
+    from prefect.client.schemas.filters import ArtifactCollectionFilter, ArtifactCollectionFilterKey
+
+    keys = [f"flow-test-{stage}" for stage in UNITS]
+    chosen = ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(any_=keys))
+    found = {a.key: a for a in from_server("read_latest_artifacts", artifact_filter=chosen)}
+    assert sorted(found) == sorted(keys)
+    for key, artifact in found.items():
+        assert (artifact.type, artifact.data) == ("progress", 100.0)
+        assert re.search(rf"r002 {key.removeprefix('flow-test-')}: done, \d+ rows in", artifact.description)
+
+
+def test_flow_runs_are_tagged_by_method_and_model(trained: tuple) -> None:
+    _, first, second = trained
+    assert set(first.tags) == set(second.tags) == {"method: ogls-sd", "model: tiny/model"}
+
+
+def test_a_dead_flow_run_is_shown_as_crashed_by_whoever_goes_on(tmp_path: Path) -> None:
+    """As a killed process leaves it: Running for ever, until another one holds the run."""
+    from prefect.states import Running
+
+    config = tracked(tmp_path, "name=dead", "rounds=0")
+    other = tracked(tmp_path / "other", "name=dead", "rounds=0")
+    for same in (config, other):
+        from_server(
+            "create_flow_run",
+            flow=train_flow,
+            parameters={"config": same.model_dump(mode="json")},
+            name="train dead",
+            state=Running(),
+        )
+    train_flow(config)
+    runs = from_server("read_flow_runs")
+    states = {(r.parameters["config"]["root"], r.state_name) for r in runs if r.name == "train dead"}
+    assert states == {(config.root, "Crashed"), (config.root, "Completed"), (other.root, "Running")}
+
+
+def test_another_version_of_the_code_is_said_or_refused(
+    tmp_path: Path, watched: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tracked(tmp_path, "name=older", "rounds=0")
+    train_flow(config)
+    monkeypatch.setattr("ogls.store.version", lambda _: "99.0")
+    refusing = tracked(tmp_path, "name=older", "rounds=0", "execution.other_version=refuse")
+    with pytest.raises(StoreError, match=r"last carried out by ogls-sd 0\.1\.0, and this is 99\.0; install that one"):
+        train_flow(refusing)
+    train_flow(config)
+    assert "this is 99.0: finished stages stay as they are" in watched.readouterr().out
+    watched.readouterr()
+    train_flow(refusing)  # it is that version's run now
+    assert "last carried out" not in watched.readouterr().out
 
 
 def test_one_mlflow_run_with_every_round_once(trained: tuple) -> None:
@@ -264,11 +323,11 @@ def test_a_stage_past_its_limit_is_stopped(tmp_path: Path, monkeypatch: pytest.M
 def test_training_goes_on_with_one_warning_when_mlflow_is_away(
     tmp_path: Path, watched: pytest.CaptureFixture[str]
 ) -> None:
-    config = tracked(tmp_path, "name=away", "rounds=1", "tracking.uri=http://user:secret@127.0.0.1:9")
+    config = tracked(tmp_path, "name=away", "rounds=1", "tracking.uri=postgresql://user:secret@127.0.0.1:9/db")
     train_flow(config)
     said = watched.readouterr().out
     assert said.count("is away") == 1
-    assert "MLflow at http://127.0.0.1:9 is away" in said
+    assert "MLflow at postgresql://127.0.0.1:9/db is away" in said
     assert "secret" not in said
     assert newest_flow_run("train away").state_name == "Completed"
     assert Run(config).records.manifest("scores", 1)

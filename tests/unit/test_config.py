@@ -126,6 +126,13 @@ def test_help_answers_at_once() -> None:
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.parametrize("uri", ["http://user:hidden@host:5000", "https://host/x?token=hidden"])
+def test_a_servers_password_is_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(ConfigError, match="put them in MLFLOW_TRACKING_USERNAME and _PASSWORD") as refused:
+        build_config({}, [f"tracking.uri={uri}"])
+    assert "hidden" not in str(refused.value)
+
+
 def test_secrets_are_taken_out_of_addresses() -> None:
     text = 'POST http://me:pw@host:5000/api?token=abc "s3://k:s@bucket/x?sig=1" sqlite:///data/x.db'
     assert without_secrets(text) == 'POST http://host:5000/api "s3://bucket/x" sqlite:///data/x.db'

@@ -1,0 +1,72 @@
+"""The frame of a flow over one run: hold the run, open it, tell Prefect the truth about it, end its tracking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterName,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Crashed
+from rich.markup import escape
+
+from ogls.config import RunConfig
+from ogls.run import Run, complete
+from tasks.progress import say
+from tasks.tracking import end_tracking
+
+_GONE = "Its process is gone: another one holds the run now and goes on where it ended."
+
+
+@contextmanager
+def session(config: RunConfig, purpose: str) -> Iterator[Run]:
+    """Hold a run for the flow `purpose` and open it; the run, ready for stages.
+
+    Whoever holds the run knows that every other flow run of it which Prefect still shows as running is dead, and has
+    it shown as crashed. Raises RunLocked, StoreError as `RunStore.lock` and `RunStore.open` do.
+    """
+    run = Run(config)
+    with run.records.lock(purpose):
+        if notice := run.records.open(config):
+            get_run_logger().warning(notice)
+            say(f"  [yellow]{escape(notice)}[/yellow]")
+        with get_client(sync_client=True) as client:
+            _tag(client, config)
+            _end_the_dead(client, config, purpose)
+        try:
+            yield run
+        except BaseException:
+            end_tracking(config, "FAILED")
+            raise
+        end_tracking(config, "FINISHED" if purpose == "train" or complete(config) else "KILLED")
+
+
+def tags_of(config: RunConfig) -> set[str]:
+    """What one filters flow runs by: the method and the model's name."""
+    method = config.steer.recipe if config.has_teacher else config.train.objective
+    return {f"method: {method}", f"model: {'/'.join(config.model.path.rstrip('/').split('/')[-2:])}"}
+
+
+def _tag(client: Any, config: RunConfig) -> None:
+    if flow_run.id:
+        client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, *tags_of(config)}))
+
+
+def _end_the_dead(client: Any, config: RunConfig, purpose: str) -> None:
+    alive = FlowRunFilter(
+        name=FlowRunFilterName(any_=[f"{purpose} {config.name}"]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
+    )
+    for other in client.read_flow_runs(flow_run_filter=alive):
+        same = other.parameters.get("config", {}).get("root") == config.root
+        if same and str(other.id) != flow_run.id:
+            client.set_flow_run_state(other.id, Crashed(message=_GONE), force=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from rich.table import Table
 from ogls.errors import UserError
 
 out, err = Console(), Console(stderr=True)
+_PATIENCE = 600.0  # seconds to wait for a Prefect server that went away in a flow
 
 # Arguments that several commands share.
 Config = Annotated[Path, typer.Argument(help="A TOML file, such as deployments/runs/tiny.toml.")]
@@ -100,6 +102,7 @@ def quiet_prefect() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     # Errors are told once, by the command; Prefect would add a traceback. The server's log has all of it.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     # A first start makes a database; on a busy machine that has taken longer than Prefect's 20 seconds.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -107,6 +110,13 @@ def quiet_prefect() -> None:
 
 
 def in_foreground(flow: Callable[[], Any]) -> Any:
+    """Carry a flow out here, its progress on the terminal.
+
+    If the Prefect server goes away in it, wait for the server and start the flow anew: finished stages are not done
+    again. Raises UserError if the server does not come back.
+    """
+    import httpx
+
     from tasks.progress import watch
 
     watch(err)
@@ -126,7 +136,13 @@ def in_foreground(flow: Callable[[], Any]) -> Any:
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        return flow()
+        while True:
+            try:
+                return flow()
+            except httpx.TransportError:
+                if not address or interrupted:
+                    raise
+                _await_prefect(address)
     except BaseException:
         # Where Ctrl-C hits Prefect between two tasks it can come out as any error of Prefect's own.
         if interrupted:
@@ -141,6 +157,22 @@ def prefect_address() -> str:
     from prefect.settings import PREFECT_API_URL
 
     return PREFECT_API_URL.value() or ""
+
+
+def _await_prefect(address: str) -> None:
+    from flows.services import answers
+
+    err.print(
+        f"the Prefect server at {address} has gone away; waiting for it, what is finished is kept", style="yellow"
+    )
+    deadline = time.monotonic() + _PATIENCE
+    while not answers(f"{address}/health", "true"):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"the Prefect server at {address} has not come back in {_PATIENCE / 60:.0f} minutes; start it and give "
+                "the same command again: it goes on where this one ended"
+            )
+        time.sleep(1)
 
 
 def _check_prefect(address: str) -> None:

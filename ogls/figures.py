@@ -78,7 +78,7 @@ def run_figure(rounds: Sequence[int], summaries: Sequence[Mapping[str, Any]]) ->
     accuracy.legend(fontsize=7)
     length.plot(rounds, [s["mean_length"] for s in summaries], **_style(2, "length"))
     length.set_ylabel("mean length, tokens")
-    length.set_ylim(bottom=0)
+    length.set_ylim(0, 1.15 * max(s["mean_length"] for s in summaries))
     for axes in (accuracy, length):
         axes.set_xlabel("round")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +14,7 @@ import psutil
 import pytest
 import yaml
 from conftest import REPO, small_config
+from upped import Up, ended
 
 from flows.services import Services, answers
 from ogls.config import RunConfig
@@ -39,46 +37,6 @@ def test_shipped_parameters_are_the_tiny_configuration(deployment: dict[str, Any
         assert given == wanted
     else:
         assert (REPO / deployment["parameters"]["study"]).exists()
-
-
-class Up:
-    """The command line with services of its own."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.ports = [free_port(), free_port()]
-        self.environment = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "PREFECT_HOME")}
-        # Prefect looks for new schedules once a minute; a run due before it looks would never be made.
-        self.environment["PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS"] = "5"
-
-    def ogls(self, *arguments: str, code: int = 0) -> str:
-        command = [sys.executable, "-m", "flows.cli", *arguments, "--folder", str(self.folder)]
-        done = subprocess.run(
-            command, cwd=REPO, env=self.environment, capture_output=True, text=True, check=False, timeout=280
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def up(self, code: int = 0) -> str:
-        ports = ("--prefect-port", str(self.ports[0]), "--mlflow-port", str(self.ports[1]))
-        return self.ogls("up", *ports, "--store", str(self.folder / "mlflow"), code=code)
-
-    @property
-    def api(self) -> str:
-        return f"http://127.0.0.1:{self.ports[0]}/api"
-
-    def ask(self, method: str, path: str, body: Any = None) -> Any:
-        import httpx
-
-        reply = httpx.request(method, self.api + path, json=body, timeout=30)
-        reply.raise_for_status()
-        return reply.json() if reply.content else None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -145,23 +103,6 @@ def test_a_schedule_a_minute_ahead_runs_and_then_there_is_nothing_new(up: Up, tm
     events = up.ask("POST", "/events/filter", {"filter": {"event": {"name": ["ogls.round.finished"]}}})["events"]
     assert sorted(e["payload"]["round"] for e in events) == [0, 1]
     assert {e["resource"]["prefect.resource.id"] for e in events} == {"ogls.run.nightly-0001"}
-
-
-def ended(up: Up, deployment: str, when: datetime) -> dict[str, Any]:
-    """The deployment's flow run scheduled for a time, once it has ended."""
-    wanted = {"deployments": {"id": {"any_": [deployment]}}}
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        for run in up.ask("POST", "/flow_runs/filter", wanted):
-            due = datetime.fromisoformat(run["expected_start_time"].replace("Z", "+00:00"))
-            if due == when and run["state_type"] in ("COMPLETED", "FAILED", "CRASHED"):
-                return run
-        time.sleep(1)
-    seen = [
-        (r["expected_start_time"], r["start_time"], r["state_name"], (r["state"] or {}).get("message"))
-        for r in up.ask("POST", "/flow_runs/filter", wanted)
-    ]
-    raise AssertionError(f"no run for {when} has ended: {seen}\n{(up.folder / 'worker.log').read_text()[-2000:]}")
 
 
 def mlflow_runs(up: Up) -> list[Any]:

@@ -19,11 +19,12 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	$(BIN)/ogls train deployments/runs/tiny.toml
 
+# Two files of tests at a time: many of them wait for a server, a schedule or a silence.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 fast: $(READY)  ## the tests without those marked slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
 
 check: $(READY)
 	$(BIN)/ruff check .

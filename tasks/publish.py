@@ -28,7 +28,6 @@ def publish(config: RunConfig, round_: int) -> None:
     records = Run(config).records
     rows = report.round_rows(records, round_)
     key = artifact_key(f"{config.name}-r{round_:03d}")
-    shown = "\n".join(_rollout(row) for row in report.samples(records, round_))
     page = track(config, round_)
     text = "\n\n".join(
         [
@@ -36,7 +35,7 @@ def publish(config: RunConfig, round_: int) -> None:
             f"[Its MLflow run]({page})" if page else "",
             report.markdown(rows),
             _curve(rows),
-            shown,
+            shown_rollouts(report.samples(records, round_)),
         ]
     )
     create_markdown_artifact(text, key=key, description=f"{config.name}: rounds 0 to {round_}")
@@ -55,8 +54,18 @@ def _curve(rows: Sequence[report.RoundRow]) -> str:
     return f"![accuracy and length by round](data:image/png;base64,{picture})"
 
 
+def shown_rollouts(rows: Sequence[dict[str, object]]) -> str:
+    """Rollouts with their verdicts, as text that no browser takes for markup."""
+    return "\n".join(_rollout(row) for row in rows)
+
+
 def _rollout(row: dict[str, object]) -> str:
-    """A rollout as an indented, escaped block: nothing in it is markup."""
+    """A rollout as an indented, escaped block under its problem's name: nothing of either is markup."""
     text = html.escape(str(row["text"])[:_MOST_TEXT])
     block = "\n".join("    " + line for line in text.splitlines())
-    return f"**{html.escape(str(row['problem_id']))}, sample {row['sample']}: {row['verdict']}**\n\n{block}\n"
+    return f"**{_plain(str(row['problem_id']))}, sample {row['sample']}: {row['verdict']}**\n\n{block}\n"
+
+
+def _plain(text: str) -> str:
+    """One line of text with all but letters, digits and dashes as entities, which markdown reads as no mark of its."""
+    return "".join(c if c.isalnum() or c in "- " else f"&#{ord(c)};" for c in " ".join(text.split()))

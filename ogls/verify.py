@@ -12,7 +12,9 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from typing import Any
@@ -21,6 +23,8 @@ from ogls.config import Verdict, VerifyConfig
 
 _INNER_SECONDS = 1  # math-verify's own alarm, per parse and comparison: cheaper than killing a worker
 _TASKS_PER_WORKER = 5000  # sympy's caches grow
+_STALL_SECONDS = 60.0  # beyond the limit of one judgement: a worker starts in 3, on a busy machine in 20
+_ATTEMPTS = 3  # at an answer whose worker is killed from outside
 _HASHES = re.compile(r"####\s*([^\n]+)")
 
 
@@ -45,18 +49,28 @@ class Verifier:
     """Judges completions in worker processes. Safe from any thread; use `shared` to keep workers warm."""
 
     def __init__(self, config: VerifyConfig):
+        self.config = config
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> Any:
         from multiprocessing import get_context
 
         from pebble import ProcessPool
 
-        self.config = config
-        self._pool = ProcessPool(
-            max_workers=config.workers,
+        return ProcessPool(
+            max_workers=self.config.workers,
             max_tasks=_TASKS_PER_WORKER,
             initializer=_limit_worker,
-            initargs=[config.memory_mb],
+            initargs=[self.config.memory_mb],
             context=get_context("spawn"),
         )
+
+    def _renew_pool(self) -> None:
+        """A worker killed while it held the pool's pipe breaks the pool, or leaves the others waiting for ever."""
+        with suppress(Exception):
+            self._pool.stop()
+            self._pool.join(timeout=10)
+        self._pool = self._new_pool()
 
     def judge(self, cases: Sequence[Case], progress: Callable[[int, int], None] = lambda *_: None) -> list[Judgement]:
         """One judgement a case, in order. Equal (answer, expected) pairs are judged once."""
@@ -78,17 +92,47 @@ class Verifier:
     def _decide(
         self, pairs: list[tuple[str, str]], progress: Callable[[int, int], None]
     ) -> dict[tuple[str, str], Verdict]:
+        """A verdict a pair. One whose worker was killed by a signal is judged again: that says nothing of the answer,
+        unless it goes on happening."""
         verdicts: dict[tuple[str, str], Verdict] = {}
+        left = pairs
+        for _ in range(_ATTEMPTS):
+            left = self._attempt(left, verdicts, lambda: progress(len(verdicts), len(pairs)))
+            if not left:
+                return verdicts
+        return verdicts | dict.fromkeys(left, "error")
+
+    def _attempt(
+        self, pairs: list[tuple[str, str]], verdicts: dict[tuple[str, str], Verdict], progress: Callable[[], None]
+    ) -> list[tuple[str, str]]:
+        """Judge each pair; those to judge again are returned."""
+        from pebble import ProcessExpired
+
+        again: list[tuple[str, str]] = []
+        if not self._pool.active:
+            self._renew_pool()
         futures = [self._pool.schedule(_equal, args=list(p), timeout=self.config.timeout_seconds) for p in pairs]
-        for pair, future in zip(pairs, futures, strict=True):
+        for place, (pair, future) in enumerate(zip(pairs, futures, strict=True)):
             try:
-                verdicts[pair] = "correct" if future.result() else "incorrect"
-            except FutureTimeout:  # math-verify's alarm, or the wall limit
+                verdicts[pair] = (
+                    "correct" if future.result(self.config.timeout_seconds + _STALL_SECONDS) else "incorrect"
+                )
+            except FutureTimeout:  # math-verify's alarm, the wall limit, or nobody is at it any more
+                if not future.done():
+                    self._renew_pool()
+                    return [*again, *pairs[place:]]
                 verdicts[pair] = "timeout"
-            except Exception:  # whatever sympy raised, or a worker that died of its memory limit
+            except (CancelledError, BrokenExecutor):
+                again.append(pair)
+            except ProcessExpired as gone:
+                if (gone.exitcode or 0) < 0:
+                    again.append(pair)
+                else:  # its own end, at its memory limit
+                    verdicts[pair] = "error"
+            except Exception:  # whatever sympy raised
                 verdicts[pair] = "error"
-            progress(len(verdicts), len(pairs))
-        return verdicts
+            progress()
+        return again
 
     def close(self) -> None:
         self._pool.stop()

@@ -49,15 +49,14 @@ class Up:
         ports = ("--prefect-port", str(self.ports[0]), "--mlflow-port", str(self.ports[1]))
         return self.ogls("up", *ports, "--store", str(self.folder / "mlflow"), code=code)
 
-    def training(self, config: RunConfig) -> subprocess.Popen[str]:
-        """`ogls train` in a process of its own, reporting to this server."""
+    def training(self, config: RunConfig, log: Path | None = None) -> subprocess.Popen[str]:
+        """`ogls train` in a process of its own, reporting to this server; what it says is piped, or goes to a log."""
         file = self.folder / f"{config.name}.toml"
         file.write_text(to_toml(config))
         environment = {**self.environment, "PREFECT_API_URL": self.api, "PREFECT_CLIENT_MAX_RETRIES": "2"}
         command = [sys.executable, "-m", "flows.cli", "train", str(file)]
-        return subprocess.Popen(
-            command, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        to = open(log, "a") if log else subprocess.PIPE  # noqa: SIM115 - the child's from now on
+        return subprocess.Popen(command, cwd=REPO, env=environment, stdout=to, stderr=subprocess.STDOUT, text=True)
 
     def start(self, config: RunConfig, deployment: str = "tiny") -> str:
         """A run of a deployment, for its worker to take; its id."""

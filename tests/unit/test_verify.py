@@ -90,7 +90,7 @@ def test_hostile_completions_get_a_verdict_within_the_limit(verifier: Verifier, 
     started = time.monotonic()
     (judgement,) = verifier.judge([Case(HOSTILE[name], "stop", "7")])
     assert judgement.verdict in ("incorrect", "no_answer", "timeout", "error")
-    assert time.monotonic() - started < LIMIT + 5  # and a worker's restart
+    assert time.monotonic() - started < LIMIT + 25  # and a worker's restart
 
 
 def test_a_worker_that_ignores_alarms_is_killed_and_replaced(verifier: Verifier, monkeypatch) -> None:
@@ -100,7 +100,7 @@ def test_a_worker_that_ignores_alarms_is_killed_and_replaced(verifier: Verifier,
     monkeypatch.setattr(module, "_equal", _deaf)
     started = time.monotonic()
     assert verifier.judge([Case(r"\boxed{1}", "stop", "2")])[0].verdict == "timeout"
-    assert time.monotonic() - started < LIMIT + 5
+    assert time.monotonic() - started < LIMIT + 25
     monkeypatch.setattr(module, "_equal", _greedy)
     assert verifier.judge([Case(r"\boxed{1}", "stop", "3")])[0].verdict == "error"
     monkeypatch.undo()

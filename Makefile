@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test check fast docs clean
+.PHONY: setup quickstart test check fast soak docs clean
 
 setup: $(READY)
 
@@ -25,6 +25,9 @@ test: $(READY)
 
 fast: $(READY)  ## the tests without those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
+
+soak: $(READY)  ## 200 rounds with a fault every minute, some twenty minutes; not in CI
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests:tests/flows $(BIN)/python tests/soak.py data/soak/$$(date +%s) 200
 
 check: $(READY)
 	$(BIN)/ruff check .

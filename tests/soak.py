@@ -1,8 +1,9 @@
-"""A soak, by hand: `python tests/soak.py FOLDER [ROUNDS]`. Rounds of the tiny world against real services, and every
-minute a fault at random; at the end the same adapter as an undisturbed run, and no memory or open files gained.
+"""A soak, by hand: `make soak`, or with a new folder and a number of rounds as arguments.
 
-Faults: SIGKILL of the training, of the Prefect server, of MLflow; a bit flipped in a finished shard or a manifest cut
-off, each with a SIGKILL of the training, since a living one does not read what it has finished.
+Rounds of the tiny world against real services, and every minute a fault at random; at the end the same adapter as an
+undisturbed run, and no memory or open files gained. Faults: SIGKILL of the training, of the Prefect server, of MLflow;
+a bit flipped in a finished shard or a manifest cut off, each with a SIGKILL of the training, since a living one does
+not read what it has finished.
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ import time
 from pathlib import Path
 
 import psutil
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "flows"), str(Path(__file__).parents[1])]
-
 from conftest import carry_out, small_config
 from upped import Up, kill_service
 

@@ -159,11 +159,16 @@ def end_orphaned_servers() -> int:
             continue
         with suppress(psutil.Error):
             parent = process.parent()
-            adopted = parent is None or (parent.pid == 1 and "python" not in parent.exe()) or parent.name() == "systemd"
-            if adopted and process.environ().get("PREFECT__SERVER_EPHEMERAL") == "1":
+            if (parent is None or adopts(parent)) and process.environ().get("PREFECT__SERVER_EPHEMERAL") == "1":
                 _signal(process, "terminate")
                 ended += 1
     return ended
+
+
+def adopts(parent: psutil.Process) -> bool:
+    """Whether a process takes in the children of others that died, and is not itself one that may have started them."""
+    init = parent.pid == 1 and "python" not in " ".join(parent.cmdline())
+    return init or parent.name() == "systemd"
 
 
 def answers(url: str, text: str = "") -> bool:

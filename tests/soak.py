@@ -1,4 +1,4 @@
-"""A soak, by hand: `make soak`, or with a new folder and a number of rounds as arguments.
+"""A soak, by hand: `make soak`, or with a new folder, a number of rounds and a seed for the faults as arguments.
 
 Rounds of the tiny world against real services, and every minute a fault at random; at the end the same adapter as an
 undisturbed run, and no memory or open files gained. Faults: SIGKILL of the training, of the Prefect server, of MLflow;
@@ -38,9 +38,9 @@ def cut(root: Path, pick: random.Random) -> str:
     return "/".join(manifest.parts[-3:])
 
 
-def soak(folder: Path, config: RunConfig, minutes: float) -> dict[str, object]:
+def soak(folder: Path, config: RunConfig, minutes: float, seed: int) -> dict[str, object]:
     """Train under faults until the run is done; what was injected, and the training's memory and files over time."""
-    pick, up = random.Random(0), Up(folder / "services")
+    pick, up = random.Random(seed), Up(folder / "services")
     up.folder.mkdir(parents=True)
     up.up()
     faults: dict[str, int] = {}
@@ -96,7 +96,7 @@ if __name__ == "__main__":
     plain = carry_out(small_config(folder / "plain", *common))
     print("the undisturbed run has ended", flush=True)
     config = small_config(folder / "soaked", *common)
-    told = soak(folder, config, minutes=60)
+    told = soak(folder, config, minutes=60, seed=int(sys.argv[3]) if len(sys.argv) > 3 else 0)
     same = Run(config).policy_hash(rounds) == plain.policy_hash(rounds)
     (folder / "soak.json").write_text(json.dumps(told))
     print({k: v for k, v in told.items() if k != "watched"})

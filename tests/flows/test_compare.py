@@ -7,11 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from conftest import REPO, SMALL
+
+from flows.services import adopts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -67,3 +71,40 @@ def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) ->
         assert config["train"]["learning_rate"] == value
     assert [(r["method"], r["seeds"]) for r in results] == [("ogls-sd", 2), ("grpo", 2)]
     assert (tmp_path / "out/s/curves.png").stat().st_size > 10_000
+
+
+def test_a_killed_study_leaves_no_process_behind(tmp_path: Path) -> None:
+    """Its workers end by themselves; the next command stops the temporary server that nobody uses any more."""
+    study = tmp_path / "study.toml"
+    study.write_text(
+        f'name = "k"\nreference = "grpo"\nroot = "{tmp_path}/runs"\nout = "{tmp_path}/out"\n'
+        "seeds = [0, 1]\nat_once = 2\n"
+        f"set = {json.dumps([*SMALL, 'rounds=50', 'evaluate.benchmarks=[{limit=20}]'])}\n"
+        f'[[methods]]\nname = "grpo"\nconfig = "{REPO}/deployments/runs/tiny-grpo.toml"\n'
+    )
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment.pop("PREFECT_API_URL", None)
+    ogls = [sys.executable, "-m", "flows.cli"]
+    process = subprocess.Popen(
+        [*ogls, "compare", str(study)], cwd=REPO, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while len(list((tmp_path / "runs").glob("*/trajectories/round=001/manifest.json"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    servers = [p for p in family if "prefect.server.api.server:create_app" in p.cmdline()]
+    assert len(servers) == 1
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs([p for p in family if p not in servers], timeout=30)
+    assert alive == []
+    if (parent := servers[0].parent()) and not adopts(parent):
+        servers[0].terminate()  # here orphans belong to a process that may be their rightful owner
+        return
+    small = [part for pair in (*SMALL, "rounds=0", f"root={tmp_path}/other") for part in ("--set", pair)]
+    other = [*ogls, "train", str(REPO / "deployments/runs/tiny-grpo.toml"), *small]
+    subprocess.run(other, cwd=REPO, env=environment, check=True, capture_output=True, timeout=300)
+    _, alive = psutil.wait_procs(servers, timeout=20)
+    assert alive == []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from ogls.config import RunConfig
 from ogls.errors import Collapse, DataError, RunLocked, StoreError
 from ogls.run import Run
 from tasks.live import UNITS
+from tasks.stages import _place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 ROUND = ("sample", "verify", "teach", "steer", "style", "train", "evaluate", "health", "publish")
@@ -294,6 +297,28 @@ def test_an_error_that_may_heal_is_retried_and_told(
     runs = {r.name: r for r in task_runs(newest_flow_run("train heals"))}
     assert runs["evaluate r000"].run_count == 3
     assert Run(config).records.manifest("scores", 0)
+
+
+def test_one_stage_at_a_time_holds_a_place_of_the_limit() -> None:
+    """Two runs on one machine: the second waits for the first's stage, not for the first."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name("one-device", 1)
+    inside: list[int] = []
+
+    def hold(number: int) -> None:
+        with _place("one-device"):
+            inside.append(number)
+            assert len(inside) == 1
+            time.sleep(1)
+            inside.remove(number)
+
+    with ThreadPoolExecutor(2) as pool:
+        started = time.monotonic()
+        for future in [pool.submit(hold, n) for n in range(2)]:
+            future.result(timeout=60)
+    assert time.monotonic() - started >= 2
 
 
 def test_an_error_of_the_users_making_is_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

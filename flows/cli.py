@@ -86,10 +86,9 @@ def evaluate(
 
     in_foreground(lambda: evaluate_flow(loaded, round_ or None))
     chosen = ", ".join(map(str, round_ or [])) or "SELECT max(round) FROM summaries"
-    from ogls.query import query as ask
 
     sql = f"SELECT * EXCLUDE (run, place) FROM summaries WHERE round IN ({chosen}) ORDER BY round, place"
-    show(ask(Store(loaded.root), sql, loaded.name), "table", None)
+    show(Store(loaded.root).sql(sql, loaded.name), "table", None)
 
 
 @app.command()
@@ -119,7 +118,6 @@ def sweep(
     root: Root = "data/runs",
 ) -> None:
     """What other recipes and strengths would have done, from a round's cached teacher states alone."""
-    from ogls.query import query as ask
     from ogls.run import open_run
     from ogls.stages.sweeping import FIGURE, FIGURES
     from ogls.stages.sweeping import sweep as measure
@@ -138,7 +136,7 @@ def sweep(
     with opened.records.lock("sweep"), reporting("sweep", number) as progress:
         measure(opened, number, progress, chosen, tuple(strengths or STRENGTHS))
     columns = "recipe, strength, tokens, kl, entropy, moved_correct, moved_failed, auc, token_auc"
-    show(ask(opened.records.store, f"SELECT {columns} FROM sweeps WHERE round = {number}", run), "table", None)
+    show(opened.records.store.sql(f"SELECT {columns} FROM sweeps WHERE round = {number}", run), "table", None)
     folder = opened.records.folder(FIGURES, number)
     out.print(f"figure: {opened.records.url(f'{folder}/{FIGURE}')}", soft_wrap=True, highlight=False)
     out.print("by position and by pair: ogls query on the tables sweep_positions and sweep_agreement", highlight=False)

@@ -16,7 +16,7 @@ OneRun = Annotated[str | None, typer.Option("--run", help="Only this run.")]
 
 def register(app: Any) -> None:
     """Add the commands to the command line."""
-    for command in (query, tables, runs, gc):
+    for command in (query, dataset, tables, runs, gc):
         app.command()(command)
     app.command("config")(show_config)
 
@@ -28,24 +28,53 @@ def query(
     root: Root = "data/runs",
     format_: Format = "table",
     to: Annotated[Path | None, typer.Option("--out", help="Write to a file.")] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export-db", help="Write a DuckDB file of views for any DuckDB client instead.")
+    ] = None,
 ) -> None:
     """Ask the stored trajectories, verdicts, targets and scores a question in SQL."""
-    from ogls.query import named_queries
-    from ogls.query import query as ask
+    from ogls.query import export_db, named_queries
     from ogls.store import Store
 
     shipped = named_queries()
+    if export:
+        if sql or name:
+            raise UserError("--export-db takes no question: the file has every table and every named query as a view")
+        export_db(Store(root), export, run)
+        out.print(f"{export}: open it with any DuckDB client, such as `duckdb {export}`", soft_wrap=True)
+        return
     if (sql is None) == (name is None):
         raise UserError(f"give one SELECT, or --name with one of: {', '.join(shipped)}")
     if name is not None and name not in shipped:
         listed = "\n  ".join(f"{n}: {text.splitlines()[0].removeprefix('-- ')}" for n, text in shipped.items())
         raise UserError(f"no query named {name}; there are\n  {listed}")
-    show(ask(Store(root), sql or shipped[name or ""], run), format_, to)
+    show(Store(root).sql(sql or shipped[name or ""], run), format_, to)
+
+
+def dataset(
+    to: Annotated[Path, typer.Argument(metavar="OUT", help="A .jsonl file, or a new folder for a dataset.")],
+    kind: Annotated[str, typer.Option(help="rollouts, sft or preference.")] = "rollouts",
+    where: Annotated[str, typer.Option(help="A SQL condition on rollouts: round >= 3 AND n_tokens < 900.")] = "true",
+    pairs: Annotated[int, typer.Option(help="preference: most pairs a group.", min=1)] = 1,
+    run: OneRun = None,
+    root: Root = "data/runs",
+) -> None:
+    """Export rollouts for other trainers: a Hugging Face dataset folder or JSON Lines, for SFT or preferences."""
+    from ogls.export import KINDS, select, write
+    from ogls.store import Store
+
+    chosen = next((k for k in KINDS if k == kind), None)
+    if chosen is None:
+        raise UserError(f"no kind {kind}; there are {', '.join(KINDS)}")
+    rows = select(Store(root), chosen, where, run, pairs)
+    origin = f"Made by `ogls dataset` from {run or 'all runs'}: rollouts for which `{where}`."
+    write(rows, to, chosen, origin)
+    out.print(f"{len(rows)} rows of {kind} in {to}", soft_wrap=True, highlight=False)
 
 
 def tables() -> None:
     """List the tables and their columns."""
-    from ogls.query import STAGES_ABOUT
+    from ogls.query import STAGES_ABOUT, STAGES_COLUMNS
     from ogls.records import ALL_TABLES
 
     for table in ALL_TABLES:
@@ -53,29 +82,28 @@ def tables() -> None:
         names = ", ".join(["run", "round", *table.schema.names])
         out.print(f"    {names}", highlight=False, style="dim")
     out.print(f"[bold]stages[/bold]  {STAGES_ABOUT}", highlight=False)
-    out.print("    run, round, stage, seconds, rows, written, metrics", highlight=False, style="dim")
+    out.print(f"    {', '.join(STAGES_COLUMNS)}", highlight=False, style="dim")
 
 
 def runs(root: Root = "data/runs", format_: Format = "table") -> None:
     """List the runs, oldest first."""
     import pyarrow as pa
 
-    from ogls.report import round_row
+    from ogls.report import first_summary
     from ogls.store import Store
 
     rows = []
     for run in Store(root).runs():
         about = run.about() or {}
-        trained, evaluated = run.rounds("updates"), run.rounds("scores")
-        summary = round_row(run, evaluated[-1]).summary if evaluated else None
+        trained, evaluated = run.newest("updates"), run.newest("scores")
         rows.append(
             {
                 "run": run.name,
                 "created": about["created"],
                 "method": about["config"]["steer"]["recipe"],
                 "model": about["config"]["model"]["path"],
-                "rounds": max([0, *trained]),
-                "accuracy": summary["accuracy"] if summary else None,
+                "rounds": trained.round if trained else 0,
+                "accuracy": first_summary(run, evaluated.round)["accuracy"] if evaluated else None,
                 "held_by": run.holder(),
             }
         )

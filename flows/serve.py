@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,17 +81,12 @@ def down(folder: Folder = Path("data/services")) -> None:
 
 
 def _prefect(services: Services, host: str, port: int, home: Path) -> str:
-    running = services.running().get("prefect")
-    if running and answers(f"{running.url}/health", "true"):
-        err.print(f"the Prefect server runs already: {running.url}")
-        return running.url
-    services.stop("prefect")
+    def alive(at: str) -> bool:
+        return answers(f"{at}/health", "true")
+
     url = f"{_reached(host, port)}/api"
-    if answers(f"{url}/health", "true"):
-        err.print(
-            f"a Prefect server that was not started here answers at {url}: it is used, and left alone by ogls down"
-        )
-        return url
+    if there := _there(services, "prefect", url, alive, "the Prefect server", "a Prefect server"):
+        return there
     _free(host, port, "--prefect-port")
     environment = {
         "PREFECT_HOME": str(home),
@@ -101,19 +97,16 @@ def _prefect(services: Services, host: str, port: int, home: Path) -> str:
     }
     err.print("starting the Prefect server")
     command = ("prefect", "server", "start", "--host", host, "--port", str(port))
-    return services.start("prefect", command, url, environment, lambda: answers(f"{url}/health", "true")).url
+    return services.start("prefect", command, url, environment, lambda: alive(url)).url
 
 
 def _mlflow(services: Services, host: str, port: int, store: Path) -> str:
-    running = services.running().get("mlflow")
-    if running and answers(f"{running.url}/health", "OK"):
-        err.print(f"MLflow runs already: {running.url}")
-        return running.url
-    services.stop("mlflow")
+    def alive(at: str) -> bool:
+        return answers(f"{at}/health", "OK") and answers(f"{at}/version")
+
     url = _reached(host, port)
-    if answers(f"{url}/health", "OK") and answers(f"{url}/version"):
-        err.print(f"an MLflow that was not started here answers at {url}: it is used, and left alone by ogls down")
-        return url
+    if there := _there(services, "mlflow", url, alive, "MLflow", "an MLflow"):
+        return there
     _free(host, port, "--mlflow-port")
     store.mkdir(parents=True, exist_ok=True)
     err.print("starting MLflow")
@@ -121,7 +114,20 @@ def _mlflow(services: Services, host: str, port: int, store: Path) -> str:
         *("mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--default-artifact-root", f"{store}/artifacts"),
     )
-    return services.start("mlflow", command, url, {}, lambda: answers(f"{url}/health", "OK")).url
+    return services.start("mlflow", command, url, {}, lambda: alive(url)).url
+
+
+def _there(services: Services, name: str, url: str, alive: Callable[[str], bool], ours: str, other: str) -> str | None:
+    """Where a server answers that need not be started: the one started here before, or somebody else's at `url`."""
+    running = services.running().get(name)
+    if running and alive(running.url):
+        err.print(f"{ours} runs already: {running.url}")
+        return running.url
+    services.stop(name)
+    if not alive(url):
+        return None
+    err.print(f"{other} that was not started here answers at {url}: it is used, and left alone by ogls down")
+    return url
 
 
 def _worker(services: Services, environment: dict[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from ogls.batching import TrainItem
 from ogls.config import Pool, SteerConfig, TrainConfig
 from ogls.errors import ModelError
 from ogls.losses import group_advantages
-from ogls.records import TARGETS, Key, Problem, Rollout, enforce
+from ogls.records import TARGETS, Key, Problem, Rollout
+from ogls.schema import enforce
 from ogls.steering import Target, combine
 
 if TYPE_CHECKING:
@@ -97,8 +98,60 @@ def target_rows(keys: Sequence[Key], token_ids: Sequence[Tensor], target: Target
         "tail_mass": floats(target.tail_mass),
         "direction_norm": floats(target.direction_norm),
         "kl": floats(target.kl),
+        "base_entropy": floats(target.base_entropy),
+        "target_entropy": floats(target.target_entropy),
     }
     return enforce(TARGETS, pa.Table.from_arrays([columns[n] for n in TARGETS.schema.names], schema=TARGETS.schema))
+
+
+def stops(trajectories: pa.Table) -> dict[Key, int]:
+    """Position of the stop token of every rollout that ended with one."""
+    rows = trajectories.to_pylist()
+    return {(r["problem_id"], r["sample"]): r["n_tokens"] - 1 for r in rows if r["finish_reason"] == "stop"}
+
+
+STEERED_FROM = (  # the columns of targets that a row of steered is made from
+    *("problem_id", "sample", "position", "token_base_logprob", "token_target_logprob"),
+    *("kl", "direction_norm", "base_entropy", "target_entropy"),
+)
+
+
+def steered_rows(targets: pa.Table, stopped_at: Mapping[Key, int]) -> list[dict[str, Any]]:
+    """Rows of the table steered from those of targets (STEERED_FROM is enough), whose rollouts lie together.
+
+    `stopped_at` has the position of the stop token of every rollout that ended with one.
+    """
+    if not len(targets):
+        return []
+    names, samples = targets["problem_id"].to_pylist(), targets["sample"].to_pylist()
+    values = {n: targets[n].to_numpy().astype(np.float64) for n in STEERED_FROM[3:]}
+    starts = np.flatnonzero(targets["position"].to_numpy() == 0)
+    rows = []
+    for start, end in zip(starts, [*starts[1:], len(targets)], strict=True):
+        here = {n: v[start:end] for n, v in values.items()}
+        key = names[start], samples[start]
+        base, target = here["token_base_logprob"], here["token_target_logprob"]
+        stop = stopped_at.get(key, len(base))
+        stopped = stop < len(base)  # else cut, or its end lies beyond the token cap
+        rows.append(
+            {
+                "problem_id": key[0],
+                "sample": key[1],
+                "tokens": len(base),
+                "kl": here["kl"].mean(),
+                "kl_max": here["kl"].max(),
+                "kl_max_position": int(here["kl"].argmax()),
+                "gain": (target - base).mean(),
+                "direction_norm": here["direction_norm"].mean(),
+                "direction_max": here["direction_norm"].max(),
+                "direction_max_position": int(here["direction_norm"].argmax()),
+                "base_entropy": here["base_entropy"].mean(),
+                "target_entropy": here["target_entropy"].mean(),
+                "stop_base": np.exp(base[stop]) if stopped else None,
+                "stop_target": np.exp(target[stop]) if stopped else None,
+            }
+        )
+    return rows
 
 
 def joined(tables: Sequence[pa.Table]) -> pa.Table:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from ogls.query import STAGES_ABOUT, named_queries
-from ogls.records import ALL_TABLES, SCHEMA_VERSION, Table
+from ogls.query import STAGES_ABOUT, STAGES_COLUMNS, named_queries
+from ogls.records import ALL_TABLES
+from ogls.schema import SCHEMA_VERSION, Table
 
 _HEAD = """# The data
 
@@ -39,7 +40,7 @@ def data_dictionary() -> str:
     )
     return (
         f"{_HEAD}Schema version {SCHEMA_VERSION}.\n\n{tables}\n### stages\n\n{STAGES_ABOUT} A view over the manifests, "
-        f"with the columns run, round, stage, seconds, rows, written, metrics.\n\n## Named queries\n\n"
+        f"with the columns {', '.join(STAGES_COLUMNS)}.\n\n## Named queries\n\n"
         f"`ogls query --name NAME`, kept in `ogls/sql/`.\n\n{queries}\n"
     )
 

@@ -62,7 +62,7 @@ def run_figure(rounds: Sequence[int], summaries: Sequence[Mapping[str, Any]]) ->
     """Accuracy with its 95% interval, greedy accuracy, and mean length, by round: small, for a page that has many."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 2.8), layout="constrained", dpi=80)
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
     accuracy, length = figure.subplots(1, 2)
     accuracy.fill_between(
         rounds,

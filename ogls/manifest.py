@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from ogls.configfile import fingerprint
-from ogls.records import SCHEMA_VERSION
+from ogls.schema import SCHEMA_VERSION
+
+DROPPABLE = "teacher_states"  # the one table whose files may be dropped to save space (`retention`)
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,13 @@ class Manifest:
     def digest(self) -> str:
         return fingerprint(self.fingerprint, [f.sha256 for f in self.files])
 
+    @property
+    def there(self) -> list[FileEntry]:
+        """The files that are in the store: all but the states that were dropped."""
+        return [f for f in self.files if not self.dropped or f.table != DROPPABLE]
+
     def of(self, table: str) -> list[FileEntry]:
-        return [f for f in self.files if f.table == table]
+        return [f for f in self.there if f.table == table]
 
 
 @dataclass(frozen=True)

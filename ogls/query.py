@@ -1,20 +1,27 @@
 """Questions to the store, in SQL: a DuckDB view a table over finished stages, read-only and locked in.
 
 Views name the files that manifests vouch for, so a torn or half-written shard is never read. Every table has
-`run` and `round` besides its own columns; the view `stages` has a row for every finished stage.
+`run` and `round` besides its own columns; the table `stages` has a row for every finished stage. Only the tables that
+a statement names are made: reading manifests and opening files is what a question to a large store costs.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import tempfile
+from collections.abc import Collection, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from ogls.errors import StoreError, UserError
 from ogls.manifest import Manifest
-from ogls.records import ALL_TABLES, Table
+from ogls.records import TABLES
+from ogls.schema import Table
 from ogls.store import RunStore, Store
 
 if TYPE_CHECKING:
@@ -32,6 +39,9 @@ _STAGES = pa.schema(
         ("metrics", pa.string()),
     ]
 )
+STAGES_COLUMNS = tuple(_STAGES.names)
+_MEMORY = "4GiB"  # of one question; DuckDB spills what is more to the temporary folder
+_ALL = ("stages", *TABLES)
 
 
 def named_queries() -> dict[str, str]:
@@ -42,48 +52,21 @@ def named_queries() -> dict[str, str]:
     }
 
 
-def connect(store: Store, run: str | None = None) -> duckdb.DuckDBPyConnection:
-    """A connection with a view a table, over all runs or one, that can read the store and nothing else."""
-    import duckdb
-
-    runs = store.runs()
-    if run is not None:
-        names = [r.name for r in runs]
-        runs = [r for r in runs if r.name == run]
-        if not runs:
-            raise StoreError(f"no run {run} in {store.root}; there are: {', '.join(names) or 'none'}")
-    con = duckdb.connect(":memory:")
-    if not store.local:
-        con.register_filesystem(store.fs)
-    manifests = {(r.name, t.name): _manifests(r, t) for r in runs for t in ALL_TABLES if not t.owner}
-    for table in ALL_TABLES:
-        parts = [_part(r, table, manifests[r.name, table.manifest_table]) for r in runs]
-        con.execute(
-            f"CREATE VIEW {table.name} AS {' UNION ALL BY NAME '.join(p for p in [_nothing(table), *parts] if p)}"
-        )
-    finished = pa.Table.from_pylist(
-        [_stage_row(name, m) for (name, _), found in manifests.items() for m in found], schema=_STAGES
-    )
-    con.register("finished", finished)
-    con.execute("CREATE TABLE stages AS SELECT * FROM finished ORDER BY written")
-    con.unregister("finished")
-    root = store.path if store.local else store.fs.unstrip_protocol(store.path)
-    con.execute(f"SET allowed_directories=[{_quoted(root)}]")
-    con.execute("SET enable_external_access=false")
-    con.execute("SET lock_configuration=true")
-    return con
-
-
 def query(store: Store, sql: str, run: str | None = None) -> pa.Table:
-    """The answer to one SELECT. Raises UserError for anything else, and for what DuckDB refuses."""
+    """The answer to one SELECT over all runs or one. Raises UserError for anything else, and for what DuckDB refuses.
+
+    Nothing but the store can be read, and nothing be written.
+    """
     import duckdb
 
-    con = connect(store, run)
+    con = duckdb.connect(":memory:", config={"memory_limit": _MEMORY, "temp_directory": tempfile.gettempdir()})
     try:
         statements = con.extract_statements(sql)
         kinds = [s.type.name for s in statements]
         if kinds != ["SELECT"]:
             raise UserError(f"one SELECT, please: this is {', '.join(kinds) or 'empty'}")
+        define(con, store, run, _named_in(sql))
+        _lock_in(con, store)
         return con.sql(statements[0].query).to_arrow_table()
     except duckdb.Error as error:
         raise UserError(f"the query failed: {str(error).strip()}") from None
@@ -91,19 +74,88 @@ def query(store: Store, sql: str, run: str | None = None) -> pa.Table:
         con.close()
 
 
-def _manifests(run: RunStore, table: Table) -> list[Manifest]:
-    found = (run.manifest(table.name, n) for n in run.rounds(table.name))
-    return [m for m in found if m]
+def _named_in(sql: str) -> Collection[str]:
+    """The tables whose names stand in a statement, wherever; all of them if it asks the catalogue what there is."""
+    words = set(re.findall(r"\w+", sql.lower()))
+    return _ALL if any(w.startswith(("information_schema", "duckdb_", "pg_", "sqlite_")) for w in words) else words
 
 
-def _part(run: RunStore, table: Table, manifests: list[Manifest]) -> str:
-    """One run's share of a view; the run's name is a constant, so DuckDB skips runs that are not asked for."""
-    paths = [_quoted(run.url(f.path)) for m in manifests if not m.dropped for f in m.of(table.name)]
-    if not paths:
-        return ""
+def export_db(store: Store, path: Path, run: str | None = None) -> None:
+    """Write a DuckDB file that any client opens: a view a table, `stages`, and every named query in the schema `named`.
+
+    The views read the store's files where they lie; export again to see later rounds. An old file is replaced, whole
+    or not at all. Raises UserError for a store that is no directory (a client would need its credentials).
+    """
+    import duckdb
+
+    if not store.local:
+        raise UserError(f"--export-db needs a store in a directory, not {store.root}: copy the run, or use ogls query")
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        con = duckdb.connect(str(temporary))
+        try:
+            define(con, store, run)
+            con.execute("CREATE SCHEMA named")
+            for name, sql in named_queries().items():
+                con.execute(f"CREATE VIEW named.{name} AS {sql}")
+        finally:
+            con.close()
+        os.replace(temporary, path)
+    except (duckdb.Error, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {str(error).strip()}") from None
+
+
+def define(con: duckdb.DuckDBPyConnection, store: Store, run: str | None = None, names: Collection[str] = _ALL) -> None:
+    """Make the views `names` in a connection. Raises StoreError naming the runs there are."""
+    runs = store.runs()
+    if run is not None:
+        there = ", ".join(r.name for r in runs) or "none"
+        runs = [r for r in runs if r.name == run]
+        if not runs:
+            raise StoreError(f"no run {run} in {store.root}; there are: {there}")
+    if not store.local:
+        con.register_filesystem(store.fs)
+    for table in (t for n, t in TABLES.items() if n in names):
+        parts = [p for r in runs for p in _parts(r, table, r.manifests(table.name))]
+        con.execute(f"CREATE VIEW {table.name} AS {' UNION ALL BY NAME '.join([_nothing(table), *parts])}")
+    if "stages" in names:
+        found = [(r.name, m) for r in runs for t in TABLES.values() if not t.owner for m in r.manifests(t.name)]
+        con.register("finished", pa.Table.from_pylist([_stage_row(*pair) for pair in found], schema=_STAGES))
+        con.execute("CREATE TABLE stages AS SELECT * FROM finished ORDER BY written")
+        con.unregister("finished")
+
+
+def _lock_in(con: duckdb.DuckDBPyConnection, store: Store) -> None:
+    root = store.path if store.local else store.fs.unstrip_protocol(store.path)
+    con.execute(f"SET allowed_directories=[{_quoted(root)}]")
+    con.execute("SET enable_external_access=false")
+    con.execute("SET lock_configuration=true")
+
+
+def _parts(run: RunStore, table: Table, manifests: Sequence[Manifest]) -> list[str]:
+    """One run's share of a view; the run's name is a constant, so DuckDB skips runs that are not asked for.
+
+    Files of one schema version have the same columns, so that DuckDB need not open all of them to know.
+    """
+    parts = []
+    for version in sorted({m.schema_version for m in manifests}):
+        mine = [m for m in manifests if m.schema_version == version]
+        if paths := [run.url(f.path) for m in mine for f in m.of(table.name)]:
+            parts.append(_select(run.name, paths))
+        elif table.owner and (older := files("ogls") / "sql" / "older" / f"{table.name}.sql").is_file():
+            source = [run.url(f.path) for m in mine for f in m.of(table.owner)]
+            if source:
+                parts.append(f"({older.read_text().replace('{' + table.owner + '}', _select(run.name, source))})")
+    return parts
+
+
+def _select(run: str, paths: Sequence[str]) -> str:
+    listed = ", ".join(_quoted(p) for p in paths)
     return (
-        f"SELECT {_quoted(run.name)} AS run, * FROM read_parquet([{', '.join(paths)}], "
-        "hive_partitioning=true, hive_types={'round': INTEGER}, union_by_name=true)"
+        f"SELECT {_quoted(run)} AS run, * FROM read_parquet([{listed}], "
+        "hive_partitioning=true, hive_types={'round': INTEGER})"
     )
 
 

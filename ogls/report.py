@@ -38,7 +38,7 @@ def round_row(run: RunStore, round_: int) -> RoundRow:
     metrics = {t: m.metrics for t, m in found.items()}
     summary = None
     if "scores" in found:
-        summary = next(r for r in run.read("summaries", round_).to_pylist() if r["place"] == 0)
+        summary = first_summary(run, round_)
     return RoundRow(
         round_,
         summary,
@@ -50,6 +50,12 @@ def round_row(run: RunStore, round_: int) -> RoundRow:
         metrics.get("style", {}).get("numbers", {}),
         metrics.get("health", {}),
     )
+
+
+def first_summary(run: RunStore, round_: int) -> dict[str, Any]:
+    """The summary of the first benchmark, by which a round is judged."""
+    rows: list[dict[str, Any]] = run.read("summaries", round_).to_pylist()
+    return next(row for row in rows if row["place"] == 0)
 
 
 def round_rows(run: RunStore, last: int | None = None) -> list[RoundRow]:

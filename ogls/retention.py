@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from ogls.manifest import now
+from ogls.manifest import DROPPABLE, FileEntry, Manifest, now
 from ogls.store import RunStore
-
-_TABLE = "teacher_states"
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,12 @@ def droppable(run: RunStore, keep: int) -> list[Droppable]:
     """Rounds whose states may go so that the `keep` newest trained ones stay; ValueError for keep < 1."""
     if keep < 1:
         raise ValueError(f"at least one round's states are kept, not {keep}")
-    trained = [r for r in run.rounds(_TABLE) if run.manifest("updates", r)]
+    trained = [r for r in run.rounds(DROPPABLE) if run.manifest("updates", r)]
     found = []
     for round_ in trained[:-keep]:
-        there = set(run.store.names_in(f"{run.name}/{run.folder(_TABLE, round_)}"))
-        manifest = run.manifest(_TABLE, round_)
-        mine = [e for e in manifest.files if e.path.rsplit("/", 1)[1] in there] if manifest else []
+        there = set(run.store.names_in(f"{run.name}/{run.folder(DROPPABLE, round_)}"))
+        manifest = run.manifest(DROPPABLE, round_)
+        mine = [e for e in _states(manifest) if e.path.rsplit("/", 1)[1] in there] if manifest else []
         if mine:
             found.append(Droppable(run.name, round_, len(mine), sum(e.bytes for e in mine)))
     return found
@@ -40,10 +38,14 @@ def droppable(run: RunStore, keep: int) -> list[Droppable]:
 
 def drop(run: RunStore, round_: int) -> None:
     """Drop one round's states: first it is recorded, then the files go, so that a crash between loses nothing."""
-    manifest = run.manifest(_TABLE, round_)
+    manifest = run.manifest(DROPPABLE, round_)
     if manifest is None:
         return
     marked = replace(manifest, dropped=manifest.dropped or now())
-    run.write_json(f"{run.folder(_TABLE, round_)}/manifest.json", asdict(marked))
-    for entry in manifest.files:
+    run.write_json(f"{run.folder(DROPPABLE, round_)}/manifest.json", asdict(marked))
+    for entry in _states(manifest):
         run.store.remove(f"{run.name}/{entry.path}")
+
+
+def _states(manifest: Manifest) -> list[FileEntry]:
+    return [entry for entry in manifest.files if entry.table == DROPPABLE]

@@ -17,7 +17,8 @@ from ogls.filesystem import open_root
 from ogls.manifest import Manifest
 from ogls.policy import BASE, WEIGHTS, Adapter, Policy
 from ogls.prompts import Prompter
-from ogls.records import SCHEMA_VERSION, TABLES, Problem, StageResult
+from ogls.records import TABLES, Problem, StageResult
+from ogls.schema import COMPUTED
 from ogls.seeds import derive_seed
 from ogls.store import Store
 from ogls.writer import StageWriter
@@ -62,11 +63,16 @@ class Run:
 
     def start(self, round_: int) -> Start:
         """Where a round starts: at the end of the one before, unless the health stage has rolled back."""
-        for before in range(round_ - 1, -1, -1):  # not every round is evaluated, and none else has a health
-            if manifest := self.records.manifest("health", before):
-                restart = manifest.metrics["restart"] if before == round_ - 1 else None
-                return Start(round_ - 1 if restart is None else int(restart), float(manifest.metrics["rate"]))
-        return Start(round_ - 1, 1.0)
+        manifest = self.examined(round_)
+        if manifest is None:
+            return Start(round_ - 1, 1.0)
+        restart = manifest.metrics["restart"] if manifest.round == round_ - 1 else None
+        return Start(round_ - 1 if restart is None else int(restart), float(manifest.metrics["rate"]))
+
+    def examined(self, round_: int) -> Manifest | None:
+        """The health manifest that was in force when a round began: not every round is evaluated and has one."""
+        found = (self.records.manifest("health", before) for before in range(round_ - 1, -1, -1))
+        return next(filter(None, found), None)
 
     def prompter(self, tokenizer: Any) -> Prompter:
         return Prompter(tokenizer, self.config.prompts, self.config.model.thinking)
@@ -134,7 +140,7 @@ class Run:
         """
         started = time.perf_counter()
         name = TABLES[table].stage
-        wanted = fingerprint(name, SCHEMA_VERSION, inputs)
+        wanted = fingerprint(name, COMPUTED, inputs)
         status = self.records.status(table, round_, wanted)
         if status.manifest:
             seconds = float(status.manifest.metrics.get("seconds", 0))
@@ -187,8 +193,7 @@ def _last_examined(config: RunConfig) -> Manifest | None:
     about = records.about()
     if about is None or differences(about["canonical"], config):
         return None
-    examined = records.rounds("health")
-    return records.manifest("health", examined[-1]) if examined else None
+    return records.newest("health")
 
 
 def source_digest(path: str) -> str:

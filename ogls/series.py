@@ -31,8 +31,7 @@ def new_problems(config: RunConfig, earlier: list[RunStore]) -> int:
 
 def last_good(run: RunStore) -> str:
     """Where the adapter lies that a run handed on; empty for the base model."""
-    watched = run.rounds("health")
-    health = run.manifest("health", watched[-1]) if watched else None
+    health = run.newest("health")
     trained = run.rounds("updates")
     if health and health.metrics["state"] == "stop":
         best = int(health.metrics["best"])

@@ -32,6 +32,8 @@ class Target:
     kl: Float[Tensor, " T"]
     token_base_logprob: Float[Tensor, " T"]
     token_target_logprob: Float[Tensor, " T"]
+    base_entropy: Float[Tensor, " T"]
+    target_entropy: Float[Tensor, " T"]
 
 
 def combine(
@@ -87,7 +89,14 @@ def _steer(
         kl=(target.exp() * (target - base)).sum(-1).clamp(min=0),
         token_base_logprob=base.gather(-1, token)[:, 0],
         token_target_logprob=target.gather(-1, token)[:, 0],
+        base_entropy=entropy(base),
+        target_entropy=entropy(target),
     )
+
+
+def entropy(logprobs: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
+    """Entropy in nats of log-probs over the whole vocabulary."""
+    return -(logprobs.exp() * logprobs).sum(-1)
 
 
 def direction(states: Mapping[Pool, Float[Tensor, "T D"]], recipe: Recipe) -> Float[Tensor, "T D"]:

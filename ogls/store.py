@@ -28,9 +28,10 @@ from ogls.config import RunConfig
 from ogls.configfile import canonical, differences, without_secrets
 from ogls.errors import StoreAway, StoreError
 from ogls.filesystem import open_root
-from ogls.manifest import FileEntry, Manifest, Status, now, parse
+from ogls.manifest import DROPPABLE, FileEntry, Manifest, Status, now, parse
 from ogls.records import TABLES
 from ogls.runlock import hold, holder
+from ogls.schema import upgrade
 
 
 class Store:
@@ -50,12 +51,21 @@ class Store:
         found = [(about["created"], name) for name in names if (about := self.run(name).about())]
         return [self.run(name) for _, name in sorted(found)]
 
+    def sql(self, statement: str, run: str | None = None) -> pa.Table:
+        """The answer to one SELECT over the tables of all runs or one, as an Arrow table.
+
+        `.to_pandas()` and `polars.from_arrow()` make data frames of it. Raises UserError for anything but one SELECT.
+        """
+        from ogls.query import query
+
+        return query(self, statement, run)
+
     def read_bytes(self, path: str) -> bytes | None:
         """A file's content, or None if there is none. Raises StoreAway if a remote store does not answer."""
         full = f"{self.path}/{path}"
         try:
-            content: bytes = self.fs.cat_file(full)
-        except (FileNotFoundError, NotADirectoryError):
+            content: bytes = Path(full).read_bytes() if self.local else self.fs.cat_file(full)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except OSError as error:
             raise self._failure("read", full, error) from error
@@ -99,6 +109,8 @@ class Store:
         """Names in a folder, sorted; none if there is no folder."""
         full = f"{self.path}/{path}".rstrip("/")
         try:
+            if self.local:
+                return sorted(os.listdir(full))
             return sorted(Path(p).name for p in self.fs.ls(full, detail=False, refresh=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -203,9 +215,21 @@ class RunStore:
 
     def rounds(self, table: str) -> list[int]:
         """Rounds in which the stage that writes `table` has a manifest."""
+        return [m.round for m in self.manifests(table)]
+
+    def manifests(self, table: str) -> list[Manifest]:
+        """The manifests of the stage that writes `table`, by round."""
+        return [m for n in self._folders(table) if (m := self.manifest(table, n))]
+
+    def newest(self, table: str) -> Manifest | None:
+        """The manifest of the last round in which the stage that writes `table` was done."""
+        found = (self.manifest(table, n) for n in reversed(self._folders(table)))
+        return next(filter(None, found), None)
+
+    def _folders(self, table: str) -> list[int]:
+        """Rounds that have a folder of the table's."""
         names = self.store.names_in(f"{self.name}/{TABLES[table].manifest_table}")
-        numbers = sorted(int(n.removeprefix("round=")) for n in names if n.startswith("round="))
-        return [n for n in numbers if self.manifest(table, n)]
+        return sorted(int(n.removeprefix("round=")) for n in names if n.startswith("round="))
 
     def status(self, table: str, round_: int, wanted: str) -> Status:
         """Whether the stage is done for this fingerprint, all its files there and undamaged."""
@@ -219,7 +243,7 @@ class RunStore:
         manifest = parse(data)
         if manifest.fingerprint != wanted:
             return Status("changed", "its configuration or input has changed")
-        for entry in () if manifest.dropped else manifest.files:
+        for entry in manifest.there:
             if problem := self.damage(entry):
                 return Status("damaged", f"{entry.path} {problem}")
         return Status("done", manifest=manifest)
@@ -243,7 +267,7 @@ class RunStore:
         if manifest is None:
             stage = TABLES[table].stage
             raise StoreError(f"run {self.name} round {round_}: {table} is not there; run the stage {stage} first")
-        if manifest.dropped:
+        if manifest.dropped and table == DROPPABLE:
             raise StoreError(
                 f"run {self.name} round {round_}: {table} were dropped to save space on {manifest.dropped[:10]} "
                 f"(storage.keep_states, ogls gc); remove {self.url(self.folder(table, round_))} to have them made again"
@@ -258,14 +282,17 @@ class RunStore:
         return pa.concat_tables(shards) if shards else empty
 
     def read_shard(self, entry: FileEntry, columns: list[str] | None = None) -> pa.Table:
-        """One shard of a table."""
+        """One shard of a table, with the columns of this release whichever wrote it."""
         content = self.store.read_bytes(f"{self.name}/{entry.path}")
         if content is None:
             raise StoreError(f"{self.url(entry.path)} is missing; run the same training again to have it redone")
         try:
-            return pq.read_table(pa.BufferReader(content), columns=columns)
+            file = pq.ParquetFile(pa.BufferReader(content))
+            there = file.schema_arrow.names
+            arrow = file.read(None if columns is None else [c for c in columns if c in there])
         except (pa.ArrowInvalid, OSError) as error:
             raise StoreError(f"{self.url(entry.path)} is damaged ({error}); run the training again") from None
+        return upgrade(TABLES[entry.table], arrow, columns)
 
 
 def _json(raw: bytes | None) -> dict[str, Any] | None:

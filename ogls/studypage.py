@@ -15,6 +15,7 @@ from ogls.configfile import build_config, flatten
 from ogls.errors import StoreError
 from ogls.evaluate import pass_at_k
 from ogls.figures import study_figure
+from ogls.report import first_summary
 from ogls.run import Run, complete
 from ogls.study import CURVES, StudyConfig, curve_rows, mean_and_interval, result_rows, tuning_rows
 
@@ -104,8 +105,7 @@ but evaluation. Bold at an end of the grid means that a better value may lie bey
 def _summaries(run: Run) -> list[dict[str, Any]]:
     """The first benchmark's summary of every evaluated round, in order."""
     rounds = [r for r in run.records.rounds("scores") if r <= run.config.rounds]
-    rows = [{"round": r, **row} for r in rounds for row in run.records.read("summaries", r).to_pylist()]
-    return [row for row in rows if row["place"] == 0]
+    return [{"round": r, **first_summary(run.records, r)} for r in rounds]
 
 
 def _seconds(run: Run) -> float:

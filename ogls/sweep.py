@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ogls.config import Pool, Recipe, SteerConfig
-from ogls.steering import combine
+from ogls.steering import combine, entropy
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -92,7 +92,7 @@ def _measure(base: Tensor, target: Tensor, token_ids: Tensor) -> Measures:
 
     return Measures(
         kl=plain((p * (target - base)).sum(-1).clamp(min=0)),
-        entropy=plain(-(p * target).sum(-1)),
+        entropy=plain(entropy(target)),
         moved=plain(here.exp() - before.exp()),
         ratio=plain(here - before),
         top=plain(target.argmax(-1)),

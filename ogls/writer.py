@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ogls.manifest import FileEntry, Manifest, now
-from ogls.records import Table, enforce
+from ogls.schema import Table, enforce
 from ogls.store import RunStore
 
 
@@ -31,7 +31,8 @@ class StageWriter:
         self._extra: list[FileEntry] = []
         partial = run.read_json(f"{self.folder}/partial.json")
         run.store.remove(f"{run.name}/{self.folder}/manifest.json")
-        if partial and partial["fingerprint"] == wanted:
+        # Another release may cut a stage's work into other shards.
+        if partial and partial["fingerprint"] == wanted and partial.get("version") == version("ogls-sd"):
             entries = {int(i): FileEntry(**entry) for i, entry in partial["shards"].items()}
             self.done = {i: entry for i, entry in entries.items() if not run.damage(entry)}
 
@@ -39,7 +40,10 @@ class StageWriter:
         """Write shard `index` and note it as finished. `metrics` are summed over shards at `commit`."""
         self.done[index] = self._parquet(f"part-{index:04d}", self.table, data, metrics)
         shards = {str(i): asdict(entry) for i, entry in sorted(self.done.items())}
-        self.run.write_json(f"{self.folder}/partial.json", {"fingerprint": self.fingerprint, "shards": shards})
+        self.run.write_json(
+            f"{self.folder}/partial.json",
+            {"fingerprint": self.fingerprint, "version": version("ogls-sd"), "shards": shards},
+        )
 
     def also(self, table: Table, data: pa.Table) -> None:
         """Write a small table that this stage's manifest vouches for as well."""

@@ -79,12 +79,10 @@ def _track(run: Run, round_: int, status: str | None) -> str | None:
             _log_round(client, run_id, run, row)
     if status:
         client.set_terminated(run_id, status)
+    if not tracking.uri.startswith("http"):
+        return None
     experiment = client.get_run(run_id).info.experiment_id
-    return (
-        f"{tracking.uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
-        if tracking.uri.startswith("http")
-        else None
-    )
+    return f"{tracking.uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
 def _find(client: Any, run: Run) -> str | None:

@@ -22,8 +22,9 @@ from flows.console import visible
 from ogls.config import VerifyConfig
 from ogls.prompts import Prompter
 from ogls.query import query
-from ogls.records import TRAJECTORIES, VERDICTS, to_arrow
+from ogls.records import TRAJECTORIES, VERDICTS
 from ogls.run import Run
+from ogls.schema import to_arrow
 from ogls.verify import Case, Verifier
 from ogls.writer import StageWriter
 from tasks.publish import _rollout

@@ -1,6 +1,6 @@
 -- Tokens that the targets moved most: KL(target || base) summed, and its share of all of a run's.
-SELECT run, token, token_id, count(*) AS times, avg(kl) AS mean_kl,
+SELECT run, any_value(token) AS token, token_id, count(*) AS times, avg(kl) AS mean_kl,
        sum(kl) / sum(sum(kl)) OVER (PARTITION BY run) AS share_of_kl,
        avg(token_target_logprob - token_base_logprob) AS mean_logprob_change,
        avg(direction_norm) AS mean_direction_norm
-FROM targets GROUP BY run, token, token_id ORDER BY sum(kl) DESC LIMIT 50
+FROM targets GROUP BY run, token_id ORDER BY sum(kl) DESC, run, token_id LIMIT 50

@@ -5,4 +5,4 @@ SELECT run, round, signal,
        sum(style * tokens) / sum(kl * tokens) AS style_share,
        sum(norm * tokens) / sum(tokens) AS norm,
        max_by(position_from || '-' || position_to, kl) AS most_at
-FROM style GROUP BY run, round, signal ORDER BY run, round, signal
+FROM main.style GROUP BY run, round, signal ORDER BY run, round, signal

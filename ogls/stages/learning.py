@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ogls import columns, teacher
 from ogls.batching import TrainItem
 from ogls.config import Pool
 from ogls.errors import StoreError
+from ogls.manifest import FileEntry
 from ogls.policy import Adapter, Policy, load_head, load_tokenizer
-from ogls.records import TEACHER_STATES, UPDATES, Key, StageResult, to_arrow
+from ogls.records import CONTEXTS, STEERED, TEACHER_STATES, UPDATES, Key, StageResult
 from ogls.run import POLICY, Progress, Run, silent
+from ogls.schema import to_arrow
 from ogls.stages.common import groups_of, policy_inputs, shards
 from ogls.steering import steer as steer_tokens
 from ogls.writer import StageWriter
 
 _CLIP_WARNING = "train.pointwise_clip reverses the gradient of clipped terms: for reproduction only"
+_SHARD_STATES = 2**18  # cached states (of all pools) whose targets are one shard
 _STEER_ROLLOUTS = 64  # rollouts whose targets are turned into rows together
 
 
@@ -54,17 +57,18 @@ def teach(run: Run, round_: int, progress: Progress = silent) -> StageResult:
                     states |= teacher.score(policy, wanted, config.teacher.batch_tokens)
             rows = [
                 {
-                    "problem_id": s.key[0],
-                    "sample": s.key[1],
-                    "pool": s.pool,
+                    **_scored_key(s),
                     "exemplars": list(s.exemplars),
                     **columns.pack_states(states[s.key, s.pool], config.teacher.state_dtype),
                 }
                 for s in scored
             ]
             writer.shard(index, to_arrow(TEACHER_STATES, rows), {"tokens": sum(r["tokens"] for r in rows)})
+        scored = [s for plan in plans.values() for s in plan.scored]
+        read = [{**_scored_key(s), "exemplars": list(s.exemplars)} for s in scored]
+        writer.also(CONTEXTS, to_arrow(CONTEXTS, read))
         left_out: Counter[str] = sum((p.left_out for p in plans.values()), Counter())
-        kept = len({s.key for p in plans.values() for s in p.scored})
+        kept = len({s.key for s in scored})
         cut = sum(p.cut for p in plans.values())
         notice = f"{cut} exemplars were cut to fit (teacher.exemplar_tokens, or the model's context)" if cut else ""
         return {"rollouts": kept, "left_out": dict(left_out), "exemplars_cut": cut, "notice": notice}
@@ -94,19 +98,24 @@ def steer(run: Run, round_: int, progress: Progress = silent) -> StageResult:
         head, tokenizer = load_head(config.model), load_tokenizer(config.model)
         rollouts = {r.key: r for group in groups_of(run, round_).values() for r in group}
         entries = run.records.shards("teacher_states", round_)
-        for index, (entry,) in shards(entries, 1, writer, progress):
-            cached = columns.unpack_states(run.records.read_shard(entry))
+        folds = _folds(entries)
+        for index, part in shards(entries, len(entries), writer, progress, by=lambda entry: folds[entry.path]):
             tables, sums = [], {"kl_sum": 0.0, "direction_sum": 0.0}
-            for part in _alike(cached):
-                tokens = [torch.tensor(rollouts[k].token_ids[: len(cached[k]["base"])]) for k in part]
-                pools = {p: torch.cat([cached[k][p] for k in part]).to(head.device) for p in cached[part[0]]}
-                ids = torch.cat(tokens).to(head.device)
-                limits = config.steer.support, config.steer.batch_tokens
-                target = steer_tokens(pools, ids, recipe, head, *limits, config.steer.temperature)
-                tables.append(columns.target_rows(part, tokens, target, tokenizer))
-                sums["kl_sum"] += target.kl.sum().item()
-                sums["direction_sum"] += target.direction_norm.sum().item()
+            for cached in (columns.unpack_states(run.records.read_shard(entry)) for entry in part):
+                for keys in _alike(cached):
+                    tokens = [torch.tensor(rollouts[k].token_ids[: len(cached[k]["base"])]) for k in keys]
+                    pools = {p: torch.cat([cached[k][p] for k in keys]).to(head.device) for p in cached[keys[0]]}
+                    ids = torch.cat(tokens).to(head.device)
+                    limits = config.steer.support, config.steer.batch_tokens
+                    target = steer_tokens(pools, ids, recipe, head, *limits, config.steer.temperature)
+                    tables.append(columns.target_rows(keys, tokens, target, tokenizer))
+                    sums["kl_sum"] += target.kl.sum().item()
+                    sums["direction_sum"] += target.direction_norm.sum().item()
             writer.shard(index, columns.joined(tables), sums)
+        told = [run.records.read_shard(e, list(columns.STEERED_FROM)) for _, e in sorted(writer.done.items())]
+        ended = run.records.read("trajectories", round_, ["problem_id", "sample", "n_tokens", "finish_reason"])
+        steered = columns.steered_rows(columns.joined(told), columns.stops(ended))
+        writer.also(STEERED, to_arrow(STEERED, steered))
         rows = sum(entry.rows for entry in writer.done.values())
         total = writer.sums()
         return {
@@ -193,6 +202,19 @@ def _train_items(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
     states = (run.records.read_shard(entry) for entry in entries) if full else None
     targets = run.records.read("targets", round_)
     return columns.train_items(groups, targets, states, config.steer, config.train)
+
+
+def _scored_key(scored: teacher.Scored) -> dict[str, Any]:
+    return {"problem_id": scored.key[0], "sample": scored.key[1], "pool": scored.pool}
+
+
+def _folds(entries: Sequence[FileEntry]) -> dict[str, int]:
+    """Which shard of targets each shard of states goes into: readers open files, so small ones are laid together."""
+    folds, before = {}, 0
+    for entry in entries:
+        folds[entry.path] = before // _SHARD_STATES
+        before += int(entry.metrics["tokens"])
+    return folds
 
 
 def _alike(cached: Mapping[Key, Mapping[Pool, Any]]) -> Iterator[list[Key]]:

@@ -19,10 +19,10 @@ from ogls.records import (
     Problem,
     Request,
     StageResult,
-    to_arrow,
 )
 from ogls.rollout import check_context, requests_for
 from ogls.run import Progress, Run, silent, source_digest
+from ogls.schema import to_arrow
 from ogls.stages.common import judge, policy_inputs, sampler_at, shards
 from ogls.verify import Judgement, shared
 from ogls.writer import StageWriter
@@ -151,7 +151,8 @@ def evaluate(run: Run, round_: int, progress: Progress = silent) -> StageResult:
         greedy = sampling.model_copy(update={"temperature": 0.0})
         for index, part in shards(jobs, sampling.batch_size, writer, progress, by=lambda job: job[1]):
             completions = sampler.sample([r for _, _, r in part], greedy if part[0][1] else sampling)
-            writer.shard(index, to_arrow(SCORES, _scores(run, part, completions, sampler.hash, base)))
+            rows = _scores(run, part, completions, sampler.hash, base)
+            writer.shard(index, to_arrow(SCORES, rows), {"tokens": sum(r["n_tokens"] for r in rows)})
         rows = [row for _, e in sorted(writer.done.items()) for row in run.records.read_shard(e).to_pylist()]
         seed = run.seed("bootstrap")
         summaries = [

@@ -12,8 +12,9 @@ from ogls.config import Pool
 from ogls.errors import DataError
 from ogls.figures import sweep_figure
 from ogls.policy import load_head
-from ogls.records import SWEEP_AGREEMENT, SWEEP_POSITIONS, SWEEPS, StageResult, to_arrow
+from ogls.records import SWEEP_AGREEMENT, SWEEP_POSITIONS, SWEEPS, StageResult
 from ogls.run import Progress, Run, silent
+from ogls.schema import to_arrow
 from ogls.stages.common import cached_rollouts
 from ogls.writer import StageWriter
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,10 @@ from ogls import health as checks
 from ogls import style as styling
 from ogls.errors import Collapse
 from ogls.policy import load_head, load_tokenizer
-from ogls.records import HEALTH, STYLE, StageResult, to_arrow
+from ogls.records import HEALTH, STYLE, StageResult
+from ogls.report import first_summary
 from ogls.run import POLICY, Progress, Run, silent
+from ogls.schema import to_arrow
 from ogls.stages.common import cached_rollouts
 from ogls.writer import StageWriter
 
@@ -73,10 +74,11 @@ def health(run: Run, round_: int, progress: Progress = silent) -> StageResult:
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        history = {r: _summary(run, r) for r in evaluated}
+        history = {r: first_summary(run.records, r) for r in evaluated}
         findings = checks.examine(config, history)
         best = checks.best_round(history)
-        past = _rollbacks(run, round_)
+        before = run.examined(round_)
+        past = int(before.metrics["rollbacks"]) if before else 0
         decision = checks.decide(config, findings, best, round_, past, start.rate if start else 1.0)
         names = ("check", "value", "limit", "failed", "action")
         writer.shard(0, to_arrow(HEALTH, [{n: getattr(f, n) for n in names} for f in findings]))
@@ -105,17 +107,3 @@ def heed(run: Run, round_: int) -> None:
 def adapter_place(run: Run, round_: int) -> str:
     """Where the adapter of a round lies, in words."""
     return f"its adapter: {run.records.url(run.records.folder(POLICY, round_))}" if round_ else "the base model"
-
-
-def _summary(run: Run, round_: int) -> Mapping[str, Any]:
-    """The first benchmark's summary."""
-    rows: list[dict[str, Any]] = run.records.read("summaries", round_).to_pylist()
-    return next(row for row in rows if row["place"] == 0)
-
-
-def _rollbacks(run: Run, round_: int) -> int:
-    """Rollbacks before a round."""
-    for before in range(round_ - 1, -1, -1):
-        if manifest := run.records.manifest("health", before):
-            return int(manifest.metrics["rollbacks"])
-    return 0

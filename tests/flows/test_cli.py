@@ -40,7 +40,7 @@ def root(finished: Run) -> str:
         (["train", "none.toml"], "no configuration file none.toml"),
         (["train", str(TINY), "--set", "train.epoch=3"], "train.epoch: unknown key; did you mean epochs?"),
         (["config", str(TINY), "--set", "rounds=-1"], "rounds: Input should be greater than or equal to 0"),
-        (["query"], "give one SELECT, or --name with one of: hardest_problems,"),
+        (["query"], "give one SELECT, or --name with one of: agreement, direct"),
         (["query", "--name", "curve"], "no query named curve; there are"),
         (["query", "DROP TABLE x", "--root", "/nonexistent"], "one SELECT, please: this is DROP"),
         (["query", "SELECT 1", "--run", "none", "--root", "/nonexistent"], "no run none in /nonexistent"),

@@ -20,22 +20,43 @@ from flows.services import adopts
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) -> None:
+OGLS = [sys.executable, "-m", "flows.cli"]
+
+
+def write_study(tmp_path: Path, head: str, methods: dict[str, str], *overrides: str) -> Path:
+    """A study of two seeds, two runs at once, in folders of its own."""
     study = tmp_path / "study.toml"
-    study.write_text(
-        f'name = "s"\nroot = "{tmp_path}/runs"\nout = "{tmp_path}/out"\nseeds = [0, 1]\nat_once = 2\n'
-        f"set = {json.dumps([*SMALL, 'evaluate.benchmarks=[{limit=20}]'])}\n"
-        "[tune]\nvalues = [1e-5, 5e-4]\nrounds = 1\n"
-        f'[[methods]]\nname = "ogls-sd"\nconfig = "{REPO}/deployments/runs/tiny.toml"\n'
-        f'[[methods]]\nname = "grpo"\nconfig = "{REPO}/deployments/runs/tiny-grpo.toml"\n'
+    settings = json.dumps([*SMALL, *overrides, "evaluate.benchmarks=[{limit=20}]"])
+    places = f'root = "{tmp_path}/runs"\nout = "{tmp_path}/out"\nseeds = [0, 1]\nat_once = 2\nset = {settings}\n'
+    listed = "".join(
+        f'[[methods]]\nname = "{name}"\nconfig = "{REPO}/deployments/runs/{file}"\n' for name, file in methods.items()
     )
+    top, _, tables = head.partition("\n\n")
+    study.write_text(f"{top}\n{places}{tables}\n{listed}")
+    return study
+
+
+def alone(tmp_path: Path) -> dict[str, str]:
+    """The environment of a command with a Prefect of its own."""
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
     environment.pop("PREFECT_API_URL", None)
+    return environment
+
+
+def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) -> None:
+    tune = "[tune]\nvalues = [1e-5, 5e-4]\nrounds = 1"
+    study = write_study(tmp_path, f'name = "s"\n\n{tune}', {"ogls-sd": "tiny.toml", "grpo": "tiny-grpo.toml"})
+    environment = alone(tmp_path)
 
     def compare() -> str:
-        command = [sys.executable, "-m", "flows.cli", "compare", str(study)]
         done = subprocess.run(
-            command, cwd=REPO, env=environment, capture_output=True, text=True, check=False, timeout=580
+            [*OGLS, "compare", str(study)],
+            cwd=REPO,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=580,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -75,18 +96,10 @@ def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) ->
 
 def test_a_killed_study_leaves_no_process_behind(tmp_path: Path) -> None:
     """Its workers end by themselves; the next command stops the temporary server that nobody uses any more."""
-    study = tmp_path / "study.toml"
-    study.write_text(
-        f'name = "k"\nreference = "grpo"\nroot = "{tmp_path}/runs"\nout = "{tmp_path}/out"\n'
-        "seeds = [0, 1]\nat_once = 2\n"
-        f"set = {json.dumps([*SMALL, 'rounds=50', 'evaluate.benchmarks=[{limit=20}]'])}\n"
-        f'[[methods]]\nname = "grpo"\nconfig = "{REPO}/deployments/runs/tiny-grpo.toml"\n'
-    )
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
-    environment.pop("PREFECT_API_URL", None)
-    ogls = [sys.executable, "-m", "flows.cli"]
+    study = write_study(tmp_path, 'name = "k"\nreference = "grpo"', {"grpo": "tiny-grpo.toml"}, "rounds=50")
+    environment = alone(tmp_path)
     process = subprocess.Popen(
-        [*ogls, "compare", str(study)], cwd=REPO, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*OGLS, "compare", str(study)], cwd=REPO, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 240
     while len(list((tmp_path / "runs").glob("*/trajectories/round=001/manifest.json"))) < 2:
@@ -104,7 +117,7 @@ def test_a_killed_study_leaves_no_process_behind(tmp_path: Path) -> None:
         servers[0].terminate()  # here orphans belong to a process that may be their rightful owner
         return
     small = [part for pair in (*SMALL, "rounds=0", f"root={tmp_path}/other") for part in ("--set", pair)]
-    other = [*ogls, "train", str(REPO / "deployments/runs/tiny-grpo.toml"), *small]
+    other = [*OGLS, "train", str(REPO / "deployments/runs/tiny-grpo.toml"), *small]
     subprocess.run(other, cwd=REPO, env=environment, check=True, capture_output=True, timeout=300)
     _, alive = psutil.wait_procs(servers, timeout=20)
     assert alive == []

@@ -41,12 +41,10 @@ def test_shipped_parameters_are_the_tiny_configuration(deployment: dict[str, Any
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    services = Up(tmp_path_factory.mktemp("up"))
-    said = services.up()
-    assert f"Prefect     http://127.0.0.1:{services.ports[0]}" in said
-    assert f"MLflow      http://127.0.0.1:{services.ports[1]}" in said
-    yield services
-    services.ogls("down")
+    with Up(tmp_path_factory.mktemp("up")) as services:
+        assert f"Prefect     http://127.0.0.1:{services.ports[0]}" in services.said
+        assert f"MLflow      http://127.0.0.1:{services.ports[1]}" in services.said
+        yield services
 
 
 @pytest.mark.slow

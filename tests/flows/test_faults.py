@@ -19,10 +19,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    services = Up(tmp_path_factory.mktemp("up"))
-    services.up()
-    yield services
-    services.ogls("down")
+    with Up(tmp_path_factory.mktemp("up")) as services:
+        yield services
 
 
 def config(up: Up, root: Path, *overrides: str) -> RunConfig:
@@ -43,6 +41,13 @@ def logged(up: Up, root: Path) -> tuple[str, list[int]]:
     return run.info.status, [m.step for m in client.get_metric_history(run.info.run_id, "rounds_logged")]
 
 
+def goes_on(up: Up, wanted: RunConfig, finished: Run) -> None:
+    """Started again through the worker, the run ends as one that nothing happened to, tracked once."""
+    assert up.end_of(up.start(wanted))["state_name"] == "Completed"
+    assert content(Run(wanted)) == content(finished)
+    assert logged(up, Path(wanted.root)) == ("FINISHED", [0, 1, 2])
+
+
 def test_the_flow_process_is_killed_under_the_worker(up: Up, finished: Run, tmp_path: Path) -> None:
     wanted = config(up, tmp_path)
     first = up.start(wanted)
@@ -50,9 +55,7 @@ def test_the_flow_process_is_killed_under_the_worker(up: Up, finished: Run, tmp_
     for process in flow_processes(up):
         process.kill()
     assert up.end_of(first)["state_name"] == "Crashed"
-    assert up.end_of(up.start(wanted))["state_name"] == "Completed"
-    assert content(Run(wanted)) == content(finished)
-    assert logged(up, tmp_path) == ("FINISHED", [0, 1, 2])
+    goes_on(up, wanted, finished)
 
 
 def test_the_server_is_killed_in_a_training(up: Up, finished: Run, tmp_path: Path) -> None:
@@ -92,9 +95,7 @@ def test_the_worker_is_killed_and_its_flow_goes_on_or_is_gone(up: Up, finished: 
     kill_service(up, "worker")
     up.up()
     assert up.end_of(first)["state_name"] in ("Completed", "Crashed")
-    assert up.end_of(up.start(wanted))["state_name"] == "Completed"
-    assert content(Run(wanted)) == content(finished)
-    assert logged(up, tmp_path) == ("FINISHED", [0, 1, 2])
+    goes_on(up, wanted, finished)
 
 
 def test_two_workers_take_the_same_run(up: Up, finished: Run, tmp_path: Path) -> None:
@@ -123,5 +124,4 @@ def test_worker_and_flow_are_killed_and_the_silence_is_noticed(up: Up, finished:
     assert ended["state_name"] == "Crashed"
     assert "silent" in ended["state"]["message"]
     up.up()
-    assert up.end_of(up.start(wanted))["state_name"] == "Completed"
-    assert content(Run(wanted)) == content(finished)
+    goes_on(up, wanted, finished)

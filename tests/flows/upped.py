@@ -45,6 +45,13 @@ class Up:
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def __enter__(self) -> Up:
+        self.said = self.up()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ogls("down")
+
     def up(self, code: int = 0) -> str:
         ports = ("--prefect-port", str(self.ports[0]), "--mlflow-port", str(self.ports[1]))
         return self.ogls("up", *ports, "--store", str(self.folder / "mlflow"), code=code)

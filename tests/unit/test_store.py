@@ -14,7 +14,8 @@ import pytest
 from conftest import small_config
 
 from ogls.errors import DataError, RunLocked, StoreError
-from ogls.records import TABLES, VERDICTS, to_arrow
+from ogls.records import TABLES, VERDICTS
+from ogls.schema import to_arrow
 from ogls.store import RunStore, Store
 from ogls.writer import StageWriter
 

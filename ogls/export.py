@@ -1,0 +1,157 @@
+"""Any selection of rollouts as a dataset for other trainers: a Hugging Face dataset folder, or JSON Lines.
+
+Kinds: `rollouts` (a row a rollout, with its problem and verdict), `sft` (conversations that end in a correct rollout)
+and `preference` (a correct and a failed rollout of one group, as chosen and rejected). Conversations have the run's
+own student prompt; `messages`, `prompt`, `chosen` and `rejected` are what TRL's trainers read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ogls.config import PromptsConfig
+from ogls.errors import DataError, UserError
+from ogls.prompts import fill
+from ogls.query import query
+from ogls.store import Store
+
+Kind = Literal["rollouts", "sft", "preference"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_TALK = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_KEY = [("run", pa.string()), ("round", pa.int32()), ("problem_id", pa.string())]
+_SCHEMAS = {
+    "sft": pa.schema([("messages", _TALK), *_KEY, ("sample", pa.int32())]),
+    "preference": pa.schema(
+        [
+            *(("prompt", _TALK), ("chosen", _TALK), ("rejected", _TALK), *_KEY),
+            *(("chosen_sample", pa.int32()), ("rejected_sample", pa.int32())),
+        ]
+    ),
+}
+_ROLLOUTS = """
+SELECT run, round, problem_id, sample, problem, solution, problems.answer AS expected, text, verdict, outcome,
+       verdicts.answer AS answer, n_tokens, finish_reason, policy
+FROM trajectories JOIN verdicts USING (run, round, problem_id, sample)
+JOIN (SELECT * EXCLUDE (round) FROM problems WHERE split = 'train') AS problems USING (run, problem_id)
+"""
+
+
+def select(store: Store, kind: Kind, where: str = "true", run: str | None = None, pairs: int = 1) -> pa.Table:
+    """The rows of a dataset, in the order of their keys, from the rollouts for which the SQL condition `where` holds.
+
+    `where` may name any column of kind `rollouts`. A group gives at most `pairs` preference pairs, in the order of
+    its samples, and no rollout stands in two of them. Raises DataError if nothing is selected.
+    """
+    sql = f"SELECT * FROM ({_ROLLOUTS}) WHERE ({where}\n) ORDER BY run, round, problem_id, sample"
+    table = query(store, sql, run)
+    if kind != "rollouts":
+        prompts = {name: _prompts(store, name) for name in table["run"].unique().to_pylist()}
+        made = _conversations if kind == "sft" else _preferences
+        rows = list(made(table.to_pylist(), prompts, pairs))
+        table = pa.Table.from_pylist(rows, schema=_SCHEMAS[kind])
+    if not len(table):
+        needs = {"sft": "correct ones", "preference": "groups with both outcomes", "rollouts": "any"}[kind]
+        raise DataError(f"no rows: among the rollouts for which {where} there are not {needs}; see `ogls runs`")
+    return table
+
+
+def write(table: pa.Table, out: Path, kind: Kind, origin: str) -> None:
+    """Write rows to a `.jsonl` file, or else to a new folder that `datasets.load_dataset` opens, with a card.
+
+    Whole or not at all; `origin` says in the card where the rows come from. UserError if `out` is there already.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already: take another name, or remove it")
+    temporary = out.with_name(f".{out.name}.tmp")
+    _remove(temporary)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".jsonl":
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+        else:
+            (temporary / "data").mkdir(parents=True)
+            pq.write_table(table, temporary / "data" / "train-00000-of-00001.parquet", compression="zstd")
+            (temporary / "README.md").write_text(_card(table, kind, origin), encoding="utf-8")
+        os.replace(temporary, out)
+    except OSError as error:
+        _remove(temporary)
+        raise UserError(f"cannot write {out}: {error}") from None
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _prompts(store: Store, run: str) -> PromptsConfig:
+    about = store.run(run).about() or {}
+    return PromptsConfig.model_validate(about["config"]["prompts"])
+
+
+def _asked(row: dict[str, Any], prompts: dict[str, PromptsConfig]) -> list[dict[str, str]]:
+    mine = prompts[row["run"]]
+    system = [{"role": "system", "content": mine.system}] if mine.system else []
+    return [*system, {"role": "user", "content": fill(mine.student, problem=row["problem"])}]
+
+
+def _said(row: dict[str, Any]) -> dict[str, str]:
+    return {"role": "assistant", "content": row["text"]}
+
+
+def _conversations(
+    rows: Iterable[dict[str, Any]], prompts: dict[str, PromptsConfig], _: int
+) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        if row["outcome"] == "correct":
+            key = {n: row[n] for n in ("run", "round", "problem_id", "sample")}
+            yield {"messages": [*_asked(row, prompts), _said(row)], **key}
+
+
+def _preferences(
+    rows: Iterable[dict[str, Any]], prompts: dict[str, PromptsConfig], pairs: int
+) -> Iterator[dict[str, Any]]:
+    for (run, round_, name), members in groupby(rows, key=lambda r: (r["run"], r["round"], r["problem_id"])):
+        group = list(members)
+        correct = [r for r in group if r["outcome"] == "correct"]
+        failed = [r for r in group if r["outcome"] == "failed"]
+        for chosen, rejected in list(zip(correct, failed, strict=False))[:pairs]:
+            yield {
+                "prompt": _asked(chosen, prompts),
+                "chosen": [_said(chosen)],
+                "rejected": [_said(rejected)],
+                "run": run,
+                "round": round_,
+                "problem_id": name,
+                "chosen_sample": chosen["sample"],
+                "rejected_sample": rejected["sample"],
+            }
+
+
+def _card(table: pa.Table, kind: Kind, origin: str) -> str:
+    columns = "\n".join(f"- `{f.name}`: {f.type}" for f in table.schema)
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+tags:
+- ogls-sd
+- {kind}
+---
+
+# {kind} rows from OGLS-SD rollouts
+
+{len(table)} rows. {origin}
+
+{columns}
+"""

@@ -1,0 +1,5 @@
+-- Tokens that the targets leave alone: least mean KL(target || base) of those seen at least 20 times in a run.
+SELECT run, any_value(token) AS token, token_id, count(*) AS times, avg(kl) AS mean_kl,
+       avg(token_target_logprob - token_base_logprob) AS mean_logprob_change,
+       avg(direction_norm) AS mean_direction_norm
+FROM targets GROUP BY run, token_id HAVING count(*) >= 20 ORDER BY mean_kl, run, token_id LIMIT 50

@@ -59,6 +59,18 @@ def show(table: Any, format_: str, to: Path | None) -> None:
     to.write_text(text) if to else typer.echo(text, nl=False)
 
 
+def write_file(path: Path, text: str) -> None:
+    """Write a file for people, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}") from None
+
+
 def _inert(text: str | None) -> str | None:
     """Text that no spreadsheet takes for a formula: a quote before =, +, -, @ and control characters, as OWASP has it.
     Numbers stay as they are."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import Config, Root, Set, err, out, show
+from flows.console import Config, Root, Set, err, out, show, write_file
 from ogls.errors import RunLocked, UserError
 
 Format = Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")]
@@ -16,7 +16,7 @@ OneRun = Annotated[str | None, typer.Option("--run", help="Only this run.")]
 
 def register(app: Any) -> None:
     """Add the commands to the command line."""
-    for command in (query, dataset, tables, runs, gc):
+    for command in (query, dataset, view, report, tables, runs, gc):
         app.command()(command)
     app.command("config")(show_config)
 
@@ -70,6 +70,56 @@ def dataset(
     origin = f"Made by `ogls dataset` from {run or 'all runs'}: rollouts for which `{where}`."
     write(rows, to, chosen, origin)
     out.print(f"{len(rows)} rows of {kind} in {to}", soft_wrap=True, highlight=False)
+
+
+def view(
+    run: Annotated[str, typer.Argument(help="A run, by name.")],
+    rounds: Annotated[list[int] | None, typer.Option("--round", help="Only this round. Repeatable.")] = None,
+    problem: Annotated[str, typer.Option(help="The rollouts of this problem.")] = "",
+    sample: Annotated[int | None, typer.Option(help="With --problem: only this sample.")] = None,
+    which: Annotated[str, typer.Option("--show", help="all, steered, collapsed, fixed, correct or failed.")] = "all",
+    most: Annotated[int, typer.Option(help="Most rollouts.", min=1)] = 20,
+    policy: Annotated[
+        bool, typer.Option(help="Run the policies for the student's own numbers; --no-policy needs only the head.")
+    ] = True,
+    to: Annotated[Path | None, typer.Option("--out", help="The HTML file; <run>-tokens.html if none.")] = None,
+    root: Root = "data/runs",
+) -> None:
+    """Read rollouts token by token: which were pushed, in what direction, and what another recipe would do."""
+    from ogls.run import open_run
+    from ogls.stages.choosing import SHOW
+    from ogls.stages.looking import token_view, view_page
+    from tasks.progress import reporting, watch
+
+    if which not in SHOW:
+        raise UserError(f"--show takes {', '.join(SHOW)}, not {which}")
+    opened = open_run(root, run)
+    watch(err)
+    with reporting("view", rounds[0] if rounds else 0) as progress:
+        data = token_view(opened, rounds or (), problem, sample, which, most, policy=policy, progress=progress)
+    path = to or Path(f"{run}-tokens.html")
+    write_file(path, view_page(data))
+    out.print(f"{len(data['rollouts'])} rollouts in {path}: open it in a browser", soft_wrap=True, highlight=False)
+
+
+def report(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, by name; the first is compared with.")],
+    to: Annotated[Path | None, typer.Option("--out", help="The HTML file; <run>-report.html if none.")] = None,
+    tokens: Annotated[bool, typer.Option(help="Embed the token view of some rollouts.")] = True,
+    policy: Annotated[bool, typer.Option(help="Let the token view run the policies.")] = True,
+    root: Root = "data/runs",
+) -> None:
+    """Write the report of a run, or of several compared: one self-contained HTML file."""
+    from ogls.htmlreport import report as make
+    from ogls.run import open_run
+    from tasks.progress import reporting, watch
+
+    watch(err)
+    with reporting("report", 0) as progress:
+        page = make([open_run(root, name) for name in names], tokens, policy, progress)
+    path = to or Path(f"{names[0]}-report.html")
+    write_file(path, page)
+    out.print(f"{path}: open it in a browser", soft_wrap=True, highlight=False)
 
 
 def tables() -> None:

@@ -196,6 +196,10 @@ class Recipe(Section):
         order: tuple[Pool, ...] = ("base", "reference", "correct", "incorrect")
         return tuple(p for p in order if getattr(self, p) != 0)
 
+    def weights(self) -> dict[str, float]:
+        """The weights that are not 0, by pool."""
+        return {pool: getattr(self, pool) for pool in self.pools()}
+
 
 class SteerConfig(Section):
     """The target: which recipe, how strong."""

@@ -10,7 +10,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _MARKERS = "osD^vPX"
 
 
-def _style(number: int, label: str) -> dict[str, Any]:
+def line_style(number: int, label: str) -> dict[str, Any]:
     """Colour, marker and line of the n-th thing shown; from the eighth on dashed, so that none looks like another."""
     line = ("-", "--", ":")[number // 7 % 3]
     return {"color": COLOURS[number % 7], "marker": _MARKERS[number % 7], "linestyle": line, "label": label}
@@ -23,7 +23,7 @@ def sweep_figure(rows: Sequence[dict[str, Any]], positions: Sequence[dict[str, A
     figure = Figure(figsize=(13, 4), layout="constrained")
     by_kl, by_auc, by_place = figure.subplots(1, 3)
     for number, recipe in enumerate(dict.fromkeys(r["recipe"] for r in rows)):
-        style = _style(number, recipe)
+        style = line_style(number, recipe)
         mine = [r for r in rows if r["recipe"] == recipe]
         if mine[0]["strength"] is None:
             by_kl.axhline(mine[0]["kl"], color=style["color"], linestyle="--", label=recipe)
@@ -72,11 +72,11 @@ def run_figure(rounds: Sequence[int], summaries: Sequence[Mapping[str, Any]]) ->
         alpha=0.2,
         linewidth=0,
     )
-    accuracy.plot(rounds, [s["accuracy"] for s in summaries], **_style(0, "sampled, 95% interval"))
-    accuracy.plot(rounds, [s["greedy_accuracy"] for s in summaries], **_style(1, "greedy"))
+    accuracy.plot(rounds, [s["accuracy"] for s in summaries], **line_style(0, "sampled, 95% interval"))
+    accuracy.plot(rounds, [s["greedy_accuracy"] for s in summaries], **line_style(1, "greedy"))
     accuracy.set_ylabel("accuracy")
     accuracy.legend(fontsize=7)
-    length.plot(rounds, [s["mean_length"] for s in summaries], **_style(2, "length"))
+    length.plot(rounds, [s["mean_length"] for s in summaries], **line_style(2, "length"))
     length.set_ylabel("mean length, tokens")
     length.set_ylim(0, 1.15 * max(s["mean_length"] for s in summaries))
     for axes in (accuracy, length):
@@ -113,7 +113,7 @@ def study_figure(
     for axes, rows, across, scale, label in shown:
         for number, method in enumerate(methods):
             mine = [r for r in rows if r["method"] == method]
-            style = {**_style(number, method), "markersize": 4}
+            style = {**line_style(number, method), "markersize": 4}
             x = [r[across] * scale for r in mine]
             axes.plot(x, [r["mean"] for r in mine], **style)
             axes.fill_between(

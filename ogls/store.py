@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from ogls.errors import StoreAway, StoreError
 from ogls.filesystem import open_root
 from ogls.manifest import DROPPABLE, FileEntry, Manifest, Status, now, parse
 from ogls.records import TABLES
+from ogls.revision import code
 from ogls.runlock import hold, holder
 from ogls.schema import upgrade
 
@@ -157,7 +157,7 @@ class RunStore:
         Raises StoreError if the run was started with another configuration, or with another version where
         `execution.other_version` refuses that.
         """
-        about, mine = self.about(), version("ogls-sd")
+        about, mine = self.about(), code()["version"]
         if about and (changes := differences(about["canonical"], config.model_copy(update={"name": self.name}))):
             raise StoreError(
                 f"run {self.name} exists with another configuration; take another name, or undo:\n  "
@@ -173,7 +173,7 @@ class RunStore:
             "run.json",
             {
                 "created": about["created"] if about else now(),
-                "version": mine,
+                **code(),
                 "config": json.loads(without_secrets(config.model_dump_json())),
                 "canonical": json.loads(canonical(config))[0],
             },

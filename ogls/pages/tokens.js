@@ -1,0 +1,242 @@
+"use strict";
+// The token view. All texts go in as text nodes; all numbers come from the data in the page (see ogls/tokenview.py).
+(() => {
+  const root = document.documentElement;
+  for (const button of document.querySelectorAll("[data-theme-switch]"))
+    button.addEventListener("click", () => {
+      const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+      root.dataset.theme = dark ? "light" : "dark";
+    });
+
+  const holder = document.getElementById("token-data");
+  if (!holder) return;
+  const views = JSON.parse(holder.textContent);
+  const section = document.getElementById("tokens");
+  const at = (name) => section.querySelector(`[data-${name}]`);
+  const rollouts = views.flatMap((view) => view.rollouts.map((rollout) => ({ view, ...rollout })));
+  const FILTERS = [["all", "all"], ["fixed", "failed, then fixed"], ["steered", "most steered"], ["collapsed", "collapsed"], ["correct", "correct"], ["failed", "failed"]];
+  const MEASURES = [
+    ["steering", "signed steering: what the target adds to the sampled token", "nats"],
+    ["norm", "norm of the direction, correct minus incorrect", "logits"],
+    ["kl", "KL(target || base)", "nats"],
+    ["entropy", "entropy of the student", "nats"],
+  ];
+  const NAMES = { base: "base", reference: "reference", correct: "correct", incorrect: "incorrect", student: "student", trained: "after training" };
+  const state = { filter: "all", rollout: null, token: 0, measure: "steering", points: [null, null], compare: false };
+
+  const make = (tag, attributes = {}, ...children) => {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  };
+  // Spaces and line ends are shown where a token is nothing else; control and direction marks are spelled out.
+  const spelled = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g,
+    (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
+  const quoted = (text) => "\u201c" + spelled(text).replace(/\n/g, "\u23ce").replace(/\t/g, "\u21e5").replace(/ /g, "\u2423") + "\u201d";
+  const place = (r) => `${r.view.run}/r${String(r.round).padStart(3, "0")}/${r.problem_id}/${r.sample}`;
+  const signed = (x) => (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(2);
+
+  // --- numbers ---
+  const weighted = (numbers, point, t, k) =>
+    Object.entries(point.weights).reduce((sum, [d, w]) => sum + w * numbers.logprobs[d][t][k], 0) / point.temperature;
+  const target = (numbers, point, t, k) => weighted(numbers, point, t, k) - numbers.points[point.name].log_z[t];
+  const baseOf = (r) => (r.numbers.logprobs.base ? "base" : "student");
+  const values = (r, measure, point) => {
+    const n = r.numbers, base = baseOf(r);
+    if (!n) return [];
+    if (measure === "norm") return n.direction_norm || [];
+    if (measure === "entropy") return n.entropy.student || [];
+    if (!point) return [];
+    if (measure === "kl") return n.points[point.name].kl;
+    return n.ids.map((_, t) => target(n, point, t, 0) - n.logprobs[base][t][0]);
+  };
+  const pointsOf = (r) => (r.numbers ? r.view.points.filter((p) => r.numbers.points[p.name]) : []);
+  const mean = (list) => list.reduce((a, b) => a + b, 0) / Math.max(list.length, 1);
+
+  // --- list ---
+  const chosen = () => rollouts.filter((r) => state.filter === "all" || r.tags.includes(state.filter));
+  const drawList = () => {
+    const list = at("list"), mine = chosen();
+    list.replaceChildren(...mine.map((r) => {
+      const label = `r${String(r.round).padStart(3, "0")} ${spelled(r.problem_id)}, sample ${r.sample}: ${r.verdict}`;
+      const button = make("button", { type: "button", "aria-current": String(r === state.rollout) }, (views.length > 1 ? r.view.run + " " : "") + label);
+      button.addEventListener("click", () => { open(r); at("heading").focus(); });
+      return make("li", {}, button);
+    }));
+    at("count").textContent = `${mine.length} of ${rollouts.length} rollouts`;
+  };
+  const drawFilters = () => {
+    at("filters").replaceChildren(...FILTERS.map(([name, label]) => {
+      const count = name === "all" ? rollouts.length : rollouts.filter((r) => r.tags.includes(name)).length;
+      const input = make("input", { type: "radio", name: "filter", value: name });
+      input.checked = name === state.filter;
+      input.addEventListener("change", () => { state.filter = name; drawList(); const first = chosen()[0]; if (first && !chosen().includes(state.rollout)) open(first); });
+      return make("label", {}, input, ` ${label} (${count})`);
+    }));
+  };
+
+  // --- one rollout ---
+  const open = (r) => {
+    state.rollout = r;
+    state.token = 0;
+    const possible = pointsOf(r);
+    state.points = state.points.map((old, pane) => possible.find((p) => old && p.name === old.name) || (pane === 1 && possible.find((p) => p.strength === 1 && p.name !== "own")) || possible[0] || null);
+    history.replaceState(null, "", "#" + encodeURIComponent(place(r)));
+    at("heading").textContent = `${views.length > 1 ? r.view.run + ", " : ""}round ${r.round}, ${spelled(r.problem_id)}, sample ${r.sample}`;
+    const facts = [["Verdict", r.verdict + (r.answer === null ? ", no answer found" : `: answered ${spelled(r.answer)}, expected ${spelled(r.expected)}`)], ["Shown because", r.tags.join(", ")]];
+    if (r.later) facts.push(["Fixed", `${r.later.how} (round ${r.later.round})`]);
+    if (!r.numbers) facts.push(["Steering", `not to be shown: ${r.note}`]);
+    at("facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+    const texts = [make("h3", {}, "Problem"), make("pre", {}, spelled(r.problem))];
+    if (r.solution) texts.push(make("h3", {}, "Reference solution"), make("pre", {}, spelled(r.solution)));
+    if (r.later && r.later.text) texts.push(make("h3", {}, `What the policy of round ${r.later.round} answers`), make("pre", {}, spelled(r.later.text)));
+    for (const pool of r.exemplars) for (const e of pool.texts)
+      texts.push(make("h3", {}, `Pool ${pool.pool}: ${e.sample < 0 ? "the reference solution" : "sample " + e.sample}`), make("pre", {}, spelled(e.text)));
+    at("texts").replaceChildren(...texts);
+    drawList();
+    draw();
+  };
+
+  const recipesOf = (r) => [...new Map(pointsOf(r).map((p) => [label(p), p])).keys()];
+  const label = (p) => (p.name === "own" ? `this run's own (${p.recipe}${p.strength === null ? "" : " " + p.strength})` : p.recipe);
+  const strengths = (r, p) => pointsOf(r).filter((q) => label(q) === label(p));
+  const drawControls = () => {
+    const r = state.rollout;
+    at("measure").replaceChildren(...MEASURES.map(([name, text]) => { const o = make("option", { value: name }, text); o.selected = name === state.measure; return o; }));
+    for (const pane of [0, 1]) {
+      const point = state.points[pane], select = section.querySelector(`[data-recipe="${pane}"]`);
+      select.replaceChildren(...recipesOf(r).map((name) => { const o = make("option", { value: name }, name); o.selected = point && name === label(point); return o; }));
+      const range = section.querySelector(`[data-strength="${pane}"]`), mine = point ? strengths(r, point) : [];
+      range.max = Math.max(mine.length - 1, 0);
+      range.value = Math.max(mine.indexOf(point), 0);
+      range.setAttribute("aria-valuetext", point && point.strength !== null ? String(point.strength) : "none");
+      section.querySelector(`[data-strength-label="${pane}"]`).hidden = mine.length < 2;
+      section.querySelector(`[data-strength-value="${pane}"]`).textContent = point && point.strength !== null ? point.strength : "";
+    }
+    at("compare").checked = state.compare;
+    at("other").hidden = !state.compare;
+  };
+
+  const draw = () => {
+    drawControls();
+    const r = state.rollout, panes = state.compare ? [0, 1] : [0];
+    const all = panes.map((pane) => values(r, state.measure, state.points[pane]));
+    const strongest = Math.max(...all.flat().map(Math.abs), 1e-3), scale = full(strongest);
+    const [, text, unit] = MEASURES.find(([name]) => name === state.measure);
+    at("legend").textContent = state.measure === "steering"
+      ? `${text}, in ${unit}. Solid line and blue: made likelier; dotted line and orange: made less likely; strongest at ${strongest.toFixed(2)} ${unit}, full colour from ${scale.toFixed(2)}.`
+      : `${text}, in ${unit}; strongest at ${strongest.toFixed(2)} ${unit}, full colour from ${scale.toFixed(2)}.`;
+    at("panes").replaceChildren(...panes.map((pane) => drawPane(pane, all[pane], scale)));
+    inspect();
+  };
+  // One token that is moved by twenty nats should not hide what moves the others by two.
+  const full = (strongest) => (state.measure === "steering" || state.measure === "kl" ? Math.min(strongest, 4) : strongest);
+  const drawPane = (pane, list, scale) => {
+    const r = state.rollout, point = state.points[pane];
+    const name = point ? label(point) + (point.name !== "own" && point.strength !== null ? ` ${point.strength}` : "") : "text";
+    const flow = make("div", { class: "flow", role: "listbox", tabindex: "0", "aria-orientation": "horizontal", "aria-label": `Tokens under ${name}`, "data-pane": pane });
+    r.text.forEach((piece, t) => {
+      const known = t < list.length, x = known ? list[t] : 0, strong = Math.min(Math.abs(x) / scale, 1);
+      const option = make("span", { class: "t", role: "option", id: `t${pane}-${t}`, "aria-selected": String(t === state.token), "aria-label": spoken(r, point, t, known ? x : null) });
+      if (!known) option.classList.add("untaught");
+      if (known) option.style.backgroundColor = `rgba(var(--${state.measure !== "steering" ? "plain" : x >= 0 ? "up" : "down"}), ${(0.55 * strong).toFixed(3)})`;
+      if (known && state.measure === "steering" && strong > 0.25) option.classList.add(x > 0 ? "up" : "down");
+      if (t === state.token) option.classList.add("active");
+      shownText(option, piece);
+      option.addEventListener("mouseenter", () => select(t));
+      option.addEventListener("click", () => { select(t); flow.focus(); });
+      flow.append(option);
+    });
+    flow.setAttribute("aria-activedescendant", `t${pane}-${state.token}`);
+    flow.addEventListener("keydown", keys);
+    const n = r.numbers && point ? r.numbers.points[point.name] : null;
+    const sum = n ? `mean KL ${mean(n.kl).toFixed(4)} nats, steering of sampled tokens ${signed(mean(values(r, "steering", point)))} nats, entropy ${mean(n.entropy).toFixed(3)} nats` : r.note;
+    return make("div", { class: "pane" }, make("h3", {}, name), make("p", { class: "sum" }, sum), flow);
+  };
+  const shownText = (option, piece) => {
+    if (!piece) return option.append(make("i", {}, "\u00b7"));
+    for (const part of piece.split(/(\n)/)) {
+      if (part === "\n") option.append(make("i", {}, "\u23ce"), "\n");
+      else if (part && !part.trim()) option.append(make("i", {}, "\u2423".repeat(part.length)));
+      else option.append(spelled(part));
+    }
+  };
+  const spoken = (r, point, t, x) => `token ${t}: ${quoted(r.text[t])}` + (x === null ? ", not distilled" : `, ${state.measure} ${state.measure === "steering" ? signed(x) : x.toFixed(2)}`);
+
+  const select = (t) => {
+    if (t === state.token) return;
+    state.token = t;
+    for (const flow of section.querySelectorAll(".flow")) {
+      for (const old of flow.querySelectorAll(".active")) { old.classList.remove("active"); old.setAttribute("aria-selected", "false"); }
+      const option = flow.children[t];
+      option.classList.add("active");
+      option.setAttribute("aria-selected", "true");
+      flow.setAttribute("aria-activedescendant", option.id);
+    }
+    inspect();
+  };
+  const keys = (event) => {
+    const r = state.rollout, last = r.text.length - 1, pane = Number(event.currentTarget.dataset.pane);
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const list = values(r, state.measure, state.points[pane]), scale = full(Math.max(...list.map(Math.abs), 1e-3));
+    const much = list.map((x, t) => [Math.abs(x), t]).filter(([x]) => x > 0.25 * scale).map(([, t]) => t);
+    const to = {
+      ArrowRight: () => state.token + 1, ArrowLeft: () => state.token - 1, ArrowDown: () => state.token + 10, ArrowUp: () => state.token - 10,
+      Home: () => 0, End: () => last, n: () => much.find((t) => t > state.token) ?? state.token, p: () => much.findLast((t) => t < state.token) ?? state.token,
+    }[event.key];
+    if (to) { select(Math.min(Math.max(to(), 0), last)); document.getElementById(`t${pane}-${state.token}`).scrollIntoView({ block: "nearest" }); }
+    else if (event.key === "r") { const names = recipesOf(r); if (names.length) choose(pane, names[(names.indexOf(label(state.points[pane])) + 1) % names.length]); }
+    else if (event.key === "[" || event.key === "]") step(pane, event.key === "]" ? 1 : -1);
+    else return;
+    event.preventDefault();
+  };
+  const refocus = (pane) => { const flow = section.querySelector(`.flow[data-pane="${pane}"]`); if (flow) flow.focus(); };
+  const choose = (pane, name) => {
+    const mine = pointsOf(state.rollout).filter((p) => label(p) === name), old = state.points[pane];
+    state.points[pane] = mine.find((p) => old && p.strength === old.strength) || mine[0];
+    draw();
+    refocus(pane);
+  };
+  const step = (pane, by) => {
+    const mine = strengths(state.rollout, state.points[pane]);
+    state.points[pane] = mine[Math.min(Math.max(mine.indexOf(state.points[pane]) + by, 0), mine.length - 1)];
+    draw();
+    refocus(pane);
+  };
+
+  // --- the token ---
+  const inspect = () => {
+    const r = state.rollout, t = state.token, n = r.numbers, box = at("inspect");
+    const head = make("h3", {}, `Token ${t}: ${quoted(r.text[t] || "")}`);
+    if (!n || t >= n.ids.length) return box.replaceChildren(head, make("p", {}, n ? "Beyond the token cap: not distilled." : r.note));
+    const panes = (state.compare ? [0, 1] : [0]).filter((pane) => state.points[pane]);
+    const ids = n.ids[t], columns = Object.keys(NAMES).filter((d) => n.logprobs[d] && !(d === "base" && !r.view.points.some((p) => p.weights.base !== undefined) && n.logprobs.student)).map((d) => [NAMES[d], ids.map((_, k) => n.logprobs[d][t][k])]);
+    for (const pane of panes) columns.push([`target ${panes.length > 1 ? "AB"[pane] : ""}`.trim(), ids.map((_, k) => target(n, state.points[pane], t, k))]);
+    const rows = [...new Set([0, ...columns.flatMap(([, lp]) => lp.map((_, k) => k).sort((a, b) => lp[b] - lp[a]).slice(0, 5))])];
+    const by = columns[columns.length - 1][1];
+    rows.sort((a, b) => by[b] - by[a]);
+    const said = panes.map((pane) => `${panes.length > 1 ? "AB"[pane] + ": " : ""}steering ${signed(values(r, "steering", state.points[pane])[t])}, KL ${n.points[state.points[pane].name].kl[t].toFixed(3)} nats`);
+    if (n.direction_norm) said.push(`direction norm ${n.direction_norm[t].toFixed(2)}`);
+    if (n.entropy.student) said.push(`student entropy ${n.entropy.student[t].toFixed(3)} nats`);
+    const cell = (lp) => make("td", {}, Math.exp(lp) < 0.0005 ? "<0.1%" : (100 * Math.exp(lp)).toFixed(1) + "%");
+    const table = make("table", {}, make("caption", {}, "Probabilities of the likeliest tokens; the sampled one in bold"),
+      make("thead", {}, make("tr", {}, make("th", { class: "text", scope: "col" }, "token"), ...columns.map(([name]) => make("th", { scope: "col" }, name)))),
+      make("tbody", {}, ...rows.map((k) => make("tr", k === 0 ? { class: "sampled" } : {}, make("th", { class: "text", scope: "row" }, quoted(r.view.vocabulary[ids[k]])), ...columns.map(([, lp]) => cell(lp[k]))))));
+    box.replaceChildren(head, make("p", {}, said.join("; ")), make("div", { class: "scroll" }, table));
+  };
+
+  // --- events ---
+  at("measure").addEventListener("change", (e) => { state.measure = e.target.value; draw(); });
+  at("compare").addEventListener("change", (e) => { state.compare = e.target.checked; draw(); });
+  at("controls").addEventListener("submit", (e) => e.preventDefault());
+  for (const pane of [0, 1]) {
+    const select = section.querySelector(`[data-recipe="${pane}"]`), range = section.querySelector(`[data-strength="${pane}"]`);
+    select.addEventListener("change", () => { choose(pane, select.value); select.focus(); });
+    range.addEventListener("input", () => { state.points[pane] = strengths(state.rollout, state.points[pane])[Number(range.value)]; draw(); });
+  }
+  const fromHash = () => rollouts.find((r) => place(r) === decodeURIComponent(location.hash.slice(1)));
+  addEventListener("hashchange", () => { const r = fromHash(); if (r) { state.filter = "all"; drawFilters(); open(r); section.scrollIntoView(); } });
+  drawFilters();
+  if (rollouts.length) { const wanted = fromHash(); open(wanted || rollouts[0]); if (wanted) section.scrollIntoView(); }
+})();

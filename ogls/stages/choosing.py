@@ -1,0 +1,138 @@
+"""Which rollouts of a run are worth looking at: most steered, collapsed, failed and then fixed, correct, failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+from ogls.policy import Policy
+from ogls.query import named_queries
+from ogls.records import Problem
+from ogls.rollout import make_sampler, requests_for
+from ogls.run import Run
+from ogls.stages.common import judge
+
+SHOW = ("all", "steered", "collapsed", "fixed", "correct", "failed")
+_SHORT = 0.5  # collapsed: shorter than this share of the median length of the first round's rollouts
+_REPOSED = 32  # failed problems that are posed again, to see whether they are fixed
+Place = tuple[int, str, int]  # (round, problem_id, sample)
+
+
+@dataclass
+class Choice:
+    """One rollout to show, and why."""
+
+    place: Place
+    tags: set[str] = field(default_factory=set)
+    later: dict[str, Any] | None = None
+
+
+class Chooser:
+    """Chooses rollouts of one run. Without a policy nothing is posed again to see whether it is fixed."""
+
+    def __init__(self, run: Run, posed: dict[str, Problem], policy: Policy | None):
+        self.run, self.posed, self.policy = run, posed, policy
+
+    def choose(
+        self, rounds: list[int], problem: str, sample: int | None, show: str, most: int, each: int = 0
+    ) -> list[Choice]:
+        """The rollouts to show: those asked for, else about `most` over the kinds of `show`, newest first."""
+        rows = self._rows(rounds)
+        if problem:
+            mine = [r for r in rows if r["problem_id"] == problem and sample in (None, r["sample"])]
+            return [Choice(_place(r), self._tags(r)) for r in mine]
+        kinds = SHOW[1:] if show == "all" else (show,)
+        few = max(1, most // len(kinds))
+        found: dict[Place, Choice] = {}
+        for kind in kinds:
+            for choice in self._of_kind(kind, rows, few):
+                there = found.setdefault(choice.place, choice)
+                there.tags |= choice.tags
+                there.later = there.later or choice.later
+        for kind in ("correct", "failed") if each else ():
+            for round_ in rounds:
+                for choice in self._of_kind(kind, [r for r in rows if r["round"] == round_], each):
+                    found.setdefault(choice.place, choice)
+        by_place = {_place(r): r for r in rows}
+        for place, choice in found.items():
+            choice.tags |= self._tags(by_place[place])
+        return list(found.values())
+
+    def _rows(self, rounds: list[int]) -> list[dict[str, Any]]:
+        """Every rollout of the rounds with what the choice depends on, newest rounds first."""
+        listed = ", ".join(map(str, rounds))
+        sql = (
+            "SELECT round, problem_id, sample, outcome, n_tokens, finish_reason, kl "
+            "FROM trajectories JOIN verdicts USING (run, round, problem_id, sample) "
+            "LEFT JOIN steered USING (run, round, problem_id, sample) "
+            f"WHERE round IN ({listed}) ORDER BY round DESC, problem_id, sample"
+        )
+        return self.run.records.store.sql(sql, self.run.config.name).to_pylist()
+
+    def _tags(self, row: dict[str, Any]) -> set[str]:
+        tags = {row["outcome"]}
+        if row["finish_reason"] == "length" or row["n_tokens"] < self._short:
+            tags.add("collapsed")
+        return tags
+
+    @cached_property
+    def _short(self) -> float:
+        """Tokens below which a rollout counts as collapsed."""
+        first = self.run.records.rounds("trajectories")[0]
+        return _SHORT * float(
+            median(self.run.records.read("trajectories", first, ["n_tokens"])["n_tokens"].to_pylist())
+        )
+
+    def _of_kind(self, kind: str, rows: list[dict[str, Any]], most: int) -> Iterable[Choice]:
+        if kind == "steered":
+            steered = sorted((r for r in rows if r["kl"] is not None), key=lambda r: -r["kl"])[:most]
+            return [Choice(_place(r), {"steered"}) for r in steered]
+        if kind == "fixed":
+            return self._fixed(rows, most)
+        first: dict[Any, Choice] = {}  # one of each problem: more kinds of mistakes in as many rollouts
+        for row in rows:
+            if kind in self._tags(row):
+                first.setdefault((row["round"], row["problem_id"]), Choice(_place(row)))
+        return list(first.values())[:most]
+
+    def _fixed(self, rows: list[dict[str, Any]], most: int) -> list[Choice]:
+        """Failed rollouts whose problem is solved since: by its next rollouts, or by the newest policy when asked."""
+        failed = {_place(r): r for r in rows if r["outcome"] == "failed"}
+        sql = named_queries()["failed_then_fixed"]
+        found = []
+        for row in self.run.records.store.sql(sql, self.run.config.name).to_pylist():
+            if _place(row) in failed:
+                later = {"round": row["next_round"], "how": f"{row['next_accuracy']:.0%} of its next rollouts correct"}
+                found.append(Choice(_place(row), {"fixed"}, later))
+        if len(found) < most and self.policy:
+            first = {place[1]: place for place in sorted(failed, reverse=True)}  # a problem's earliest failure
+            found += self._posed_again([p for p in first.values() if p not in {c.place for c in found}][:_REPOSED])
+        return found[:most]
+
+    def _posed_again(self, failed: list[Place]) -> list[Choice]:
+        """Those of the failed rollouts whose problem the newest policy solves greedily."""
+        trained = self.run.records.newest("updates")
+        if not (failed and trained and self.policy):
+            return []
+        prompter = self.run.prompter(self.policy.tokenizer)
+        sampler = make_sampler(self.run.config.rollout.engine, self.policy)
+        sampler.use(self.run.adapter(trained.round))
+        requests = requests_for([self.posed[p[1]] for p in failed], prompter, 1, self.run.config.seed, "view")
+        greedy = self.run.config.rollout.model_copy(update={"temperature": 0.0})
+        answers = sampler.sample(requests, greedy)
+        asked = zip(failed, answers, strict=True)
+        rows = [{"problem_id": p[1], "text": a.text, "finish_reason": a.finish_reason} for p, a in asked]
+        judged = judge(self.run, "train", rows)
+        how = f"the policy of round {trained.round} solves it greedily"
+        return [
+            Choice(place, {"fixed"}, {"round": trained.round, "how": how, "text": row["text"]})
+            for place, row, judgement in zip(failed, rows, judged, strict=True)
+            if judgement.verdict == "correct" and place[0] <= trained.round
+        ]
+
+
+def _place(row: dict[str, Any]) -> Place:
+    return row["round"], row["problem_id"], row["sample"]

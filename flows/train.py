@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import flow
 
 from ogls.config import RunConfig
-from ogls.stages.watching import heed
-from tasks.publish import publish
+from ogls.stages.watching import heed, over
+from tasks.publish import publish, write_report
 from tasks.retention import drop_old_states
 from tasks.session import session
 from tasks.stages import evaluate, health, prepare, sample, steer, style, teach, train, verify
@@ -35,6 +35,8 @@ def train_flow(config: RunConfig) -> None:
             if r % config.evaluate.every == 0 or r == config.rounds:
                 evaluate(config, r)
                 health(config, r)  # well, or: warn, stop, go back to the best round
+            if over(run, r):
+                write_report(config)  # one page of the whole run
             publish(config, r)
             if config.storage.keep_states:
                 drop_old_states(config, r)

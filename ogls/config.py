@@ -344,6 +344,11 @@ class RunConfig(Section):
         """Whether a round has the stages teach and steer."""
         return self.train.objective == "distil"
 
+    @property
+    def method(self) -> str:
+        """What the run does, in a word: its recipe, or its objective where there is no teacher."""
+        return self.steer.recipe if self.has_teacher else self.train.objective
+
     def pools(self) -> tuple[Pool, ...]:
         """The pools that the teacher pass caches: base, those of the recipe, and those asked for."""
         order: tuple[Pool, ...] = ("base", "reference", "correct", "incorrect")

@@ -9,16 +9,18 @@ import numpy as np
 from markupsafe import Markup
 
 from ogls import reportfigures
-from ogls.configfile import flatten, to_toml, without_secrets
+from ogls.configfile import fingerprint, flatten, to_toml, without_secrets
 from ogls.errors import UserError
 from ogls.evaluate import bootstrap_interval
 from ogls.page import embedded, render
 from ogls.query import named_queries
 from ogls.report import HEADINGS, LEGEND, cells, round_rows
+from ogls.revision import code
 from ogls.run import Progress, Run, silent
 from ogls.seeds import derive_seed
 from ogls.stages.looking import token_view
 
+REPORT, _PROOF = "report.html", "report.json"  # in the run's folder
 _MOST_ROUNDS = 12  # rounds of which rollouts are shown, evenly spread
 _RESAMPLES = 2000
 
@@ -65,6 +67,24 @@ def report(runs: Sequence[Run], tokens: bool = True, policy: bool = True, progre
     )
 
 
+def write_report(run: Run, progress: Progress = silent) -> str:
+    """Write the report of one run into its folder, unless it is there and nothing has come since; its path."""
+    tokens = run.config.tracking.report == "tokens"
+    manifests = [m.digest for t in ("trajectories", "targets", "scores", "health") for m in run.records.manifests(t)]
+    wanted = fingerprint(code()["version"], tokens, manifests)
+    if (run.records.read_json(_PROOF) or {}).get("fingerprint") != wanted or read_report(run) is None:
+        page = report([run], tokens, progress=progress)
+        run.records.store.write_bytes(f"{run.config.name}/{REPORT}", page.encode())
+        run.records.write_json(_PROOF, {"fingerprint": wanted})
+    return run.records.url(REPORT)
+
+
+def read_report(run: Run) -> str | None:
+    """The report that `write_report` has written; None if it has not."""
+    content = run.records.store.read_bytes(f"{run.config.name}/{REPORT}")
+    return content.decode() if content else None
+
+
 _CLASSES = """
 SELECT run, token_class, sum(kl * tokens) / sum(tokens) AS kl FROM main.style
 WHERE signal = 'target' GROUP BY run, token_class ORDER BY run, token_class
@@ -96,7 +116,7 @@ def _about(run: Run, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     config = run.config
     return {
         "name": config.name,
-        "method": config.steer.recipe if config.has_teacher else config.train.objective,
+        "method": config.method,
         "model": config.model.path,
         "created": about["created"][:19].replace("T", " "),
         "version": about["version"],

@@ -103,6 +103,20 @@ class TrackingConfig(Section):
 
     artifacts: str = setting("data/mlflow/artifacts", "Where a local database keeps artifacts.", operational=True)
     experiment: str = setting("ogls-sd", "MLflow experiment.", operational=True)
+    registered_model: str = setting(
+        "ogls-sd-{run}",
+        "Registered model whose versions the adapters are, {run} standing for the run's name; empty for none. The best "
+        "has the alias best; the newest is models:/NAME/latest.",
+        operational=True,
+        pattern=r"^[^/:]*$",
+    )
+    system_metrics: bool = setting(True, "Log CPU, memory, disk, network and GPU use.", operational=True)
+    report: Literal["tokens", "plain", "off"] = setting(
+        "tokens",
+        "At the end of a run, write its report (ogls report): with the token view of some rollouts, for which the "
+        "policies run once more; without; or not at all.",
+        operational=True,
+    )
 
 
 class StorageConfig(Section):

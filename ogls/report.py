@@ -29,6 +29,7 @@ class RoundRow:
     loss: float | None
     seconds: dict[str, float]
     style: dict[str, float]
+    tokens: dict[str, float]
     health: dict[str, Any]
 
 
@@ -48,6 +49,7 @@ def round_row(run: RunStore, round_: int) -> RoundRow:
         metrics.get("updates", {}).get("loss"),
         {TABLES[t].stage: float(m.get("seconds", 0)) for t, m in metrics.items()},
         metrics.get("style", {}).get("numbers", {}),
+        {TABLES[t].stage: float(m["tokens"]) for t, m in metrics.items() if "tokens" in m},
         metrics.get("health", {}),
     )
 

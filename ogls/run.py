@@ -55,6 +55,10 @@ class Run:
     def problems(self, split: str) -> list[Problem]:
         return columns.problems(self._problems, split)
 
+    def split_digest(self, split: str) -> str:
+        """What stands for the problems of one split: their texts and answers, in order."""
+        return fingerprint([vars(p) for p in self.problems(split)])
+
     def policy(self, round_: int | None = None) -> Policy:
         """The model, with the weights that `round_` ended with in use (None: the base)."""
         policy = Policy(self.config.model, self.config.adapter, self.seed("adapter"))

@@ -9,23 +9,43 @@ from collections.abc import Sequence
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+from rich.markup import escape
 
-from ogls import report
+from ogls import htmlreport, report
 from ogls.config import RunConfig
 from ogls.figures import run_figure
 from ogls.run import Run
+from ogls.stages.watching import over
 from tasks.events import tell_round
 from tasks.live import artifact_key
-from tasks.progress import say
-from tasks.tracking import track
+from tasks.progress import reporting, say
+from tasks.tracking import REPORT_ARTIFACT, track
 
 _MOST_TEXT = 2000
+
+
+@task(task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
+def write_report(config: RunConfig) -> None:
+    """Write the report of the whole run into its folder. The training is done by now, and never fails with it."""
+    if config.tracking.report == "off":
+        return
+    try:
+        with reporting("report", config.rounds) as progress:
+            path = htmlreport.write_report(Run(config), progress)
+    except Exception as error:  # what the page lacks, `ogls report` can still say; the adapter is there
+        said = f"no report ({type(error).__name__}: {error}); `ogls report {config.name}` makes it"
+        get_run_logger().warning(said)
+        say(f"  [yellow]{escape(said)}[/yellow]")
+        return
+    get_run_logger().info(f"report: {path}")
 
 
 @task(task_run_name="publish r{round_:03d}", cache_policy=NO_CACHE, persist_result=False)
 def publish(config: RunConfig, round_: int) -> None:
     """Publish the table up to a round, a few of its rollouts, and its metrics."""
-    records = Run(config).records
+    run = Run(config)
+    records = run.records
     rows = report.round_rows(records, round_)
     key = artifact_key(f"{config.name}-r{round_:03d}")
     page = track(config, round_)
@@ -33,6 +53,7 @@ def publish(config: RunConfig, round_: int) -> None:
         [
             f"# {config.name}, round {round_}",
             f"[Its MLflow run]({page})" if page else "",
+            _report_link(run, page) if over(run, round_) else "",
             report.markdown(rows),
             _curve(rows),
             shown_rollouts(report.samples(records, round_)),
@@ -42,6 +63,15 @@ def publish(config: RunConfig, round_: int) -> None:
     if rows and rows[-1].round == round_:
         tell_round(config, rows[-1])
         say(report.line(rows[-1]))
+
+
+def _report_link(run: Run, page: str | None) -> str:
+    """Where the report is: at the MLflow server, else in the store, which no browser opens from another page."""
+    if htmlreport.read_report(run) is None:
+        return ""
+    if page:
+        return f"[The report of the whole run]({page}/artifacts/{REPORT_ARTIFACT})"
+    return f"The report of the whole run: `{run.records.url(htmlreport.REPORT)}`"
 
 
 def _curve(rows: Sequence[report.RoundRow]) -> str:

@@ -52,8 +52,7 @@ def session(config: RunConfig, purpose: str) -> Iterator[Run]:
 
 def tags_of(config: RunConfig) -> set[str]:
     """What one filters flow runs by: the method and the model's name."""
-    method = config.steer.recipe if config.has_teacher else config.train.objective
-    return {f"method: {method}", f"model: {'/'.join(config.model.path.rstrip('/').split('/')[-2:])}"}
+    return {f"method: {config.method}", f"model: {'/'.join(config.model.path.rstrip('/').split('/')[-2:])}"}
 
 
 def _tag(client: Any, config: RunConfig) -> None:

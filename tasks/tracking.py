@@ -6,6 +6,7 @@ rounds that were missed are logged as soon as it answers again.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -19,16 +20,21 @@ from rich.markup import escape
 
 from ogls.config import RunConfig
 from ogls.configfile import flatten, to_toml, without_secrets
-from ogls.report import RoundRow, round_rows
+from ogls.htmlreport import read_report
+from ogls.report import RoundRow, first_summary, round_rows
+from ogls.revision import code
 from ogls.run import POLICY, Run
+from ogls.stages.watching import over
 from tasks.progress import say
 
 _MEMORY = "mlflow.json"  # in the run's folder: which MLflow run is its own
-_NAME_TAG = "ogls.run"
+_NAME_TAG, _ROUND_TAG, _ACCURACY_TAG = "ogls.run", "ogls.round", "ogls.accuracy"
+REPORT_ARTIFACT = "report/report.html"
 _MOST_PARAM = 500
 
 _warned: set[str] = set()
 _lock = threading.Lock()
+_monitors: dict[str, Any] = {}  # of system metrics, by MLflow run
 
 
 def track(config: RunConfig, round_: int) -> str | None:
@@ -78,7 +84,10 @@ def _track(run: Run, round_: int, status: str | None) -> str | None:
         if row.round not in logged:
             _log_round(client, run_id, run, row)
     if status:
-        client.set_terminated(run_id, status)
+        _end(client, run_id, status)
+    else:
+        _watch_system(run_id, run.config)
+        _log_report(client, run_id, run, round_)
     if not tracking.uri.startswith("http"):
         return None
     experiment = client.get_run(run_id).info.experiment_id
@@ -114,13 +123,39 @@ def _create(client: Any, run: Run) -> str:
         experiment_id = client.create_experiment(tracking.experiment, artifact_location=location)
     else:
         experiment_id = experiment.experiment_id
-    tags = {_NAME_TAG: config.name, "ogls.method": config.steer.recipe, "ogls.model": config.model.path}
+    tags = {_NAME_TAG: config.name, "ogls.method": config.method, "ogls.model": config.model.path}
+    tags |= {"ogls.version": str(code()["version"]), "mlflow.source.name": "ogls train"}
+    if revision := code()["revision"]:
+        tags["mlflow.source.git.commit"] = revision
     run_id = str(client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id)
     run.records.write_json(_MEMORY, {"uri": without_secrets(tracking.uri), "run_id": run_id})
     for key, value in flatten(config.model_dump(mode="json", exclude={"tracking", "execution"})):
         client.log_param(run_id, key, without_secrets(str(value))[:_MOST_PARAM])
     client.log_text(run_id, without_secrets(to_toml(config)), "config.toml")
+    client.log_inputs(run_id, [_dataset(run, split, source) for split, source in _sources(config).items()])
     return run_id
+
+
+def _sources(config: RunConfig) -> dict[str, str]:
+    """Where each split of the problems comes from."""
+    return {"train": config.problems.source} | {b.name: b.source for b in config.evaluate.benchmarks}
+
+
+def _dataset(run: Run, split: str, source: str) -> Any:
+    """One split of the run's problems as MLflow lists it, with the digest of what is in it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    problems = run.problems(split)
+    columns = [{"name": name, "type": "string"} for name in ("problem_id", "problem", "solution", "answer")]
+    dataset = Dataset(
+        name=f"{Path(source).stem}-{split}",
+        digest=run.split_digest(split),
+        source_type="ogls-sd",
+        source=json.dumps({"source": without_secrets(source)}),
+        schema=json.dumps({"mlflow_colspec": columns}),
+        profile=json.dumps({"num_rows": len(problems)}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training" if split == "train" else "evaluation")])
 
 
 def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
@@ -132,6 +167,8 @@ def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
         "steer/kl": row.kl,
         **{f"style/{name}": value for name, value in row.style.items()},
         "train/rate": row.health.get("rate"),
+        "train/groups": row.groups,
+        **{f"tokens/{stage}": tokens for stage, tokens in row.tokens.items()},
         **{f"seconds/{stage}": seconds for stage, seconds in row.seconds.items()},
         **{f"evaluate/{n}": v for n, v in (row.summary or {}).items() if isinstance(v, float)},
     }
@@ -141,6 +178,7 @@ def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
     metrics = [Metric(n, float(v), now, row.round) for n, v in values.items() if v is not None]
     if row.round and run.records.manifest("updates", row.round):
         _log_adapter(client, run_id, run, row.round)
+        _register(client, run_id, run, row)
     # The mark comes last: a round cut off half-way is logged again rather than left out.
     client.log_batch(run_id, metrics=[*metrics, Metric("rounds_logged", row.round, now, row.round)])
 
@@ -160,3 +198,65 @@ def _log_adapter(client: Any, run_id: str, run: Run, round_: int) -> None:
             if name not in ("optimizer.safetensors", "ema.safetensors"):
                 Path(folder, name).write_bytes(run.attachment(round_, name))
         client.log_artifacts(run_id, folder, f"adapters/round={round_:03d}")
+
+
+def _register(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
+    """The round's adapter as a version of the registered model, once, and the alias `best` where health has it."""
+    from mlflow.exceptions import MlflowException
+
+    name = run.config.tracking.registered_model.replace("{run}", run.config.name)
+    if not name:
+        return
+    try:
+        client.create_registered_model(name, tags={_NAME_TAG: run.config.name, "ogls.model": run.config.model.path})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions = {
+        int(v.tags[_ROUND_TAG]): v.version
+        for v in client.search_model_versions(f"name='{name}'")
+        if v.run_id == run_id and _ROUND_TAG in v.tags
+    }
+    if row.round not in versions:
+        tags = {_ROUND_TAG: str(row.round), _NAME_TAG: run.config.name}
+        if row.summary:
+            tags[_ACCURACY_TAG] = str(row.summary["accuracy"])
+        source = f"runs:/{run_id}/adapters/round={row.round:03d}"
+        made = client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0)
+        versions[row.round] = made.version
+    best = row.health.get("best")
+    if best in versions and _beats(client, name, run_id, first_summary(run.records, best)["accuracy"]):
+        client.set_registered_model_alias(name, "best", versions[best])
+
+
+def _beats(client: Any, name: str, run_id: str, accuracy: float) -> bool:
+    """Whether this run's best may have the alias: another run that shares the registered model may be better."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        holder = client.get_model_version_by_alias(name, "best")
+    except MlflowException:
+        return True  # nobody has it yet
+    return bool(holder.run_id == run_id or float(holder.tags.get(_ACCURACY_TAG, 0)) < accuracy)
+
+
+def _log_report(client: Any, run_id: str, run: Run, round_: int) -> None:
+    """The report of the whole run, once it is over."""
+    if over(run, round_) and (page := read_report(run)):
+        client.log_text(run_id, page, REPORT_ARTIFACT)
+
+
+def _watch_system(run_id: str, config: RunConfig) -> None:
+    """Log the machine's use from now until `_end`."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    if config.tracking.system_metrics and run_id not in _monitors:
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=config.tracking.uri)
+        _monitors[run_id] = monitor
+        monitor.start()
+
+
+def _end(client: Any, run_id: str, status: str) -> None:
+    if monitor := _monitors.pop(run_id, None):
+        monitor.finish()
+    client.set_terminated(run_id, status)

@@ -42,6 +42,8 @@ SMALL = (
     "evaluate.batch_size=32",
     "evaluate.bootstrap=100",
     "tracking.enabled=false",
+    "tracking.report=off",
+    "tracking.system_metrics=false",
 )
 
 

@@ -61,7 +61,7 @@ def token_view(
     shown.sort(key=lambda r: order[r["round"], r["problem_id"], r["sample"]])
     return {
         "run": run.config.name,
-        "method": run.config.steer.recipe if run.config.has_teacher else run.config.train.objective,
+        "method": run.config.method,
         "model": run.config.model.path,
         "points": [vars(p) | {"weights": dict(p.weights)} for p in viewer.points],
         "base": "base" if run.config.has_teacher else "student",

@@ -104,6 +104,12 @@ def heed(run: Run, round_: int) -> None:
         raise Collapse(f"{manifest.metrics['notice']}. To go on all the same, change [health] and run it again")
 
 
+def over(run: Run, round_: int) -> bool:
+    """Whether this is the run's last round: no more are wanted, or its health has decided to stop."""
+    manifest = run.records.manifest("health", round_)
+    return round_ >= run.config.rounds or bool(manifest and manifest.metrics["state"] == "stop")
+
+
 def adapter_place(run: Run, round_: int) -> str:
     """Where the adapter of a round lies, in words."""
     return f"its adapter: {run.records.url(run.records.folder(POLICY, round_))}" if round_ else "the base model"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import re
 import time
 from collections import Counter
@@ -12,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rich.console
 from flowing import tracked
 
 from flows.evaluate import evaluate_flow
 from flows.train import train_flow
 from ogls.config import RunConfig
 from ogls.errors import Collapse, DataError, RunLocked, StoreError
+from ogls.htmlreport import read_report, write_report
+from ogls.revision import code
 from ogls.run import Run
 from tasks.live import UNITS
+from tasks.progress import watch
 from tasks.stages import _place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -68,9 +74,11 @@ def trained(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> t
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPO)
         root = tmp_path_factory.mktemp("flow")
-        train_flow(tracked(root, "name=flow-test", "rounds=1"))
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
+        watched = ("name=flow-test", "tracking.report=tokens", "tracking.system_metrics=true")
+        train_flow(tracked(root, *watched, "rounds=1"))
         first = newest_flow_run("train flow-test")
-        config = tracked(root, "name=flow-test", "rounds=2")
+        config = tracked(root, *watched, "rounds=2")
         train_flow(config)
     return config, first, newest_flow_run("train flow-test")
 
@@ -85,6 +93,7 @@ def test_a_run_is_readable_in_the_ui(trained: tuple) -> None:
         "evaluate r000",
         "health r000",
         "publish r000",
+        "report",
         *(f"{n} r{r:03d}" for r in (1, 2) for n in ROUND),
     ]
     assert names == Counter(wanted)
@@ -156,9 +165,9 @@ def test_another_version_of_the_code_is_said_or_refused(
 ) -> None:
     config = tracked(tmp_path, "name=older", "rounds=0")
     train_flow(config)
-    monkeypatch.setattr("ogls.store.version", lambda _: "99.0")
+    monkeypatch.setattr("ogls.store.code", lambda: {"version": "99.0", "revision": None})
     refusing = tracked(tmp_path, "name=older", "rounds=0", "execution.other_version=refuse")
-    with pytest.raises(StoreError, match=r"last carried out by ogls-sd 0\.1\.0, and this is 99\.0; install that one"):
+    with pytest.raises(StoreError, match=r"last carried out by ogls-sd 0\.2\.0, and this is 99\.0; install that one"):
         train_flow(refusing)
     train_flow(config)
     assert "this is 99.0: finished stages stay as they are" in watched.readouterr().out
@@ -190,6 +199,87 @@ def test_mlflow_has_parameters_configuration_and_adapters(trained: tuple) -> Non
     local = client.download_artifacts(run.info.run_id, "adapters/round=002/adapter_model.safetensors")
     assert Path(local).read_bytes() == Run(config).attachment(2, "adapter_model.safetensors")
     assert 'name = "flow-test"' in Path(client.download_artifacts(run.info.run_id, "config.toml")).read_text()
+
+
+def only_run(config: RunConfig) -> tuple[Any, Any]:
+    """A client, and the one MLflow run of a configuration."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("ogls-sd").experiment_id])
+    return client, run
+
+
+def test_mlflow_has_the_data_and_what_ran_it(trained: tuple) -> None:
+    config, _, _ = trained
+    _, run = only_run(config)
+    inputs = {i.dataset.name: i for i in run.inputs.dataset_inputs}
+    assert set(inputs) == {"train-train", "test-tiny"}
+    for split, name, context in (("train", "train-train", "training"), ("tiny", "test-tiny", "evaluation")):
+        assert inputs[name].dataset.digest == Run(config).split_digest(split)
+        assert json.loads(inputs[name].dataset.profile) == {"num_rows": len(Run(config).problems(split))}
+        assert [t.value for t in inputs[name].tags] == [context]
+    tags = run.data.tags
+    assert (tags["ogls.method"], tags["ogls.model"], tags["ogls.run"]) == ("ogls-sd", "data/tiny/model", "flow-test")
+    assert tags.get("mlflow.source.git.commit") == code()["revision"]
+    groups = {name.split("/")[0] for name in run.data.metrics if "/" in name}
+    assert groups == {"evaluate", "train", "steer", "style", "seconds", "tokens", "system"}
+    assert metrics_of(config, "tokens/sample")[0][1] > 0
+    assert metrics_of(config, "system/cpu_utilization_percentage")
+
+
+def test_adapters_are_versions_of_a_model_that_plain_peft_loads(
+    trained: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config, _, _ = trained
+    client, _ = only_run(config)
+    versions = client.search_model_versions("name='ogls-sd-flow-test'")
+    assert sorted(int(v.tags["ogls.round"]) for v in versions) == [1, 2]  # each once, although the run was resumed
+    best = Run(config).records.manifest("health", 2).metrics["best"]
+    assert client.get_model_version_by_alias("ogls-sd-flow-test", "best").tags["ogls.round"] == str(best)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", config.tracking.uri)
+    mlflow.set_tracking_uri(config.tracking.uri)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    for address, round_ in (("models:/ogls-sd-flow-test@best", best), ("models:/ogls-sd-flow-test/latest", 2)):
+        folder = mlflow.artifacts.download_artifacts(address)
+        base = AutoModelForCausalLM.from_pretrained(config.model.path)
+        loaded = PeftModel.from_pretrained(base, folder)
+        policy = Run(config).policy(round_)
+        with torch.inference_mode():
+            wanted = policy.logits(policy.hidden(ids).last_hidden_state)
+            assert torch.allclose(loaded(input_ids=ids).logits, wanted, atol=1e-5)
+
+
+def test_the_report_is_in_mlflow_and_linked_from_the_last_round(trained: tuple) -> None:
+    config, _, _ = trained
+    client, run = only_run(config)
+    page = Path(client.download_artifacts(run.info.run_id, "report/report.html")).read_text()
+    assert page == read_report(Run(config))
+    assert "OGLS-SD: flow-test" in page
+    artifacts = {a.key: a.data for a in from_server("read_artifacts") if a.key and a.key.startswith("flow-test-r0")}
+    assert "The report of the whole run" in artifacts["flow-test-r002"]
+    assert "The report" not in artifacts["flow-test-r000"]
+    before = Path(Run(config).records.url("report.html")).stat().st_mtime_ns
+    write_report(Run(config))  # nothing has come since: it stays
+    assert Path(Run(config).records.url("report.html")).stat().st_mtime_ns == before
+
+
+def test_a_report_that_fails_leaves_the_training_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> str:
+        raise OSError("no room")
+
+    monkeypatch.setattr("ogls.htmlreport.write_report", broken)
+    watched = rich.console.Console(file=io.StringIO(), width=200)
+    watch(watched)
+    train_flow(tracked(tmp_path, "name=unreported", "rounds=1", "tracking.enabled=false", "tracking.report=plain"))
+    watch(None)
+    assert "no report (OSError: no room); `ogls report unreported` makes it" in watched.file.getvalue()
+    assert newest_flow_run("train unreported").state_name == "Completed"
 
 
 def test_style_and_health_are_numbers_and_tags(trained: tuple) -> None:

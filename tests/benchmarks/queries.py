@@ -1,0 +1,138 @@
+"""How long the named queries take, and what memory, from ten thousand to a million rollouts.
+
+    python tests/benchmarks/queries.py OUT [ROLLOUTS ...]
+
+Writes OUT/queries.parquet (a row a query and size), OUT/queries.svg and OUT/queries.md. Every size is measured in a
+process of its own; a time is the median of three. Two ratios are taken at each size, in the same process: a question
+with every table's view made first, and the table `steered` computed from targets, as before schema version 3.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SIZES = (10_000, 32_000, 100_000, 320_000, 1_000_000)
+
+
+def measure(root: str) -> dict[str, Any]:
+    """Seconds by query, the listing, ratios, and the peak of resident memory, over one store."""
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+    from ogls.query import define, named_queries
+    from ogls.store import Store
+
+    store = Store(root)
+    seconds = {name: timed(lambda sql=sql: store.sql(sql)) for name, sql in named_queries().items()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds["(ogls runs)"] = timed(lambda: CliRunner().invoke(app, ["runs", "--root", root]))
+    older = (files("ogls") / "sql" / "older" / "steered.sql").read_text().replace("{targets}", "FROM targets")
+    most = "SELECT max(kl) FROM "
+
+    def every_view() -> None:
+        import duckdb
+
+        with duckdb.connect() as con:
+            define(con, store)
+            con.sql(named_queries()["rounds"]).to_arrow_table()
+
+    ratios = {
+        "every view made first": timed(every_view) / seconds["rounds"],
+        "rollouts' sums from targets": timed(lambda: store.sql(f"{most} ({older})"))
+        / timed(lambda: store.sql(f"{most} steered")),
+    }
+    return {"seconds": seconds, "ratios": ratios, "peak_mib": peak}
+
+
+def timed(question: Callable[[], object]) -> float:
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        question()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def main(out: Path, sizes: list[int]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    rows, ratios = [], {}
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            here = [sys.executable, str(Path(__file__))]
+            subprocess.run(
+                [sys.executable, str(Path(__file__).with_name("generate.py")), folder, str(size)], check=True
+            )
+            done = subprocess.run([*here, "--measure", folder], check=True, capture_output=True, text=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        ratios[size] = found["ratios"]
+        rows += [
+            {"rollouts": size, "query": name, "seconds": s, "peak_mib": found["peak_mib"]}
+            for name, s in found["seconds"].items()
+        ]
+        print(size, found, flush=True)
+    pq.write_table(pa.Table.from_pylist(rows), out / "queries.parquet")
+    (out / "queries.svg").write_text(figure(rows))
+    (out / "queries.md").write_text(page(rows, ratios))
+
+
+def figure(rows: list[dict[str, Any]]) -> str:
+    import io
+
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from ogls.figures import line_style
+
+    last = max(r["rollouts"] for r in rows)
+    slowest = sorted((r for r in rows if r["rollouts"] == last), key=lambda r: -r["seconds"])[:6]
+    with mpl.rc_context({"svg.hashsalt": "queries", "svg.fonttype": "none"}):
+        drawn = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = drawn.subplots()
+        for name in {r["query"] for r in rows} - {r["query"] for r in slowest}:
+            mine = [r for r in rows if r["query"] == name]
+            axes.plot([r["rollouts"] for r in mine], [r["seconds"] for r in mine], color="#bbbbbb", linewidth=0.8)
+        for number, top in enumerate(slowest):
+            mine = [r for r in rows if r["query"] == top["query"]]
+            axes.plot([r["rollouts"] for r in mine], [r["seconds"] for r in mine], **line_style(number, top["query"]))
+        axes.axhline(2, color="#555555", linestyle=":", label="two seconds")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("rollouts in the store, all distilled")
+        axes.set_ylabel("seconds a question")
+        axes.legend(fontsize=8)
+        sink = io.StringIO()
+        drawn.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
+    return sink.getvalue()
+
+
+def page(rows: list[dict[str, Any]], ratios: dict[int, dict[str, float]]) -> str:
+    sizes = list(dict.fromkeys(r["rollouts"] for r in rows))
+    by = {(r["query"], r["rollouts"]): r["seconds"] for r in rows}
+    peaks = {r["rollouts"]: r["peak_mib"] for r in rows}
+    lines = ["| seconds | " + " | ".join(f"{s:,}" for s in sizes) + " |", "| --- |" + " ---: |" * len(sizes)]
+    for name in dict.fromkeys(r["query"] for r in rows):
+        lines.append(f"| {name} | " + " | ".join(f"{by[name, s]:.2f}" for s in sizes) + " |")
+    lines.append("| peak memory of all, MiB | " + " | ".join(f"{peaks[s]:.0f}" for s in sizes) + " |")
+    for name in next(iter(ratios.values())):
+        lines.append(f"| *{name}: times as long* | " + " | ".join(f"{ratios[s][name]:.1f}" for s in sizes) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--measure":
+        print(json.dumps(measure(sys.argv[2])))
+    else:
+        main(Path(sys.argv[1]), [int(a) for a in sys.argv[2:]] or list(SIZES))

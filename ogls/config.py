@@ -141,6 +141,13 @@ class VerifyConfig(Section):
     memory_mb: int = setting(2048, "Address space of a worker, in MiB.", ge=512)
     tail_chars: int = setting(2000, "Only so many last characters of a completion are looked at.", ge=64)
     require_boxed: bool = setting(True, r"Take answers from \boxed{} or #### only, not from loose text.")
+    checker: str = setting(
+        "",
+        "A function of your own, module:name, that judges in place of math-verify: (answer, expected) -> bool. It runs "
+        "in the same guarded worker processes; the module may lie in the working directory.",
+        later=True,
+        pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$",
+    )
     failed: tuple[Verdict, ...] = setting(
         ("incorrect", "no_answer", "truncated"),
         "Verdicts that make a rollout a failure; any other but correct leaves it out of every pool.",

@@ -103,7 +103,7 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
 
 
 def canonical(*parts: Any) -> str:
-    """Deterministic JSON of configuration parts, operational fields left out."""
+    """Deterministic JSON of configuration parts, without what decides no result."""
     return json.dumps([_plain(p) for p in parts], sort_keys=True, separators=(",", ":"))
 
 
@@ -115,7 +115,7 @@ def fingerprint(*parts: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
-        return {name: _plain(getattr(value, name)) for name in fields if not _operational(fields[name])}
+        return {name: _plain(getattr(value, name)) for name in fields if _decides(fields[name], getattr(value, name))}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -123,8 +123,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _operational(field: Any) -> bool:
-    return bool((field.json_schema_extra or {}).get("operational"))
+def _decides(field: Any, value: Any) -> bool:
+    """Whether a field is part of what decides results (see `section`)."""
+    extra = field.json_schema_extra or {}
+    return not (extra.get("operational") or (extra.get("later") and value == field.default))
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

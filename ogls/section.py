@@ -1,7 +1,8 @@
 """What every part of a configuration is: a frozen model with described fields that refuses unknown keys.
 
 Fields marked *operational* say how a run is carried out or watched, not what it computes: they may change between
-the start of a run and its resumption, and no fingerprint contains them.
+the start of a run and its resumption, and no fingerprint contains them. Fields marked *later* came in a later release
+than the first: at their default they are in no fingerprint either, so that runs begun before are still the same runs.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 
-def setting(default: Any, description: str, *, operational: bool = False, **bounds: Any) -> Any:
+def setting(default: Any, description: str, *, operational: bool = False, later: bool = False, **bounds: Any) -> Any:
     """A described field; `bounds` are pydantic's (`ge`, `gt`, `le`, `pattern`, ...)."""
-    return Field(default, description=description, json_schema_extra={"operational": operational}, **bounds)
+    extra: dict[str, Any] = {"operational": operational, "later": later}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
 class Section(BaseModel):

@@ -16,10 +16,12 @@ from concurrent.futures import BrokenExecutor, CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any
 
 from ogls.config import Verdict, VerifyConfig
+from ogls.errors import ConfigError
 
 _INNER_SECONDS = 1  # math-verify's own alarm, per parse and comparison: cheaper than killing a worker
 _TASKS_PER_WORKER = 5000  # sympy's caches grow
@@ -111,7 +113,8 @@ class Verifier:
         again: list[tuple[str, str]] = []
         if not self._pool.active:
             self._renew_pool()
-        futures = [self._pool.schedule(_equal, args=list(p), timeout=self.config.timeout_seconds) for p in pairs]
+        judge = partial(_checked, self.config.checker) if self.config.checker else _equal
+        futures = [self._pool.schedule(judge, args=list(p), timeout=self.config.timeout_seconds) for p in pairs]
         for place, (pair, future) in enumerate(zip(pairs, futures, strict=True)):
             try:
                 verdicts[pair] = (
@@ -134,6 +137,14 @@ class Verifier:
             progress()
         return again
 
+    def try_checker(self) -> None:
+        """Raise ConfigError if the checker of the configuration cannot be loaded where it is to run."""
+        if self.config.checker:
+            try:
+                self._pool.schedule(_load, args=[self.config.checker]).result(_STALL_SECONDS)
+            except Exception as error:  # whatever importing somebody's module raises
+                raise ConfigError(f"verify.checker: cannot load {self.config.checker}: {error}") from None
+
     def close(self) -> None:
         self._pool.stop()
         self._pool.join()
@@ -151,6 +162,11 @@ def shared(config: VerifyConfig) -> Verifier:
             # A finalizer and not atexit: a process that multiprocessing started runs only the former, and would
             # wait for ever for the workers at its end.
             Finalize(None, _shared[config].close, exitpriority=100)
+            try:
+                _shared[config].try_checker()
+            except ConfigError:
+                del _shared[config]
+                raise
         return _shared[config]
 
 
@@ -180,6 +196,9 @@ def _braced(text: str, start: int) -> str | None:
 # --- in the worker process ------------------------------------------------------------------------
 
 
+_checkers: dict[str, Callable[[str, str], object]] = {}  # of the user's own, by name
+
+
 def _limit_worker(memory_mb: int) -> None:
     import logging
     import resource
@@ -189,6 +208,27 @@ def _limit_worker(memory_mb: int) -> None:
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _load(checker: str) -> None:
+    """Import the user's function: the first time from the working directory too."""
+    import sys
+    from importlib import import_module
+
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    module, name = checker.split(":")
+    _checkers[checker] = getattr(import_module(module), name)
+
+
+def _checked(checker: str, answer: str, expected: str) -> bool:
+    """What the user's function says. Anything but True or False is an error of its own."""
+    if checker not in _checkers:
+        _load(checker)
+    said = _checkers[checker](answer, expected)
+    if not isinstance(said, bool):
+        raise TypeError(f"{checker} returned {said!r}, neither True nor False")
+    return said
 
 
 def _equal(answer: str, expected: str) -> bool:

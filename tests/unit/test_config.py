@@ -99,6 +99,15 @@ def test_named_recipes_are_the_table_of_the_design(recipe: str, weights: tuple) 
     assert (resolved.base, resolved.reference, resolved.correct, resolved.incorrect) == pytest.approx(weights)
 
 
+def test_a_field_that_came_later_changes_nothing_at_its_default() -> None:
+    config = build_config({"evaluate": {"benchmarks": [{}]}})
+    assert "checker" not in canonical(config)
+    before = json.loads(canonical(config))[0]
+    changed = build_config({"evaluate": {"benchmarks": [{}]}, "verify": {"checker": "mine:equal"}})
+    assert fingerprint(changed) != fingerprint(config)
+    assert differences(before, changed) == ["verify.checker: '(not set)' -> 'mine:equal'"]
+
+
 def test_operational_fields_leave_fingerprint_and_differences_alone() -> None:
     config = load_config(TINY)
     moved = load_config(TINY, ["root=s3://elsewhere", "rounds=99", "tracking.enabled=false", "verify.workers=7"])

@@ -6,12 +6,14 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import REPO
 
 from ogls.config import VerifyConfig
-from ogls.verify import Case, Verifier, find_answer
+from ogls.errors import ConfigError
+from ogls.verify import Case, Verifier, find_answer, shared
 
 GSM8K = REPO.parent / "shared" / "data" / "gsm8k"
 LIMIT = 3.0
@@ -143,3 +145,24 @@ def test_all_gsm8k_references_are_correct(verifier: Verifier) -> None:
     assert {j.verdict for j in verifier.judge(cases)} == {"correct"}
     wrong = [Case(c.text, "stop", f"{c.expected}1") for c in cases[:500]]
     assert "correct" not in {j.verdict for j in verifier.judge(wrong)}
+
+
+def test_a_checker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_checker.py").write_text(
+        "def same_letters(answer, expected):\n"
+        "    if answer == 'odd': return 'maybe'\n"
+        "    return sorted(answer) == sorted(expected)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    verifier = shared(VerifyConfig(workers=1, checker="my_checker:same_letters"))
+    cases = [Case(f"so \\boxed{{{a}}}", "stop", "tea") for a in ("eat", "eaten", "odd")]
+    assert [j.verdict for j in verifier.judge(cases)] == ["correct", "incorrect", "error"]
+    assert verifier.usable(["tea"]) == [True]
+
+
+@pytest.mark.parametrize(
+    ("checker", "said"), [("nobody:f", "No module named 'nobody'"), ("json:f", "no attribute 'f'")]
+)
+def test_a_checker_that_is_not_there(checker: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"verify\.checker: cannot load {checker}: .*{said}"):
+        shared(VerifyConfig(workers=1, checker=checker))

@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test check fast soak docs clean
+.PHONY: setup quickstart test check fast soak docs bench-queries clean
 
 setup: $(READY)
 
@@ -35,8 +35,12 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-docs: $(READY)  ## generate data/README.md from ogls/records.py
+docs: $(READY)  ## generate data/README.md from ogls/records.py, and the site into docs/site
 	$(BIN)/python -m ogls.dictionary > data/README.md
+	$(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
+
+bench-queries: $(READY)  ## named queries over up to a million generated rollouts, some fifteen minutes; not in CI
+	$(BIN)/python tests/benchmarks/queries.py docs/measured
 
 clean:  ## the environment and caches; runs in data/ stay
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .import_linter_cache

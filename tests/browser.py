@@ -38,7 +38,7 @@ def open_browser() -> Iterator[Page]:
         page.on("dialog", lambda d: (wrong.append(f"dialog: {d.message}"), d.dismiss()))
         yield page
         browser.close()
-    assert not wrong
+    assert not wrong, wrong
 
 
 def _allowed(url: str) -> bool:

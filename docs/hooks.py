@@ -1,0 +1,121 @@
+"""Pages that are generated: settings from `config.py`, tables from `records.py`, commands from the command line, and
+the studies' and benchmarks' results from where they are kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the generated pages."""
+    generated = {
+        "reference/config.md": settings(),
+        "reference/tables.md": tables(),
+        "reference/commands.md": commands(),
+        "studies.md": studies(),
+    }
+    for uri, content in generated.items():
+        files.append(File.generated(config, uri, content=content))
+    for study in ("family", "terse"):
+        path = REPO / "data" / "studies" / study / "curves.png"
+        files.append(File.generated(config, f"images/{study}.png", abs_src_path=str(path)))
+    queries = REPO / "docs" / "measured" / "queries.svg"
+    files.append(File.generated(config, "images/queries.svg", abs_src_path=str(queries)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Put measured tables where a page has their name."""
+    if page.file.src_uri == "scale.md":
+        return markdown.replace("{{ table }}", (REPO / "docs" / "measured" / "queries.md").read_text())
+    return markdown
+
+
+def settings() -> str:
+    """Every setting, section by section."""
+    from ogls.config import RunConfig
+
+    lines = ["# Configuration\n", "Generated from `ogls/config.py`. A file may begin from another"]
+    lines.append('(`extends = "tiny.toml"`), and `--set section.key=value` overrides anything.')
+    lines.append("*Operational* settings change no result: a run may be resumed with others.\n")
+    lines.append("`ogls config FILE` prints every value in force.\n")
+    for title, section in _sections("", RunConfig):
+        lines += [f"## {title or 'The run'}\n", f"{(section.__doc__ or '').strip()}\n"]
+        lines += ["| setting | type | default | what it is |", "| --- | --- | --- | --- |"]
+        for name, field in section.model_fields.items():
+            if not _is_section(field.annotation):
+                kind = " *Operational.*" if (field.json_schema_extra or {}).get("operational") else ""
+                about = (field.description or "").replace("|", "\\|")
+                lines.append(f"| `{name}` | {_type(field.annotation)} | {_default(field.default)} | {about}{kind} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _sections(path: str, section: Any) -> Iterator[tuple[str, Any]]:
+    yield path and f"[{path}]", section
+    for name, field in section.model_fields.items():
+        if _is_section(field.annotation):
+            yield from _sections(f"{path}.{name}".strip("."), field.annotation)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and hasattr(annotation, "model_fields")
+
+
+def _type(annotation: Any) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", lambda m: m[1].replace("'", "").replace(", ", " or "), text)
+    return re.sub(r"\b(ogls\.\w+|typing)\.", "", text).replace("|", "or")
+
+
+def _default(value: Any) -> str:
+    if value is None or value == "" or value == ():
+        return "none"
+    if isinstance(value, str) and len(value) > 60:
+        return "see `ogls config`"
+    if isinstance(value, tuple):
+        return "<br>".join(f"`{v}`" for v in value) if all(isinstance(v, str) for v in value) else "see `ogls config`"
+    return f"`{value}`"
+
+
+def tables() -> str:
+    """The data dictionary, under a title of the site's."""
+    from ogls.dictionary import data_dictionary
+
+    return data_dictionary().replace("# The data\n", "# Tables\n", 1)
+
+
+def commands() -> str:
+    """Every command with its arguments and options, as the command line itself has them."""
+    import typer
+
+    from flows.cli import app
+
+    group: Any = typer.main.get_command(app)
+    lines = ["# Commands\n", "Generated from the command line: `ogls COMMAND --help` says the same.\n"]
+    for name, command in group.commands.items():
+        lines += [f"## ogls {name}\n", f"{(command.help or '').strip()}\n", "| | | default |", "| --- | --- | --- |"]
+        for parameter in command.params:
+            if parameter.name == "help":
+                continue
+            spelled = " ".join([*parameter.opts, *parameter.secondary_opts])
+            spelled = spelled if spelled.startswith("-") else (parameter.metavar or spelled).upper()
+            about = (getattr(parameter, "help", None) or "").replace("|", "\\|")
+            default = "" if parameter.default in (None, "", False) or callable(parameter.default) else parameter.default
+            lines.append(f"| `{spelled}` | {about} | {default} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def studies() -> str:
+    """The write-up of the studies, its figures beside it."""
+    text = (REPO / "data" / "studies" / "README.md").read_text()
+    text = re.sub(r"\((family|terse)/curves\.png\)", r"(images/\1.png)", text)
+    return re.sub(r"\[([^\]]+)\]\((family|terse)/README\.md\)", r"\1 (`data/studies/\2`)", text)

@@ -67,6 +67,9 @@ def _next_steps(config: Any) -> list[str]:
         local = f"{here}mlflow ui --backend-store-uri {uri} --port 5000, then open http://127.0.0.1:5000"
         lines.append(f"open MLflow:                 {local if uri.startswith('sqlite:') else 'open ' + uri}")
     root = "" if config.root == "data/runs" else f" --root {config.root}"
+    if config.tracking.report != "off":
+        lines.append(f"read its report:             open {config.root}/{config.name}/report.html in a browser")
+    lines.append(f"read its tokens:             {here}ogls view {config.name}{root}")
     return [*lines, f"query it:                    {here}ogls query --name rounds --run {config.name}{root}"]
 
 

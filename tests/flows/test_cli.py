@@ -162,7 +162,8 @@ def test_train_interrupted_killed_and_finished_by_the_same_command(tmp_path: Pat
     assert "r005  accuracy" in done.stderr
     assert "run cli" in done.stdout
     next_steps = [line.strip() for line in done.stdout.split("What next:")[1].strip().splitlines()]
-    assert [line.split(":")[0] for line in next_steps] == ["watch it in the Prefect UI", "open MLflow", "query it"]
+    asked = ["watch it in the Prefect UI", "open MLflow", "read its tokens", "query it"]
+    assert [line.split(":")[0] for line in next_steps] == asked
 
     from mlflow.tracking import MlflowClient
 

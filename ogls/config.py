@@ -122,15 +122,41 @@ class SamplingConfig(Section):
     temperature: float = setting(1.0, "Sampling temperature; 0 is greedy.", ge=0)
     top_p: float = setting(1.0, "Nucleus: smallest set of tokens with this probability.", gt=0, le=1)
     top_k: int = setting(0, "Draw from the so many likeliest tokens only; 0 from all.", ge=0)
+    min_p: float = setting(
+        0.0,
+        "Only tokens with at least this share of the likeliest one's probability are drawn.",
+        ge=0,
+        le=1,
+        later=True,
+    )
     max_tokens: int = setting(8192, "Longest completion, in tokens.", ge=1)
     batch_size: int = setting(256, "Completions sampled together; also the rows of a shard.", ge=1)
+
+
+class VllmConfig(Section):
+    """The vLLM engine. Nothing here changes a result beyond rounding."""
+
+    gpu_memory: float = setting(0.85, "Share of a GPU's memory that it takes.", gt=0, le=1, operational=True)
+    cpu_cache_gib: int = setting(1, "GiB of key-value cache on a CPU.", ge=1, operational=True)
+    max_sequences: int = setting(256, "Most completions decoded at once.", ge=1, operational=True)
+    batched_tokens: int = setting(16384, "Most tokens in one step of the engine.", ge=1, operational=True)
+    prompt_tokens: int = setting(2048, "Room for a prompt beside the longest completion.", ge=1, operational=True)
+    tensor_parallel: int = setting(1, "GPUs that one engine is spread over.", ge=1, operational=True)
+    stall_seconds: float = setting(
+        3600.0, "Wall limit of one batch; an engine that takes longer is taken for hung.", gt=0, operational=True
+    )
 
 
 class RolloutConfig(SamplingConfig):
     """Sampling of training rollouts; `samples` is the group size G."""
 
     samples: int = setting(8, "Group size G: rollouts a problem.", ge=2)
-    engine: Literal["transformers"] = setting("transformers", "What samples.")
+    engine: Literal["transformers", "vllm", "auto"] = setting(
+        "transformers",
+        "What samples, in training and evaluation. auto: vllm where it is installed and there is CUDA, else "
+        "transformers.",
+    )
+    vllm: VllmConfig = setting(VllmConfig(), "The vLLM engine.", operational=True)
 
 
 class VerifyConfig(Section):
@@ -285,6 +311,12 @@ class TrainConfig(Section):
     epochs: int = setting(1, "Passes over the round's rollouts.", ge=1)
     batch_rollouts: int = setting(64, "Rollouts an optimizer step.", ge=1)
     micro_batch_tokens: int = setting(16384, "Most tokens (padding included) in one forward pass.", ge=1)
+    head_tokens: int = setting(
+        1024, "Tokens whose full-vocabulary logits are alive at once, forward and backward.", ge=1, operational=True
+    )
+    gradient_checkpointing: bool = setting(
+        False, "Keep no activations within a layer, and run it again in the backward pass.", operational=True
+    )
     learning_rate: float = setting(1e-4, "AdamW learning rate, constant after warm-up.", gt=0)
     warmup_steps: int = setting(0, "Optimizer steps over which the rate rises linearly, once a run.", ge=0)
     weight_decay: float = setting(0.0, "AdamW weight decay.", ge=0)

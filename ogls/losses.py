@@ -24,14 +24,12 @@ _LEAST_TAIL = 1e-30  # keeps log(tail mass) finite where a target's fp32 tail un
 
 @dataclass(frozen=True)
 class LossInputs:
-    """One micro-batch: N distilled tokens and M tail tokens, as the student's logits and what they are held to."""
+    """N distilled tokens, as the student's logits and the target that they are held to."""
 
     logits: Float[Tensor, "N V"]
     target_ids: Int[Tensor, "N K"] | None  # None: target_logprobs cover the vocabulary
     target_logprobs: Float[Tensor, "N B"]  # B = K, or V without ids
     target_tail: Float[Tensor, " N"] | None
-    tail_logits: Float[Tensor, "M V"]
-    tail_ids: Int[Tensor, " M"]
 
 
 @dataclass(frozen=True)
@@ -44,14 +42,6 @@ class PolicyInputs:
     advantages: Float[Tensor, " N"]
 
 
-@dataclass(frozen=True)
-class LossOutput:
-    """Per-token losses, so that the caller may normalise over a batch of any split."""
-
-    token_loss: Float[Tensor, " N"]
-    tail_nll: Float[Tensor, " M"]
-
-
 def distillation(
     inputs: LossInputs,
     kind: str,
@@ -59,8 +49,8 @@ def distillation(
     tail_bucket: bool = True,
     token_clip: float = 0.0,
     pointwise_clip: float = 0.0,
-) -> LossOutput:
-    """The divergence of every distilled token and the NLL of every tail token.
+) -> Float[Tensor, " N"]:
+    """The divergence of every distilled token, so that the caller may normalise over a batch of any split.
 
     Without `tail_bucket` both distributions are renormalised on the support. `token_clip` bounds a token's
     divergence after its sum. `pointwise_clip` bounds each term of the forward KL, as OPSD does: its gradient is
@@ -79,7 +69,7 @@ def distillation(
         loss = divergence(kind, target, student, jsd_beta)
     if token_clip:
         loss = loss.clamp(max=token_clip)
-    return LossOutput(loss, nll(inputs.tail_logits, inputs.tail_ids))
+    return loss
 
 
 def divergence(

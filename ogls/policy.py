@@ -62,9 +62,9 @@ class Policy:
         import torch
 
         self.tokenizer = load_tokenizer(model)
-        self.device = _device(model)
+        self.device = device_of(model)
         self.kind = adapter.kind
-        causal = _load_causal(model).to(self.device).eval()
+        causal = load_causal(model).to(self.device).eval()
         self.head: Tensor = _plain_head(causal, model.path)
         self.context: int = getattr(causal.config.get_text_config(), "max_position_embeddings", 1 << 30)
         self.stop_ids = _stop_ids(causal, self.tokenizer)
@@ -125,6 +125,17 @@ class Policy:
         """The body's output; `last_hidden_state` [B, L, D] is what the head is applied to."""
         return self.body(input_ids=ids, attention_mask=mask, **more)
 
+    def checkpoint(self, on: bool) -> None:
+        """Whether the layers' activations are dropped in the forward pass and computed again in the backward one."""
+        if on:
+            self.body.gradient_checkpointing_enable({"use_reentrant": False})
+        for module in self.body.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = on
+            if hasattr(type(module), "gradient_checkpointing"):
+                # A layer looks at its own flag; what is in it stays in evaluation: no dropout.
+                module.training = on
+
     def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """The head's logits in fp32, whatever the model's type."""
         return (hidden.to(self.head.dtype) @ self.head.T).float()
@@ -145,7 +156,8 @@ def load_tokenizer(model: ModelConfig) -> Any:
     return tokenizer
 
 
-def _load_causal(model: ModelConfig) -> Any:
+def load_causal(model: ModelConfig) -> Any:
+    """The model as transformers loads it, on the CPU. Raises ModelError if it is not to be had."""
     import torch
     import transformers
 
@@ -167,7 +179,7 @@ def load_head(model: ModelConfig) -> Tensor:
 
     Nothing runs: that the head is a plain matrix was seen when the run was prepared.
     """
-    return _load_causal(model).get_output_embeddings().weight.detach().float().to(_device(model))
+    return load_causal(model).get_output_embeddings().weight.detach().float().to(device_of(model))
 
 
 def _unreachable(model: ModelConfig, error: Exception) -> str:
@@ -178,7 +190,8 @@ def _unreachable(model: ModelConfig, error: Exception) -> str:
     )
 
 
-def _device(model: ModelConfig) -> Any:
+def device_of(model: ModelConfig) -> Any:
+    """Where the model runs. Raises ModelError where CUDA is asked for and is not there."""
     import torch
 
     if model.device == "cuda" and not torch.cuda.is_available():
@@ -208,7 +221,30 @@ def _plain_head(causal: Any, path: str) -> Tensor:
 
 def _stop_ids(causal: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every stop id of the generation config and the tokenizer's eos."""
-    listed = causal.generation_config.eos_token_id if causal.generation_config else None
+    return _all_stops(causal.generation_config, tokenizer)
+
+
+def stop_ids_of(model: ModelConfig, tokenizer: Any) -> tuple[int, ...]:
+    """The same without loading the model."""
+    from transformers import GenerationConfig
+
+    try:
+        found = GenerationConfig.from_pretrained(model.path, revision=model.revision or "main")
+    except OSError:
+        found = None  # a model without the file: its tokenizer says
+    return _all_stops(found, tokenizer)
+
+
+def context_of(model: ModelConfig) -> int:
+    """The longest sequence that the model takes, in tokens, without loading it."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30))
+
+
+def _all_stops(generation: Any, tokenizer: Any) -> tuple[int, ...]:
+    listed = generation.eos_token_id if generation else None
     ids = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id} - {None}
     if not ids:
         raise ModelError("neither the generation config nor the tokenizer names a stop token")

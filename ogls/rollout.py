@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
-from ogls.config import ModelConfig, SamplingConfig
-from ogls.policy import Adapter, Policy
+from ogls.config import ModelConfig, RunConfig, SamplingConfig
+from ogls.policy import Adapter, Policy, device_of
 from ogls.prompts import Prompter
 from ogls.records import Completion, Problem, Request
 from ogls.seeds import derive_seed
@@ -18,6 +19,8 @@ class Sampler(Protocol):
     A completion depends on its request alone, not on what is sampled beside it (up to rounding in the
     model's own arithmetic). Log-probs are those of the policy at temperature 1, before top-p and top-k.
     """
+
+    restarts: int  # times that the engine died and was started anew
 
     @property
     def hash(self) -> str:
@@ -32,14 +35,36 @@ class Sampler(Protocol):
         """One completion a request, in their order."""
         ...
 
+    def rest(self) -> None:
+        """Nothing is sampled for a while: give back what memory can be given back."""
+        ...
 
-def make_sampler(engine: str, policy: Policy) -> Sampler:
-    """The engine of that name (`rollout.engine`)."""
-    if engine == "transformers":
+
+def engine_of(config: RunConfig) -> str:
+    """The engine that samples here: what `rollout.engine` says, with auto resolved."""
+    if config.rollout.engine != "auto":
+        return config.rollout.engine
+    there = find_spec("vllm") is not None and device_of(config.model).type == "cuda"
+    return "vllm" if there else "transformers"
+
+
+def make_sampler(engine: str, policy: Policy | None, config: RunConfig | None = None) -> Sampler:
+    """The engine of that name. transformers samples from `policy`; others load the model of `config` themselves."""
+    if engine == "transformers" and policy:
         from ogls.engines.transformers import TransformersSampler
 
         return TransformersSampler(policy)
+    if engine == "vllm" and config:
+        from ogls.engines.vllm import VllmSampler, require_vllm
+
+        require_vllm()
+        return VllmSampler(config)
     raise ValueError(f"no engine {engine}")
+
+
+def completion_of(token_ids: Sequence[int], logprobs: Sequence[float], text: str, stops: Collection[int]) -> Completion:
+    """A completion as every engine returns it."""
+    return Completion(tuple(token_ids), tuple(logprobs), text, "stop" if token_ids[-1] in stops else "length")
 
 
 def requests_for(

@@ -184,7 +184,6 @@ def score(
 
     State t of a rollout is the one whose logits predict its token t.
     """
-    import torch
 
     wanted: dict[tuple[int, ...], dict[tuple[int, ...], list[tuple[tuple[Key, Pool], float]]]] = {}
     for item in scored:  # equal contexts and equal rollouts are run once
@@ -195,14 +194,48 @@ def score(
     done, total = 0, sum(len(rows) for rows in wanted.values())
     for batch in _batches(list(wanted), [max(map(len, wanted[c])) for c in wanted], batch_tokens):
         pairs = [(i, tokens) for i, context in enumerate(batch) for tokens in wanted[context]]
-        with torch.inference_mode():
-            for (i, tokens), states in zip(pairs, continuations(policy, batch, pairs, batch_tokens), strict=True):
-                for slot, share in wanted[batch[i]][tokens]:
-                    part = states.float().cpu() * share
-                    means[slot] = means[slot] + part if slot in means else part
+        for (i, tokens), states in zip(pairs, _fitting(policy, batch, pairs, batch_tokens), strict=True):
+            for slot, share in wanted[batch[i]][tokens]:
+                part = states * share
+                means[slot] = means[slot] + part if slot in means else part
         done += len(pairs)
         progress(done, total)
     return means
+
+
+def _fitting(
+    policy: Policy, prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]], batch_tokens: int
+) -> list[Float[Tensor, "T D"]]:
+    """`continuations`, in fp32 on the CPU; where memory does not suffice, in halves, down to one of each.
+
+    Raises ModelError where a single prefix with a single continuation does not fit.
+    """
+    import torch
+
+    try:
+        with torch.inference_mode():
+            return [states.float().cpu() for states in continuations(policy, prefixes, pairs, batch_tokens)]
+    except torch.OutOfMemoryError:
+        pass  # outside the handler, so that what it holds is let go of
+    if policy.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(pairs) == 1:
+        size = len(prefixes[pairs[0][0]]) + len(pairs[0][1])
+        raise ModelError(f"no memory for one sequence of {size} tokens: lower teacher.exemplar_tokens or train.tokens")
+    half = len(pairs) // 2
+    return [
+        states
+        for part in (pairs[:half], pairs[half:])
+        for states in _fitting(policy, *_only_used(prefixes, part), batch_tokens)
+    ]
+
+
+def _only_used(
+    prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]]
+) -> tuple[list[Sequence[int]], list[tuple[int, Sequence[int]]]]:
+    """The prefixes that some pairs name, and the pairs as these are counted."""
+    used = list(dict.fromkeys(i for i, _ in pairs))
+    return [prefixes[i] for i in used], [(used.index(i), tokens) for i, tokens in pairs]
 
 
 def continuations(

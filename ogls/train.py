@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ogls.batching import Batch, TrainItem, collate, micro_batches
 from ogls.config import TrainConfig
 from ogls.errors import NonFiniteLoss
-from ogls.losses import LossInputs, LossOutput, PolicyInputs, distillation, nll, policy_gradient
+from ogls.losses import LossInputs, PolicyInputs, distillation, nll, policy_gradient
 from ogls.policy import Policy
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class Trainer:
         import torch
 
         self.policy, self.config = policy, config
+        policy.checkpoint(config.gradient_checkpointing)
         self.names = sorted(policy.parameters)
         self.optimizer = torch.optim.AdamW(
             [policy.parameters[n] for n in self.names], lr=config.learning_rate, weight_decay=config.weight_decay
@@ -63,12 +64,9 @@ class Trainer:
         token_loss = tail_nll = 0.0
         for micro in micro_batches(items, config.micro_batch_tokens):
             batch = collate(micro, self.policy.device)
-            out = self.losses(batch)
-            self._check_finite(batch, out)
-            token_losses = out.token_loss if batch.weights is None else out.token_loss * batch.weights
-            parts = token_losses.sum() / max(trained_weight, 1e-9), out.tail_nll.sum() / max(tail_tokens, 1)
-            (parts[0] + weight * parts[1]).backward()
-            token_loss, tail_nll = token_loss + parts[0].item(), tail_nll + parts[1].item()
+            scales = 1 / max(trained_weight, 1e-9), weight / max(tail_tokens, 1)
+            sums = self._backward(batch, *scales)
+            token_loss, tail_nll = token_loss + sums[0] * scales[0], tail_nll + sums[1] / max(tail_tokens, 1)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
         if not np.isfinite(norm):
             raise NonFiniteLoss(f"the gradient's norm is {norm} at step {self.step + 1}, in rollouts {_keys(items)}")
@@ -90,43 +88,59 @@ class Trainer:
             "tail_tokens": tail_tokens,
         }
 
-    def losses(self, batch: Batch) -> LossOutput:
-        """Per-token losses of a micro-batch; the head sees only the places that have one."""
-        policy = self.policy
-        hidden = policy.hidden(batch.ids, batch.mask).last_hidden_state
-        logits = policy.logits(hidden[batch.row, batch.place])
-        tail_logits = policy.logits(hidden[batch.tail_row, batch.tail_place])
+    def _backward(self, batch: Batch, token_scale: float, tail_scale: float) -> tuple[float, float]:
+        """Add a micro-batch's gradient; the sums of its token losses and of its tail NLLs.
+
+        The head is not trained, so all that the body has to know of the losses is their gradient by its states. It is
+        gathered a chunk of `train.head_tokens` tokens at a time: logits [*, V] of no more are ever alive, forward or
+        backward, and the head is run once.
+        """
+        import torch
+
+        hidden = self.policy.hidden(batch.ids, batch.mask).last_hidden_state
+        states, tail_states = hidden[batch.row, batch.place], hidden[batch.tail_row, batch.tail_place]
+        leaf, tail_leaf = states.detach().requires_grad_(), tail_states.detach().requires_grad_()
+        sums = [0.0, 0.0]
+        for part in _parts(len(leaf), self.config.head_tokens):
+            loss = self.token_losses(batch, part, leaf[part])
+            self._check_finite("loss", batch, loss, batch.row[part])
+            loss = loss if batch.weights is None else loss * batch.weights[part]
+            (loss.sum() * token_scale).backward()
+            sums[0] += loss.sum().item()
+        for part in _parts(len(tail_leaf), self.config.head_tokens):
+            tail = nll(self.policy.logits(tail_leaf[part]), batch.tail_ids[part])
+            self._check_finite("tail NLL", batch, tail, batch.tail_row[part])
+            (tail.sum() * tail_scale).backward()
+            sums[1] += tail.sum().item()
+        pairs = [(s, g.grad) for s, g in ((states, leaf), (tail_states, tail_leaf)) if g.grad is not None]
+        torch.autograd.backward([s for s, _ in pairs], [g for _, g in pairs])
+        return sums[0], sums[1]
+
+    def token_losses(self, batch: Batch, part: slice, states: Tensor) -> Tensor:
+        """The losses [n] of the trained tokens `part` of a micro-batch, from the student's states [n, D]."""
+        c, logits = self.config, self.policy.logits(states)
         if batch.old_logprobs is not None:
-            grpo = self.config.grpo
-            sampled = PolicyInputs(logits, batch.token_ids, batch.old_logprobs, batch.advantages)
-            surrogate = policy_gradient(sampled, grpo.clip_low, grpo.clip_high)
-            return LossOutput(surrogate, nll(tail_logits, batch.tail_ids))
-        full = batch.target_state
-        target = batch.target_logprobs if full is None else policy.logits(full)
-        inputs = LossInputs(
-            logits=logits,
-            target_ids=batch.target_ids,
-            target_logprobs=logits.new_zeros(0, logits.shape[1]) if target is None else target,
-            target_tail=batch.target_tail,
-            tail_logits=tail_logits,
-            tail_ids=batch.tail_ids,
-        )
-        c = self.config
+            old = batch.old_logprobs[part]
+            sampled = PolicyInputs(logits, batch.token_ids[part], old, batch.advantages[part])
+            return policy_gradient(sampled, c.grpo.clip_low, c.grpo.clip_high)
+        if batch.target_state is not None:
+            inputs = LossInputs(logits, None, self.policy.logits(batch.target_state[part]), None)
+        else:
+            ids, logprobs, tail = batch.target_ids, batch.target_logprobs, batch.target_tail
+            assert ids is not None, "distilled tokens have a target"
+            assert logprobs is not None, "and its log-probs"
+            inputs = LossInputs(logits, ids[part], logprobs[part], None if tail is None else tail[part])
         return distillation(inputs, c.divergence, c.jsd_beta, c.tail_bucket, c.token_clip, c.pointwise_clip)
 
-    def _check_finite(self, batch: Batch, out: LossOutput) -> None:
-        for name, values, rows in (
-            ("loss", out.token_loss, batch.row),
-            ("tail NLL", out.tail_nll, batch.tail_row),
-        ):
-            bad = (~values.isfinite()).nonzero()[:, 0]
-            if len(bad):
-                problem, sample = batch.keys[int(rows[bad[0]])]
-                raise NonFiniteLoss(
-                    f"the {name} of {len(bad)} of {len(values)} tokens is not finite, first in rollout "
-                    f"({problem}, {sample}); nothing of this stage is saved. "
-                    "Look at its target (ogls query), or lower train.learning_rate"
-                )
+    def _check_finite(self, name: str, batch: Batch, values: Tensor, rows: Tensor) -> None:
+        bad = (~values.isfinite()).nonzero()[:, 0]
+        if len(bad):
+            problem, sample = batch.keys[int(rows[bad[0]])]
+            raise NonFiniteLoss(
+                f"the {name} of {len(bad)} of {len(values)} tokens is not finite, first in rollout "
+                f"({problem}, {sample}); nothing of this stage is saved. "
+                "Look at its target (ogls query), or lower train.learning_rate"
+            )
 
     def state(self) -> dict[str, Tensor]:
         """Optimizer state by tensor name, for safetensors."""
@@ -147,6 +161,10 @@ class Trainer:
             if found:
                 state.setdefault(places[name], {})[kind] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def _keys(items: Sequence[TrainItem]) -> str:

@@ -6,6 +6,7 @@ stream, so neither the batch nor its order decides what is sampled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from transformers import DynamicCache
 from ogls.config import SamplingConfig
 from ogls.policy import Adapter, Policy
 from ogls.records import Completion, Request
+from ogls.rollout import completion_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 class TransformersSampler:
     """Samples from a loaded policy (see `rollout.Sampler`)."""
+
+    restarts = 0
 
     def __init__(self, policy: Policy):
         self.policy = policy
@@ -34,6 +38,9 @@ class TransformersSampler:
 
     def use(self, adapter: Adapter | None) -> None:
         self.policy.use(adapter)
+
+    def rest(self) -> None:
+        """Nothing to give back: the policy is the caller's."""
 
     def sample(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
         """One completion a request; `sampling.batch_size` of them are decoded together."""
@@ -57,7 +64,8 @@ class TransformersSampler:
         steps: list[tuple[Tensor, Tensor, Tensor]] = []
         for t in range(sampling.max_tokens):
             logits = policy.logits(out.last_hidden_state[:, -1])
-            token = draw(logits, uniforms[alive, t], sampling.temperature, sampling.top_k, sampling.top_p)
+            cuts = sampling.top_k, sampling.top_p, sampling.min_p
+            token = draw(logits, uniforms[alive, t], sampling.temperature, *cuts)
             logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)
             steps.append((alive, token, logprob))
             going = ~torch.isin(token, stops)
@@ -81,19 +89,27 @@ class TransformersSampler:
                 logprobs[row].append(p)
         texts = self.policy.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         stops = set(self.policy.stop_ids)
-        return [
-            Completion(tuple(ids), tuple(lps), text, "stop" if ids[-1] in stops else "length")
-            for ids, lps, text in zip(tokens, logprobs, texts, strict=True)
-        ]
+        return [completion_of(ids, lps, text, stops) for ids, lps, text in zip(tokens, logprobs, texts, strict=True)]
 
 
 def draw(
-    logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], temperature: float, top_k: int, top_p: float
+    logits: Float[Tensor, "B V"],
+    uniform: Float[Tensor, " B"],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float = 0.0,
 ) -> Int[Tensor, " B"]:
-    """Token ids by inverse CDF in fp64 at `uniform` in [0, 1); temperature 0 takes the likeliest."""
+    """Token ids by inverse CDF in fp64 at `uniform` in [0, 1); temperature 0 takes the likeliest.
+
+    The cuts come after the temperature and in the order min_p, top_k, top_p, as vLLM has them.
+    """
     if temperature == 0:
         return logits.argmax(1)
     logits = logits.double() / temperature
+    if min_p:
+        floor = logits.max(1, keepdim=True).values + math.log(min_p)
+        logits = logits.masked_fill(logits < floor, -torch.inf)
     if top_k:
         floor = logits.topk(min(top_k, logits.shape[1])).values[:, -1:]
         logits = logits.masked_fill(logits < floor, -torch.inf)

@@ -118,7 +118,7 @@ class Chooser:
         if not (failed and trained and self.policy):
             return []
         prompter = self.run.prompter(self.policy.tokenizer)
-        sampler = make_sampler(self.run.config.rollout.engine, self.policy)
+        sampler = make_sampler("transformers", self.policy)
         sampler.use(self.run.adapter(trained.round))
         requests = requests_for([self.posed[p[1]] for p in failed], prompter, 1, self.run.config.seed, "view")
         greedy = self.run.config.rollout.model_copy(update={"temperature": 0.0})

@@ -15,7 +15,7 @@ from ogls.policy import Adapter, Policy, load_head, load_tokenizer
 from ogls.records import CONTEXTS, STEERED, TEACHER_STATES, UPDATES, Key, StageResult
 from ogls.run import POLICY, Progress, Run, silent
 from ogls.schema import to_arrow
-from ogls.stages.common import groups_of, policy_inputs, shards
+from ogls.stages.common import groups_of, policy_inputs, probe, shards
 from ogls.steering import steer as steer_tokens
 from ogls.writer import StageWriter
 
@@ -171,7 +171,9 @@ def train(run: Run, round_: int, progress: Progress = silent) -> StageResult:
         if config.train.pointwise_clip:
             notice = " ".join([notice, _CLIP_WARNING]).strip()
         tokens = sum(r["tokens"] for r in rows)
-        return {"policy": trained.hash, "loss": loss, "steps": len(rows), "tokens": tokens, "notice": notice}
+        posed = run.problems("train")[0]
+        said = {"policy": trained.hash, "probe": probe(run, policy, posed), "notice": notice}
+        return {"loss": loss, "steps": len(rows), "tokens": tokens, **said}
 
     return run.stage("updates", round_, inputs, work)
 

@@ -20,10 +20,10 @@ from ogls.records import (
     Request,
     StageResult,
 )
-from ogls.rollout import check_context, requests_for
+from ogls.rollout import check_context, engine_of, requests_for
 from ogls.run import Progress, Run, silent, source_digest
 from ogls.schema import to_arrow
-from ogls.stages.common import judge, policy_inputs, sampler_at, shards
+from ogls.stages.common import judge, policy_inputs, probe, sampler_at, shards
 from ogls.verify import Judgement, shared
 from ogls.writer import StageWriter
 
@@ -56,7 +56,14 @@ def prepare(run: Run, round_: int = 0, progress: Progress = silent) -> StageResu
         writer.shard(0, to_arrow(PROBLEMS, rows))
         listed = [f"{n} {reason} ({report.words(reason)})" for reason, n in report.counts.items()]
         notice = f"left out of the problems: {'; '.join(listed)}" if listed else ""
-        return {"left_out": dict(report.counts), "splits": dict(Counter(p.split for p in found)), "notice": notice}
+        policy.use(run.adapter(0))
+        first = next(p for p in found if p.split == "train")
+        return {
+            "left_out": dict(report.counts),
+            "splits": dict(Counter(p.split for p in found)),
+            "probe": probe(run, policy, first),
+            "notice": notice,
+        }
 
     return run.stage("problems", 0, inputs, work)
 
@@ -85,7 +92,10 @@ def sample(run: Run, round_: int, progress: Progress = silent) -> StageResult:
             tokens = sum(len(c.token_ids) for c in completions)
             truncated = sum(c.finish_reason == "length" for c in completions)
             writer.shard(index, to_arrow(TRAJECTORIES, rows), {"tokens": tokens, "truncated": truncated})
-        return {"policy": before, "groups": len(chosen)}
+        sampler.rest()
+        died = f"the engine died {sampler.restarts} times and was started anew; only its batch was sampled again"
+        notice = died if sampler.restarts else ""
+        return {"policy": before, "groups": len(chosen), "engine": engine_of(config), "notice": notice}
 
     return run.stage("trajectories", round_, inputs, work)
 
@@ -153,6 +163,7 @@ def evaluate(run: Run, round_: int, progress: Progress = silent) -> StageResult:
             completions = sampler.sample([r for _, _, r in part], greedy if part[0][1] else sampling)
             rows = _scores(run, part, completions, sampler.hash, base)
             writer.shard(index, to_arrow(SCORES, rows), {"tokens": sum(r["n_tokens"] for r in rows)})
+        sampler.rest()
         rows = [row for _, e in sorted(writer.done.items()) for row in run.records.read_shard(e).to_pylist()]
         seed = run.seed("bootstrap")
         summaries = [

@@ -24,8 +24,7 @@ def random_inputs(k: int = 4) -> tuple[LossInputs, torch.Tensor, torch.Tensor]:
     teacher, student = (torch.randn(8, 12, generator=generator).mul(2) for _ in range(2))
     top = teacher.log_softmax(-1).topk(k)
     tail = 1 - top.values.exp().sum(-1)
-    nothing = {"tail_logits": torch.zeros(0, 12), "tail_ids": torch.zeros(0, dtype=torch.long)}
-    return LossInputs(student, top.indices, top.values, tail, **nothing), teacher, student
+    return LossInputs(student, top.indices, top.values, tail), teacher, student
 
 
 def test_target_temperature_divides_the_logits() -> None:
@@ -47,16 +46,16 @@ def test_without_the_tail_bucket_only_the_support_is_compared() -> None:
     p = teacher.gather(1, inputs.target_ids).log_softmax(-1)
     q = student.gather(1, inputs.target_ids).log_softmax(-1)
     wanted = (p.exp() * (p - q)).sum(-1)
-    got = distillation(inputs, "forward_kl", tail_bucket=False).token_loss
+    got = distillation(inputs, "forward_kl", tail_bucket=False)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(got, distillation(inputs, "forward_kl").token_loss, atol=1e-2)
+    assert not torch.allclose(got, distillation(inputs, "forward_kl"), atol=1e-2)
 
 
 def test_the_token_clip_bounds_a_token_after_its_sum() -> None:
     inputs, _, _ = random_inputs()
-    whole = distillation(inputs, "reverse_kl").token_loss
+    whole = distillation(inputs, "reverse_kl")
     limit = whole.median().item()
-    got = distillation(inputs, "reverse_kl", token_clip=limit).token_loss
+    got = distillation(inputs, "reverse_kl", token_clip=limit)
     assert torch.equal(got, whole.clamp(max=limit))
     assert 0 < (got < whole).sum() < len(whole)
 
@@ -66,14 +65,13 @@ def test_the_pointwise_clip_bounds_every_term_and_so_reverses_gradients() -> Non
     while the other terms, which then rise, still count: the gradient pushes the wanted token down."""
     target = torch.tensor([[0.9, 0.1]]).log()
     logits = torch.tensor([[-2.0, 2.0]], requires_grad=True)
-    nothing = {"tail_logits": torch.zeros(0, 2), "tail_ids": torch.zeros(0, dtype=torch.long)}
-    inputs = LossInputs(logits, None, target, None, **nothing)
-    got = distillation(inputs, "forward_kl", pointwise_clip=0.05).token_loss
+    inputs = LossInputs(logits, None, target, None)
+    got = distillation(inputs, "forward_kl", pointwise_clip=0.05)
     q = logits.log_softmax(-1)[0]
     terms = [0.9 * (target[0, 0] - q[0]), 0.1 * (target[0, 1] - q[1])]
     assert got.item() == pytest.approx(min(terms[0].item(), 0.05) + min(terms[1].item(), 0.05))
     (clipped,) = torch.autograd.grad(got.sum(), logits)
-    (honest,) = torch.autograd.grad(distillation(inputs, "forward_kl").token_loss.sum(), logits)
+    (honest,) = torch.autograd.grad(distillation(inputs, "forward_kl").sum(), logits)
     assert honest[0, 0] < 0 < clipped[0, 0]
 
 
@@ -105,7 +103,8 @@ def test_token_weights_weigh_the_mean(finished: Run, weights: str, column: str |
     for (problem, sample), rows in table.groupby(["problem_id", "sample"], sort=False):
         batch = collate([by_key[problem, int(sample)]])
         with torch.no_grad():
-            losses = trainer.losses(batch).token_loss
+            states = policy.hidden(batch.ids, batch.mask).last_hidden_state[batch.row, batch.place]
+            losses = trainer.token_losses(batch, slice(0, len(states)), states)
         w = torch.tensor(rows[column].to_numpy()) if column else torch.ones(len(rows))
         total, weight = total + float((losses * w).sum()), weight + float(w.sum())
     assert trainer.update(items)["token_loss"] == pytest.approx(total / weight, rel=1e-4)

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import small_config
 
 from ogls import teacher
@@ -155,3 +156,34 @@ def test_whose_weights_the_base_pool_is_read_with(plan, weights: str, anchor: st
 
 def test_only_the_first_tokens_are_scored(plan) -> None:
     assert {len(s.token_ids) for s in plan("ccff", "train.tokens=5").scored} == {5}
+
+
+@pytest.mark.parametrize("most", [1, 3, 40])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(
+    policy: Policy, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States are the same, however often memory runs out; one sequence that does not fit is said."""
+    contexts = [teacher.Context("teacher", tuple(range(5, 12 + n))) for n in range(3)]
+    scored = [
+        teacher.Scored((f"p{n}", s), "correct", tuple(range(20, 24 + s)), ((contexts[n], 1.0),), (0,))
+        for n in range(3)
+        for s in range(4)
+    ]
+    wanted = teacher.score(policy, scored, 16384)
+    plain, ran = teacher.continuations, []
+
+    def scarce(policy: Policy, prefixes: list, pairs: list, batch_tokens: int):
+        if len(pairs) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        ran.append(len(pairs))
+        return plain(policy, prefixes, pairs, batch_tokens)
+
+    monkeypatch.setattr(teacher, "continuations", scarce)
+    got = teacher.score(policy, scored, 16384)
+    assert sum(ran) == 12
+    assert max(ran) <= most
+    for key, states in wanted.items():
+        torch.testing.assert_close(got[key], states, atol=1e-5, rtol=1e-5)
+    most = 0
+    with pytest.raises(ModelError, match=r"no memory for one sequence of \d+ tokens: lower teacher\.exemplar_tokens"):
+        teacher.score(policy, scored, 16384)

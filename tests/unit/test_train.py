@@ -94,3 +94,36 @@ def test_every_item_is_seen_once_an_epoch(fresh: Policy, rollouts: int) -> None:
         assert sum(r["rollouts"] for r in part) == 12
         assert sum(r["tokens"] for r in part) == sum(i.trained for i in items)
     assert seen[-1] == (len(rows), len(rows))
+
+
+@pytest.mark.parametrize("objective", ["distil", "full"])
+def test_chunks_of_the_head_and_checkpoints_change_nothing(policy: Policy, objective: str) -> None:
+    """The gradient is that of all logits at once, however few are alive; and of layers that are run again."""
+    items = random_items()
+    if objective == "full":
+        generator = torch.Generator().manual_seed(1)
+        size = policy.head.shape[1]
+        items = [
+            replace(i, ids=None, logprobs=None, tail_mass=None, state=torch.randn(i.trained, size, generator=generator))
+            for i in items
+        ]
+
+    def gradient(**settings: object) -> tuple[float, list[torch.Tensor]]:
+        policy.use(None)
+        trainer = Trainer(policy, TrainConfig(tail_weight=0.1, max_grad_norm=1e9, **settings))
+        trainer.optimizer.step = lambda: None
+        kept: list[torch.Tensor] = []
+        trainer.optimizer.zero_grad = lambda **_: kept.extend(policy.parameters[n].grad.clone() for n in trainer.names)
+        loss = trainer.update(items)["loss"]
+        for n in trainer.names:
+            policy.parameters[n].grad = None
+        return loss, kept
+
+    whole = gradient(head_tokens=100_000)
+    for settings in ({"head_tokens": 5}, {"head_tokens": 1}, {"gradient_checkpointing": True}):
+        loss, grads = gradient(**settings)
+        assert loss == pytest.approx(whole[0], abs=1e-6)
+        for got, wanted in zip(grads, whole[1], strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
+    policy.checkpoint(False)
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in policy.body.modules())

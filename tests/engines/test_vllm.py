@@ -1,0 +1,170 @@
+"""vLLM for real, in its CPU build: seeds, stops and log-probs, weights that are swapped, an engine that is killed.
+
+Where it is not installed the tests are skipped; `.ci/run` installs it (`make vllm`).
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, carry_out, small_config
+
+from engines.padded import pad_heads
+from ogls.config import RunConfig, SamplingConfig
+from ogls.engines.vllm import VllmSampler
+from ogls.errors import ModelError, StoreError
+from ogls.policy import Adapter, Policy
+from ogls.prompts import Prompter
+from ogls.records import Problem, Request
+from ogls.rollout import make_sampler, requests_for
+from ogls.run import Run
+from ogls.stages import STAGES
+from ogls.stages.common import check_probe
+from ogls.tinyworld.seedmodel import PROMPTS
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(find_spec("vllm") is None and not os.environ.get("CI"), reason="vLLM is not installed"),
+]
+PROBLEMS = [Problem(f"p{i}", rf"Modulo 10, left to right: ${i}+4\times2-{'1+' * i}3$", "0") for i in range(5)]
+SAMPLING = SamplingConfig(max_tokens=40)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pad_heads(REPO / "data" / "tiny" / "model", tmp_path_factory.mktemp("padded") / "model")
+
+
+@pytest.fixture(scope="module")
+def config(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    root = tmp_path_factory.mktemp("runs")
+    return small_config(
+        root, "name=fast", "rollout.engine=vllm", f"model.path={model}", "rollout.vllm.stall_seconds=300"
+    )
+
+
+@pytest.fixture(scope="module")
+def policy(config: RunConfig) -> Policy:
+    return Policy(config.model, config.adapter)
+
+
+@pytest.fixture(scope="module")
+def sampler(config: RunConfig) -> VllmSampler:
+    made = make_sampler("vllm", None, config)
+    made.use(None)
+    return made
+
+
+@pytest.fixture(scope="module")
+def requests(policy: Policy) -> list[Request]:
+    return requests_for(PROBLEMS, Prompter(policy.tokenizer, PROMPTS), 6, 0, "test")
+
+
+def changed(policy: Policy, by: float = 0.05) -> Adapter:
+    """An adapter that changes what the model says."""
+    generator = torch.Generator().manual_seed(1)
+    weights = {n: w + by * torch.randn(w.shape, generator=generator) for n, w in policy.initial().weights.items()}
+    return Adapter.of(weights)
+
+
+def logprobs(policy: Policy, request: Request, token_ids: tuple[int, ...]) -> torch.Tensor:
+    ids = torch.tensor([[*request.prompt_ids, *token_ids]])
+    with torch.inference_mode():
+        states = policy.hidden(ids).last_hidden_state[0, len(request.prompt_ids) - 1 : -1]
+        return policy.logits(states).log_softmax(-1).gather(1, torch.tensor(token_ids)[:, None])[:, 0]
+
+
+def test_logprobs_are_those_of_transformers(sampler, policy: Policy, requests: list[Request]) -> None:
+    """Whatever the temperature and the cuts: at temperature 1, to 1e-3 in fp32."""
+    cut = SamplingConfig(max_tokens=40, temperature=0.8, top_k=30, top_p=0.95, min_p=0.01)
+    policy.use(None)
+    for sampling in (SAMPLING, cut):
+        for request, completion in zip(requests, sampler.sample(requests, sampling), strict=True):
+            wanted = logprobs(policy, request, completion.token_ids)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-3, rtol=0)
+
+
+def test_seeds_decide_and_batches_do_not(sampler, requests: list[Request]) -> None:
+    whole = sampler.sample(requests, SAMPLING)
+    assert [c.token_ids for c in sampler.sample(requests[::-1], SAMPLING)][::-1] == [c.token_ids for c in whole]
+    assert sampler.sample(requests[7:8], SAMPLING)[0].token_ids == whole[7].token_ids
+    assert len({c.token_ids for c in whole}) > 10
+
+
+def test_stops_texts_and_truncation(sampler, policy: Policy, requests: list[Request]) -> None:
+    greedy = SamplingConfig(max_tokens=40, temperature=0)
+    ours = make_sampler("transformers", policy).sample(requests[::6], greedy)
+    theirs = sampler.sample(requests[::6], greedy)
+    assert [(c.token_ids, c.text, c.finish_reason) for c in theirs] == [
+        (c.token_ids, c.text, c.finish_reason) for c in ours
+    ]
+    for completion in sampler.sample(requests, SAMPLING):
+        assert (completion.token_ids[-1] in policy.stop_ids) == (completion.finish_reason == "stop")
+    cut = sampler.sample(requests, SamplingConfig(max_tokens=3))
+    assert all(len(c.token_ids) == 3 for c in cut if c.finish_reason == "length")
+
+
+def test_an_adapter_changes_the_output_and_the_base_comes_back(
+    sampler, policy: Policy, requests: list[Request]
+) -> None:
+    before = sampler.sample(requests, SAMPLING)
+    process = sampler._engine().process.pid
+    adapter = changed(policy)
+    sampler.use(adapter)
+    assert sampler.hash == adapter.hash
+    policy.use(adapter)
+    after = sampler.sample(requests, SAMPLING)
+    assert [c.token_ids for c in after] != [c.token_ids for c in before]
+    for request, completion in zip(requests, after, strict=True):
+        wanted = logprobs(policy, request, completion.token_ids)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-3, rtol=0)
+    sampler.use(None)
+    policy.use(None)
+    assert [c.token_ids for c in sampler.sample(requests, SAMPLING)] == [c.token_ids for c in before]
+    assert sampler._engine().process.pid == process  # nothing was restarted
+
+
+def test_many_long_prompts_do_not_hang_the_engine(sampler, requests: list[Request]) -> None:
+    """More tokens of prompts at once than the engine takes in one step."""
+    long = [Request(f"l{i}", 0, (20 + i, *requests[0].prompt_ids * 40)[:440], i) for i in range(64)]  # none cached
+    completions = sampler.sample(long, SamplingConfig(max_tokens=4))
+    assert len(completions) == 64
+    with pytest.raises(ModelError, match=r"of p has 500 tokens, and the engine has room for .*prompt_tokens"):
+        sampler.sample([Request("p", 0, tuple([5] * 500), 1)], SAMPLING)
+
+
+def test_a_killed_engine_is_started_anew_with_the_same_weights(
+    sampler, policy: Policy, requests: list[Request]
+) -> None:
+    sampler.use(changed(policy))
+    before = sampler.sample(requests, SAMPLING)
+    restarts = sampler.restarts
+    sampler._engine().process.kill()
+    assert [c.token_ids for c in sampler.sample(requests, SAMPLING)] == [c.token_ids for c in before]
+    assert sampler.restarts <= restarts + 1
+    sampler.use(None)
+
+
+def test_two_rounds_end_to_end(config: RunConfig, sampler) -> None:
+    """Every stage, sampling with vLLM: the adapter that a round trained is what the next one samples from."""
+    process = sampler._engine().process.pid
+    run = carry_out(config)
+    assert sampler._engine().process.pid == process  # one engine, from the first evaluation to the last
+    for round_ in (1, 2):
+        manifest = run.records.manifest("trajectories", round_)
+        assert manifest
+        assert manifest.metrics["engine"] == "vllm"
+        assert set(run.records.read("trajectories", round_)["policy"].to_pylist()) == {run.policy_hash(round_ - 1)}
+    assert run.policy_hash(1) != run.policy_hash(2)
+    assert STAGES["sample"](Run(config), 2).reused
+    other, prompter = make_sampler("vllm", None, config), run.prompter(sampler.tokenizer)
+    other.use(run.adapter(2))
+    check_probe(run, other, prompter, 2)
+    other.use(changed(Policy(config.model, config.adapter)))
+    with pytest.raises(StoreError, match="the engine has other weights than round 2 ended with"):
+        check_probe(run, other, prompter, 2)

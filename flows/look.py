@@ -16,7 +16,7 @@ OneRun = Annotated[str | None, typer.Option("--run", help="Only this run.")]
 
 def register(app: Any) -> None:
     """Add the commands to the command line."""
-    for command in (query, dataset, view, report, tables, runs, gc):
+    for command in (query, dataset, view, report, export, tables, runs, gc):
         app.command()(command)
     app.command("config")(show_config)
 
@@ -120,6 +120,23 @@ def report(
     path = to or Path(f"{names[0]}-report.html")
     write_file(path, page)
     out.print(f"{path}: open it in a browser", soft_wrap=True, highlight=False)
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run, by name.")],
+    to: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    round_: Annotated[int | None, typer.Option("--round", help="A trained round; the newest if none.")] = None,
+    root: Root = "data/runs",
+) -> None:
+    """Write a round's policy as a merged Hugging Face folder with a model card."""
+    from ogls.modelcard import export_model
+    from ogls.run import open_run
+
+    opened = open_run(root, run)
+    newest = opened.records.newest("updates")
+    number = round_ if round_ is not None else newest.round if newest else 0
+    export_model(opened, number, to)
+    out.print(f"round {number} of {run} in {to}", soft_wrap=True, highlight=False)
 
 
 def tables() -> None:

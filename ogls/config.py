@@ -147,16 +147,28 @@ class VllmConfig(Section):
     )
 
 
+class ServerConfig(Section):
+    """A running vLLM server, for rollout.engine = server."""
+
+    url: str = setting("http://127.0.0.1:8000", "Its address, without /v1.", operational=True)
+    adapters: str = setting(
+        "data/served", "Folder that the server can read too, for the rounds' adapters.", operational=True
+    )
+    at_once: int = setting(64, "Most completions asked for at once.", ge=1, operational=True)
+    timeout_seconds: float = setting(3600.0, "Wall limit of one completion.", gt=0, operational=True)
+
+
 class RolloutConfig(SamplingConfig):
     """Sampling of training rollouts; `samples` is the group size G."""
 
     samples: int = setting(8, "Group size G: rollouts a problem.", ge=2)
-    engine: Literal["transformers", "vllm", "auto"] = setting(
+    engine: Literal["transformers", "vllm", "server", "auto"] = setting(
         "transformers",
-        "What samples, in training and evaluation. auto: vllm where it is installed and there is CUDA, else "
-        "transformers.",
+        "What samples, in training and evaluation. server: a running `vllm serve`. auto: vllm where it is installed "
+        "and there is CUDA, else transformers.",
     )
     vllm: VllmConfig = setting(VllmConfig(), "The vLLM engine.", operational=True)
+    server: ServerConfig = setting(ServerConfig(), "A running vLLM server.", operational=True)
 
 
 class VerifyConfig(Section):

@@ -30,6 +30,10 @@ class StoreAway(StoreError):
     """A remote store that does not answer now. The one error of a user's making that a retry may heal."""
 
 
+class EngineAway(UserError):
+    """A sampling server that does not answer now; like a store that is away, a retry may heal it."""
+
+
 class RunLocked(StoreError):
     """Another live process holds the run."""
 

@@ -59,7 +59,15 @@ def query(store: Store, sql: str, run: str | None = None) -> pa.Table:
     """
     import duckdb
 
-    con = duckdb.connect(":memory:", config={"memory_limit": _MEMORY, "temp_directory": tempfile.gettempdir()})
+    # DuckDB lets a query read where it spills to, so that is a folder which nobody else has anything in.
+    with tempfile.TemporaryDirectory(prefix="ogls-duckdb-") as spill:
+        con = duckdb.connect(":memory:", config={"memory_limit": _MEMORY, "temp_directory": spill})
+        return _answer(con, store, sql, run)
+
+
+def _answer(con: duckdb.DuckDBPyConnection, store: Store, sql: str, run: str | None) -> pa.Table:
+    import duckdb
+
     try:
         statements = con.extract_statements(sql)
         kinds = [s.type.name for s in statements]

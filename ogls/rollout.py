@@ -59,6 +59,10 @@ def make_sampler(engine: str, policy: Policy | None, config: RunConfig | None = 
 
         require_vllm()
         return VllmSampler(config)
+    if engine == "server" and config:
+        from ogls.engines.server import ServerSampler
+
+        return ServerSampler(config)
     raise ValueError(f"no engine {engine}")
 
 

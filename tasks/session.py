@@ -20,6 +20,7 @@ from prefect.states import Crashed
 from rich.markup import escape
 
 from ogls.config import RunConfig
+from ogls.revision import code
 from ogls.run import Run, complete
 from tasks.progress import say
 from tasks.tracking import end_tracking
@@ -35,6 +36,7 @@ def session(config: RunConfig, purpose: str) -> Iterator[Run]:
     it shown as crashed. Raises RunLocked, StoreError as `RunStore.lock` and `RunStore.open` do.
     """
     run = Run(config)
+    code()  # asks git, which takes its time; held for long, one who comes a moment later would be taken for dead
     with run.records.lock(purpose):
         if notice := run.records.open(config):
             get_run_logger().warning(notice)

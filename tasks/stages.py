@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from ogls import stages
 from ogls.config import RunConfig
-from ogls.errors import StoreAway, UserError
+from ogls.errors import EngineAway, StoreAway, UserError
 from ogls.records import StageResult
 from ogls.run import Run
 from tasks.events import tell_redone
@@ -44,7 +44,7 @@ def may_heal(_task: Any, run: Any, state: State[Any]) -> bool:
     try:
         state.result()
     except Exception as error:
-        if isinstance(error, UserError) and not isinstance(error, StoreAway):
+        if isinstance(error, UserError) and not isinstance(error, StoreAway | EngineAway):
             return False
         say(f"  [yellow]{run.name}: {type(error).__name__}: {escape(str(error)[:300])}; it is tried again[/yellow]")
     return True

@@ -6,6 +6,12 @@ Where it is not installed the tests are skipped; `.ci/run` installs it (`make vl
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +20,7 @@ import torch
 from conftest import REPO, carry_out, small_config
 
 from engines.padded import pad_heads
+from flows.services import answers
 from ogls.config import RunConfig, SamplingConfig
 from ogls.engines.vllm import VllmSampler
 from ogls.errors import ModelError, StoreError
@@ -168,3 +175,53 @@ def test_two_rounds_end_to_end(config: RunConfig, sampler) -> None:
     other.use(changed(Policy(config.model, config.adapter)))
     with pytest.raises(StoreError, match="the engine has other weights than round 2 ended with"):
         check_probe(run, other, prompter, 2)
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A vLLM server on loopback that takes adapters."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)),
+        *("--model", str(model), "--dtype", "float32", "--enforce-eager", "--enable-lora", "--max-lora-rank", "32"),
+        *("--max-model-len", "512", "--max-num-seqs", "32"),
+    ]
+    told = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, **told}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 400
+    while not answers(f"{url}/health"):
+        assert process.poll() is None, (folder / "log").read_text()[-3000:]
+        assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
+        time.sleep(1)
+    yield url
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_server_samples_from_the_adapter_it_is_given(
+    server: str, config: RunConfig, policy: Policy, requests: list[Request], tmp_path: Path
+) -> None:
+    served = config.rollout.server.model_copy(update={"url": server, "adapters": str(tmp_path)})
+    rollout = config.rollout.model_copy(update={"engine": "server", "server": served})
+    remote = make_sampler("server", None, config.model_copy(update={"rollout": rollout}))
+    sampling = SamplingConfig(max_tokens=24)
+    said = {}
+    for adapter in (None, changed(policy), changed(policy, 0.1), None):
+        remote.use(adapter)
+        policy.use(adapter)
+        assert remote.hash == policy.hash
+        completions = remote.sample(requests[:6], sampling)
+        for request, completion in zip(requests, completions, strict=False):
+            wanted = logprobs(policy, request, completion.token_ids)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-3, rtol=0)
+            assert (completion.token_ids[-1] in policy.stop_ids) == (completion.finish_reason == "stop")
+        told = [c.token_ids for c in completions]
+        assert said.setdefault(remote.hash, told) == told  # the base comes back as it was
+    assert len({str(told) for told in said.values()}) == 3
+    policy.use(None)

@@ -1,0 +1,107 @@
+"""A round's policy as a folder that anybody loads: merged weights, tokenizer, and a card that says where from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ogls.configfile import to_toml, without_secrets
+from ogls.errors import UserError
+from ogls.merge import merge
+from ogls.policy import load_causal, load_tokenizer
+from ogls.report import first_summary
+from ogls.revision import code
+from ogls.run import Run
+
+
+def export_model(run: Run, round_: int, out: Path) -> None:
+    """Write the policy that a round ended with as a Hugging Face folder `out`, whole or not at all.
+
+    Raises UserError if `out` is there already or cannot be written, StoreError if the round was not trained.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already: take another name, or remove it")
+    run.policy_hash(round_)  # a round that was not trained is said
+    adapter = run.adapter(round_)
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        causal = load_causal(run.config.model)
+        if adapter:
+            causal.load_state_dict(merge(causal.state_dict(), adapter, run.config.adapter))
+        causal.save_pretrained(temporary)
+        load_tokenizer(run.config.model).save_pretrained(temporary)
+        (temporary / "README.md").write_text(card(run, round_), encoding="utf-8")
+        os.replace(temporary, out)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"cannot write {out}: {error}") from None
+
+
+def card(run: Run, round_: int) -> str:
+    """The model's card: method, data, curve, settings, and the command that makes it again."""
+    config, about = run.config, run.records.about() or {}
+    rows = [(r, first_summary(run.records, r)) for r in run.records.rounds("scores") if r <= round_]
+    problems = len(run.problems("train"))
+    made = code()
+    revision = f", revision {made['revision']}" if made["revision"] else ""
+    return f"""---
+base_model: {config.model.path}
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- ogls-sd
+- {config.method}
+---
+
+# {config.name}, round {round_}
+
+{config.model.path} after {round_} rounds of {_method(run)} (OGLS-SD, arXiv 2605.12400), merged. Policy
+`{run.policy_hash(round_)}`; begun {about.get("created", "")[:10]}, written by ogls-sd {made["version"]}{revision}.
+
+## Data
+
+{problems} training problems from `{without_secrets(config.problems.source)}`, digest `{run.split_digest("train")}`;
+{config.problems.per_round} of them a round, {config.rollout.samples} rollouts each.
+
+## Curve
+
+{_curve(rows)}
+
+## Settings
+
+Prompts were rendered with the thinking flag {"on" if config.model.thinking else "off"}, and this student's message:
+
+```
+{config.prompts.student}
+```
+
+`ogls train` with this file trains it again:
+
+```toml
+{without_secrets(to_toml(config))}```
+"""
+
+
+def _method(run: Run) -> str:
+    config = run.config
+    if not config.has_teacher:
+        return config.method
+    weights = ", ".join(f"{pool} {w:+g}" for pool, w in config.steer.resolved().weights().items())
+    return f"{config.method} ({weights}; {config.train.divergence})"
+
+
+def _curve(rows: list[tuple[int, dict[str, Any]]]) -> str:
+    if not rows:
+        return "Not evaluated."
+    lines = [
+        "| round | benchmark | accuracy (avg@k) | 95% interval | greedy | length |",
+        "| ---: | --- | --- | --- | --- | --- |",
+    ]
+    for number, s in rows:
+        interval = f"{s['accuracy_low']:.3f} to {s['accuracy_high']:.3f}"
+        numbers = f"{s['accuracy']:.3f} | {interval} | {s['greedy_accuracy']:.3f} | {s['mean_length']:.1f}"
+        lines.append(f"| {number} | {s['benchmark']} | {numbers} |")
+    return "\n".join(lines)

@@ -33,8 +33,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Put measured tables where a page has their name."""
-    if page.file.src_uri == "scale.md":
-        return markdown.replace("{{ table }}", (REPO / "docs" / "measured" / "queries.md").read_text())
+    for path in (REPO / "docs" / "measured").glob("*.md"):
+        markdown = markdown.replace(f"{{{{ {path.stem} }}}}", path.read_text())
     return markdown
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows import look, serve
@@ -196,6 +197,58 @@ def seed_model(
         except FileExistsError as error:
             raise UserError(str(error)) from None
     out.print(f"final loss {loss:.3f} nats a token; model, train.jsonl and test.jsonl are in {out_dir}")
+
+
+@app.command()
+def plan(
+    config: Config,
+    gpu: Annotated[str, typer.Option(help="The machine: rtx4090, l40s, a100-40, a100-80, h100, h200 or cpu.")] = "h100",
+    length: Annotated[int | None, typer.Option(help="Mean tokens a rollout; else a third of max_tokens.")] = None,
+    set_: Set = None,
+) -> None:
+    """What a configuration will need: memory and time a stage, tokens, disk a round. Nothing is loaded or run."""
+    import pyarrow as pa
+
+    from ogls.configfile import load_config
+    from ogls.plan import GIB, GPUS, as_rows
+    from ogls.plan import plan as estimate
+
+    if gpu not in GPUS:
+        raise UserError(f"no machine {gpu}; there are {', '.join(GPUS)}")
+    found = estimate(load_config(config, set_ or []), GPUS[gpu], length)
+    shape = found.shape
+    out.print(
+        f"{shape.parameters / 1e6:,.1f}M parameters, {shape.trained / 1e6:,.1f}M trained; {shape.layers} layers of "
+        f"{shape.hidden}, vocabulary {shape.vocabulary:,}, context {shape.context:,}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    show(pa.Table.from_pylist(as_rows(found)), "table", None)
+    disk = ", ".join(f"{name} {size / GIB:.3g}" for name, size in found.disk.items())
+    out.print(f"GiB of disk a round: {disk}", soft_wrap=True, highlight=False)
+    out.print(f"a round on {gpu}: about {found.round_seconds / 60:,.1f} minutes", soft_wrap=True, highlight=False)
+    for warning in found.warnings:
+        err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path, typer.Argument(help="A TOML file.")] = Path("deployments/runs/tiny.toml"), set_: Set = None
+) -> None:
+    """What is installed, what would run where, and whether store, Prefect and MLflow answer. Exit code 1 if not."""
+    from ogls.configfile import load_config
+
+    loaded = load_config(config, set_ or [])
+    quiet_prefect()
+    from flows.doctor import examine
+
+    found = examine(loaded)
+    colours = {"ok": "green", "note": "yellow", "wrong": "red"}
+    for finding in found:
+        mark = f"[{colours[finding.verdict]}]{finding.verdict:>5}[/]"
+        out.print(f"{mark}  {finding.what:<18} {escape(finding.said)}", soft_wrap=True, highlight=False)
+    if any(f.verdict == "wrong" for f in found):
+        raise typer.Exit(1)
 
 
 look.register(app)

@@ -324,7 +324,7 @@ class TrainConfig(Section):
     batch_rollouts: int = setting(64, "Rollouts an optimizer step.", ge=1)
     micro_batch_tokens: int = setting(16384, "Most tokens (padding included) in one forward pass.", ge=1)
     head_tokens: int = setting(
-        1024, "Tokens whose full-vocabulary logits are alive at once, forward and backward.", ge=1, operational=True
+        512, "Tokens whose full-vocabulary logits are alive at once, forward and backward.", ge=1, operational=True
     )
     gradient_checkpointing: bool = setting(
         False, "Keep no activations within a layer, and run it again in the backward pass.", operational=True

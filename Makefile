@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: vllm setup quickstart test check fast soak docs bench-queries clean
+.PHONY: vllm setup quickstart test check fast soak docs bench bench-queries clean
 
 setup: $(READY)
 
@@ -47,6 +47,11 @@ docs: $(READY)  ## generate data/README.md from ogls/records.py, and the site in
 
 bench-queries: $(READY)  ## named queries over up to a million generated rollouts, some fifteen minutes; not in CI
 	$(BIN)/python tests/benchmarks/queries.py docs/measured
+
+bench: $(READY)  ## a training step, the teacher pass, and (with make vllm) rollouts, against the alternatives; not in CI
+	$(BIN)/python tests/benchmarks/training.py docs/measured
+	$(BIN)/python tests/benchmarks/teacher.py docs/measured
+	test ! -e $(VENV)/.vllm || $(BIN)/python tests/benchmarks/rollouts.py docs/measured
 
 clean:  ## the environment and caches; runs in data/ stay
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .import_linter_cache

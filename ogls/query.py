@@ -77,7 +77,8 @@ def _answer(con: duckdb.DuckDBPyConnection, store: Store, sql: str, run: str | N
         _lock_in(con, store)
         return con.sql(statements[0].query).to_arrow_table()
     except duckdb.Error as error:
-        raise UserError(f"the query failed: {str(error).strip()}") from None
+        listed = f"\nthe tables are {', '.join(_ALL)} (ogls tables)" if "Table with name" in str(error) else ""
+        raise UserError(f"the query failed: {str(error).strip()}{listed}") from None
     finally:
         con.close()
 

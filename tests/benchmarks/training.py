@@ -69,7 +69,7 @@ def measure(folder: str, way: str) -> dict[str, float]:
     return {"peak_mib": peak, "seconds": statistics.median(seconds), "loss": losses[0]}
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, vocabulary: int = VOCABULARY) -> None:
     """A random model of Qwen3's shape, with that vocabulary and the tiny world's tokenizer."""
     import shutil
 
@@ -77,7 +77,13 @@ def build(folder: Path) -> None:
 
     shutil.copytree("data/tiny/model", folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((folder / "config.json").read_text())
-    config |= {"vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": 768, "head_dim": 32}
+    config |= {
+        "max_position_embeddings": 2048,
+        "vocab_size": vocabulary,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "head_dim": 32,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
 

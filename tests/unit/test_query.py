@@ -186,3 +186,19 @@ def test_failed_then_fixed_finds_what_was_mended(tmp_path: Path) -> None:
     assert {(r["accuracy"], r["next_round"], r["next_accuracy"]) for r in found} == {(0.25, 4, 0.75)}
     agreement = store.sql(named_queries()["agreement"]).to_pylist()
     assert [r["accuracy"] for r in agreement] == [4 / 12, 4 / 12]
+
+
+def test_a_misspelt_table_is_told_what_there_is(store: Store) -> None:
+    with pytest.raises(
+        UserError, match=r"trajectory does not exist[\s\S]*the tables are stages, problems, trajectories"
+    ):
+        store.sql("SELECT * FROM trajectory")
+
+
+def test_nothing_is_left_of_a_query(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    store.sql("SELECT count(*) FROM verdicts")
+    with pytest.raises(UserError):
+        store.sql(f"SELECT * FROM read_csv('{tmp_path}/secret.csv')")
+    assert [p.name for p in tmp_path.iterdir()] == ["secret.csv"]

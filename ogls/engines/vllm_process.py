@@ -57,6 +57,17 @@ class VllmProcess:
         self.closing()
 
     def _answer(self, command: str, seconds: float) -> Any:
+        try:
+            return self._waited_for(command, seconds)
+        except EngineGone:
+            raise
+        except (
+            BaseException
+        ):  # interrupted, by a task's time limit or Ctrl-C: the next call would get this one's answer
+            self.close()
+            raise
+
+    def _waited_for(self, command: str, seconds: float) -> Any:
         deadline = time.monotonic() + seconds
         while not self.connection.poll(0.2):
             if not self.process.is_alive():

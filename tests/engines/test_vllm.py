@@ -157,6 +157,17 @@ def test_a_killed_engine_is_started_anew_with_the_same_weights(
     sampler.use(None)
 
 
+def test_an_interrupted_call_leaves_no_answer_behind(sampler, requests: list[Request]) -> None:
+    """Whoever was waiting has gone; the next call gets its own answer, from a new engine."""
+    sampler.use(None)
+    before = sampler.sample(requests[:2], SAMPLING)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(sampler._engine().connection), "poll", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sampler.sample(requests, SAMPLING)
+    assert [c.token_ids for c in sampler.sample(requests[:2], SAMPLING)] == [c.token_ids for c in before]
+
+
 def test_two_rounds_end_to_end(config: RunConfig, sampler) -> None:
     """Every stage, sampling with vLLM: the adapter that a round trained is what the next one samples from."""
     process = sampler._engine().process.pid

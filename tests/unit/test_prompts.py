@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,47 @@ def test_correct_and_failed_exemplars_share_one_template(prompter: Prompter) -> 
     right, wrong = (prompter.render(fill(prompter.prompts.exemplar, problem=PROBLEM, exemplar=e)) for e in "AB")
     assert right.replace("A", "B", 1) != wrong or right.index("A") != wrong.index("B")
     assert right.replace("\nA\n", "\nB\n") == wrong
+
+
+# --- families of chat templates -------------------------------------------------------------------
+
+TEMPLATES = Path(__file__).parents[1] / "golden" / "templates"
+CONTROLS = {
+    "qwen3": ("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
+    "llama3": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "gemma3": ("<bos>", "<start_of_turn>", "<end_of_turn>"),
+}
+
+
+def family(name: str, tokenizer):
+    """The tiny world's tokenizer, speaking as a family does: its template, and its control tokens as one token each."""
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
+    other.add_special_tokens({"additional_special_tokens": list(CONTROLS[name])})
+    return other
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("name", CONTROLS)
+def test_families_of_templates_are_golden(prompter: Prompter, name: str, thinking: bool) -> None:
+    """One flag and one wording, rendered alike for the student and the teacher; the flag decides for Qwen3 alone."""
+    tokenizer = family(name, prompter.tokenizer)
+    ours = Prompter(tokenizer, PromptsConfig(system="You are careful."), thinking)
+    ids = {"student": ours.student(PROBLEM), "exemplar": ours.teacher(PROBLEM, SOLUTION)}
+    text = "\n=====\n".join(tokenizer.decode(v) for v in ids.values())
+    golden = TEMPLATES / f"{name}{'-thinking' if thinking and name == 'qwen3' else ''}.txt"
+    assert text == golden.read_text()
+    first = CONTROLS[name][0]
+    for rendered_ids in ids.values():
+        assert rendered_ids[0] == tokenizer.convert_tokens_to_ids(first)
+        if name != "qwen3":  # a text begins once: the tokenizer adds no second mark
+            assert rendered_ids.count(rendered_ids[0]) == (1 if first in ("<bos>", "<|begin_of_text|>") else 2)
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_text_cannot_pose_as_a_turn_in_any_family(prompter: Prompter, name: str) -> None:
+    tokenizer = family(name, prompter.tokenizer)
+    ours = Prompter(tokenizer, PromptsConfig())
+    marks = {tokenizer.convert_tokens_to_ids(c) for c in CONTROLS[name]}
+    counts = [sum(i in marks for i in ours.teacher(PROBLEM, e)) for e in ("plain", " ".join(CONTROLS[name]))]
+    assert counts[0] == counts[1]

@@ -1,10 +1,10 @@
-"""A step of self-distillation on the same rollouts: teacher pass, steering and training here against TRL's SDPO trainer.
+"""A step of self-distillation on the same rollouts: what is done here against TRL's SDPO trainer.
 
-    python tests/benchmarks/against_trl.py OUT        # TRL 1.16 in the same environment, which is none of this project's
+    python tests/benchmarks/against_trl.py OUT     # with TRL 1.16 installed beside it
 
-The tiny world's seed model with LoRA of rank 32; 32 problems x 8 rollouts that the seed model drew; one optimizer step of
-256 rollouts. The teacher (the base model) reads a peer's success; reverse KL on its top 64 tokens and a tail bucket. TRL's
-sampling is replaced by the same rollouts, so that neither way's time holds any. Writes OUT/against_trl.md.
+The tiny world's seed model with LoRA of rank 32; 32 problems x 8 rollouts that the seed model drew; one optimizer
+step of 256 rollouts. The teacher (the base model) reads a peer's success; reverse KL on its top 64 tokens and a tail
+bucket. TRL's sampling is replaced by the same rollouts, so that neither way's time holds any.
 """
 
 from __future__ import annotations

@@ -360,16 +360,17 @@ def watched(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixtur
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, errors: list[Exception]) -> list[int]:
-    """Make the sampler raise these errors in turn; the list that comes back counts its calls."""
+    """Make the sampler raise these errors in turn in evaluation (the probe of one request passes); counts its calls."""
     from ogls.engines.transformers import TransformersSampler
 
     real, calls = TransformersSampler.sample, [0]
 
-    def sample(self: Any, *args: Any) -> Any:
-        calls[0] += 1
-        if errors:
-            raise errors.pop(0)
-        return real(self, *args)
+    def sample(self: Any, requests: Any, sampling: Any) -> Any:
+        if len(requests) > 1:
+            calls[0] += 1
+            if errors:
+                raise errors.pop(0)
+        return real(self, requests, sampling)
 
     monkeypatch.setattr(TransformersSampler, "sample", sample)
     return calls

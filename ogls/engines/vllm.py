@@ -35,7 +35,6 @@ class VllmSampler:
         self.cuda = device_of(config.model).type == "cuda"
         self.settings = engine_settings(config, self.cuda)
         self.adapter: Adapter | None = None
-        self.number = 0
         self.hash = BASE
         self.restarts = 0
 
@@ -105,14 +104,14 @@ class VllmSampler:
         wanted = self.adapter.hash if self.adapter else BASE
         if engine.weights != wanted:
             engine.weights = ""
-            self.number += 1
-            folder = Path(engine.folder.name) / f"{self.number:05d}-{wanted}"
+            engine.swaps += 1  # counted by the engine, which many samplers share: it knows an adapter by this number
+            folder = Path(engine.folder.name) / f"{engine.swaps:05d}-{wanted}"
             folder.mkdir()
             lora = self.settings["engine"].get("enable_lora", False)
             if lora and self.adapter:
                 for name, content in adapter_files(self.adapter, self.config).items():
                     (folder / name).write_bytes(content)
-                engine.call("adapt", (self.number, str(folder)), limit)
+                engine.call("adapt", (engine.swaps, str(folder)), limit)
             elif lora:
                 engine.call("adapt", None, limit)
             else:

@@ -27,6 +27,7 @@ class VllmProcess:
 
     weights = "base"  # hash of the weights in use
     asleep = False
+    swaps = 0  # times that the weights were exchanged
 
     def __init__(self, settings: dict[str, Any]):
         from multiprocessing import get_context

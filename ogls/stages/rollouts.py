@@ -93,7 +93,7 @@ def sample(run: Run, round_: int, progress: Progress = silent) -> StageResult:
             truncated = sum(c.finish_reason == "length" for c in completions)
             writer.shard(index, to_arrow(TRAJECTORIES, rows), {"tokens": tokens, "truncated": truncated})
         sampler.rest()
-        died = f"the engine died {sampler.restarts} times and was started anew; only its batch was sampled again"
+        died = f"the engine died and was started anew ({sampler.restarts} x); only its batch was sampled again"
         notice = died if sampler.restarts else ""
         return {"policy": before, "groups": len(chosen), "engine": engine_of(config), "notice": notice}
 

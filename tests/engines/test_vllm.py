@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from engines.padded import pad_heads
 from flows.services import answers
 from ogls.config import RunConfig, SamplingConfig
 from ogls.engines.vllm import VllmSampler
+from ogls.engines.vllm_process import VllmProcess
 from ogls.errors import ModelError, StoreError
 from ogls.policy import Adapter, Policy
 from ogls.prompts import Prompter
@@ -136,6 +138,20 @@ def test_an_adapter_changes_the_output_and_the_base_comes_back(
     assert sampler._engine().process.pid == process  # nothing was restarted
 
 
+def test_samplers_share_an_engine_and_never_a_number(
+    config: RunConfig, policy: Policy, requests: list[Request]
+) -> None:
+    """Every stage makes a sampler of its own; what one has loaded is not what the next one takes for its own."""
+    adapters = (changed(policy), None, changed(policy), changed(policy, 0.1), None)
+    said: dict[str, list[tuple[int, ...]]] = {}
+    for adapter in adapters:
+        fresh = make_sampler("vllm", None, config)
+        fresh.use(adapter)
+        told = [c.token_ids for c in fresh.sample(requests[:8], SAMPLING)]
+        assert said.setdefault(fresh.hash, told) == told
+    assert len({str(told) for told in said.values()}) == 3
+
+
 def test_many_long_prompts_do_not_hang_the_engine(sampler, requests: list[Request]) -> None:
     """More tokens of prompts at once than the engine takes in one step."""
     long = [Request(f"l{i}", 0, (20 + i, *requests[0].prompt_ids * 40)[:440], i) for i in range(64)]  # none cached
@@ -186,6 +202,31 @@ def test_two_rounds_end_to_end(config: RunConfig, sampler) -> None:
     other.use(changed(Policy(config.model, config.adapter)))
     with pytest.raises(StoreError, match="the engine has other weights than round 2 ended with"):
         check_probe(run, other, prompter, 2)
+
+
+def test_an_engine_killed_in_a_stage_costs_its_batch_alone(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mid-batch, after a finished shard: the stage ends as an undisturbed one, and says what happened."""
+    runs = [Run(config.model_copy(update={"root": str(tmp_path / name)})) for name in ("calm", "killed")]
+    for run in runs:
+        run.records.open(run.config)
+        STAGES["prepare"](run, 0)
+    calm = STAGES["sample"](runs[0], 1)
+    plain, calls = VllmProcess.call, []
+
+    def call(self: VllmProcess, command: str, payload: object, seconds: float) -> object:
+        calls.append(command)
+        if calls.count("sample") == 3 and command == "sample":  # the probe, the first shard, and now the second
+            threading.Timer(0.1, self.process.kill).start()
+        return plain(self, command, payload, seconds)
+
+    monkeypatch.setattr(VllmProcess, "call", call)
+    killed = STAGES["sample"](runs[1], 1)
+    assert "the engine died and was started anew (1 x)" in killed.notice
+    assert calm.notice == ""
+    assert calls.count("sample") == 4  # only the batch under way once more
+    assert runs[0].digest("trajectories", 1) == runs[1].digest("trajectories", 1)
 
 
 @pytest.fixture(scope="module")

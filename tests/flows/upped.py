@@ -91,7 +91,11 @@ class Up:
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         import httpx
 
-        reply = httpx.request(method, self.api + path, json=body, timeout=30)
+        for attempt in range(5):  # 503: its database is locked for a moment, and it asks to be asked again
+            reply = httpx.request(method, self.api + path, json=body, timeout=30)
+            if reply.status_code != 503:
+                break
+            time.sleep(1 + attempt)
         reply.raise_for_status()
         return reply.json() if reply.content else None
 

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ogls.head import coarsen, head_logits, nll
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
@@ -24,9 +26,10 @@ _LEAST_TAIL = 1e-30  # keeps log(tail mass) finite where a target's fp32 tail un
 
 @dataclass(frozen=True)
 class LossInputs:
-    """N distilled tokens, as the student's logits and the target that they are held to."""
+    """N distilled tokens, as the student's states, the head, and the target that they are held to."""
 
-    logits: Float[Tensor, "N V"]
+    states: Float[Tensor, "N D"]
+    head: Float[Tensor, "V D"]
     target_ids: Int[Tensor, "N K"] | None  # None: target_logprobs cover the vocabulary
     target_logprobs: Float[Tensor, "N B"]  # B = K, or V without ids
     target_tail: Float[Tensor, " N"] | None
@@ -36,7 +39,8 @@ class LossInputs:
 class PolicyInputs:
     """N sampled tokens with the log-probs they were sampled at and their rollout's advantage."""
 
-    logits: Float[Tensor, "N V"]
+    states: Float[Tensor, "N D"]
+    head: Float[Tensor, "V D"]
     token_ids: Int[Tensor, " N"]
     old_logprobs: Float[Tensor, " N"]
     advantages: Float[Tensor, " N"]
@@ -57,9 +61,10 @@ def distillation(
     wrong where it clips, and it is there for reproduction.
     """
     if inputs.target_ids is None:
-        target, student = inputs.target_logprobs.log_softmax(-1), inputs.logits.float().log_softmax(-1)
+        target = inputs.target_logprobs.log_softmax(-1)
+        student = head_logits(inputs.states, inputs.head).log_softmax(-1)
     else:
-        student = coarsen(inputs.logits, inputs.target_ids)
+        student = coarsen(inputs.states, inputs.head, inputs.target_ids)
         if not tail_bucket:
             student = student[:, : inputs.target_ids.shape[-1]].log_softmax(-1)
         target = target_bins(inputs.target_logprobs, inputs.target_tail, student.shape[-1])
@@ -93,19 +98,6 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
-def coarsen(logits: Float[Tensor, "N V"], ids: Int[Tensor, "N K"]) -> Float[Tensor, "N B"]:
-    """Student log-probs on the support and, unless K = V, of all the rest in one bin (B = K + 1)."""
-    import torch
-
-    logits = logits.float()
-    total = logits.logsumexp(-1, keepdim=True)
-    inside = logits.gather(-1, ids) - total
-    if ids.shape[-1] == logits.shape[-1]:
-        return inside
-    rest = logits.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True) - total
-    return torch.cat([inside, rest], -1)
-
-
 def target_bins(
     logprobs: Float[Tensor, "N K"], tail_mass: Float[Tensor, " N"] | None, bins: int
 ) -> Float[Tensor, "N B"]:
@@ -129,12 +121,6 @@ def policy_gradient(inputs: PolicyInputs, clip_low: float, clip_high: float) -> 
     DAPO (2503.14476), and so do two clips; the KL to a reference that the first paper adds is left out."""
     import torch
 
-    ratio = (-nll(inputs.logits, inputs.token_ids) - inputs.old_logprobs).exp()
+    ratio = (-nll(inputs.states, inputs.head, inputs.token_ids) - inputs.old_logprobs).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * inputs.advantages, clipped * inputs.advantages)
-
-
-def nll(logits: Float[Tensor, "M V"], ids: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
-    """-log q(id) of every token."""
-    logits = logits.float()
-    return logits.logsumexp(-1) - logits.gather(-1, ids[:, None])[:, 0]

@@ -19,7 +19,7 @@ from ogls.errors import ModelError
 GIB = 2**30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _REACHED = 0.4  # share of peak FLOP/s that dense passes reach
-_SCORE_COPIES = 6  # [tokens, V] tensors alive at once where a loss or a target is computed, in fp32
+_SCORE_COPIES = 6  # [tokens, V] tensors alive at once where a target or a full-vocabulary loss is computed, in fp32
 
 
 @dataclass(frozen=True)
@@ -202,12 +202,17 @@ def _teaching(config: RunConfig, shape: Shape, gpu: Gpu, mean: float, prompt: in
     prefills = groups * (contexts * (2 * prompt + exemplar) + prompt)
     continued = groups * size * (min(size - 1, 2 * teacher.max_exemplars) + 1) * target
     tokens = prefills + continued
-    cache = 2 * shape.cache(teacher.batch_tokens, width)  # of the prefixes, and their copies
-    passing = teacher.batch_tokens * (6 * shape.hidden + 3 * shape.intermediate) * width
     held = teacher.shard_groups * size * target * len(config.pools()) * shape.hidden * 4
     flop = 2 * shape.body * tokens + 4 * shape.layers * shape.heads * shape.head_dim * tokens * (prompt + exemplar)
-    memory = shape.parameters * width + cache + passing + (held if gpu.name == "cpu" else 0)
+    memory = shape.parameters * width + teaching_bytes(config, shape) + (held if gpu.name == "cpu" else 0)
     return Need("teach", memory, tokens, flop / (gpu.flops * _REACHED), "teacher.batch_tokens")
+
+
+def teaching_bytes(config: RunConfig, shape: Shape) -> float:
+    """Bytes of a teacher pass at its peak, without the weights: keys and values of the prefixes, their copies for the
+    continuations, and what is alive within a layer."""
+    width, tokens = _BYTES[config.model.dtype], config.teacher.batch_tokens
+    return 2 * shape.cache(tokens, width) + tokens * (6 * shape.hidden + 3 * shape.intermediate) * width
 
 
 def training_bytes(config: RunConfig, shape: Shape) -> float:
@@ -219,8 +224,11 @@ def training_bytes(config: RunConfig, shape: Shape) -> float:
     layer = 6 * shape.hidden + 3 * attention + 4 * shape.intermediate + adapted
     kept = shape.hidden * shape.layers + layer if train.gradient_checkpointing else layer * shape.layers
     activations = train.micro_batch_tokens * kept * width
-    head = min(train.head_tokens, train.micro_batch_tokens) * shape.vocabulary * 4 * _SCORE_COPIES
-    return activations + head + shape.trained * (width + 2 * width + 4)
+    whole = train.support == "full"  # else one buffer, and a copy of it in the model's type
+    row = shape.vocabulary * (4 * _SCORE_COPIES if whole else 4 + width * (width < 4))
+    head = min(train.head_tokens, train.micro_batch_tokens) * row
+    master = 4 if config.adapter.kind == "lora" else width  # LoRA's weights are fp32 whatever the model's type is
+    return activations + head + shape.trained * 4 * master
 
 
 def _disk(config: RunConfig, shape: Shape, mean: float) -> dict[str, float]:

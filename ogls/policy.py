@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ogls.config import AdapterConfig, ModelConfig
 from ogls.errors import ModelError
+from ogls.head import head_logits
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -123,22 +125,41 @@ class Policy:
 
     def hidden(self, ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"] | None = None, **more: Any) -> Any:
         """The body's output; `last_hidden_state` [B, L, D] is what the head is applied to."""
-        return self.body(input_ids=ids, attention_mask=mask, **more)
+        with self._mixed():
+            return self.body(input_ids=ids, attention_mask=mask, **more)
 
-    def checkpoint(self, on: bool) -> None:
-        """Whether the layers' activations are dropped in the forward pass and computed again in the backward one."""
-        if on:
-            self.body.gradient_checkpointing_enable({"use_reentrant": False})
-        for module in self.body.modules():
-            if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = on
-            if hasattr(type(module), "gradient_checkpointing"):
-                # A layer looks at its own flag; what is in it stays in evaluation: no dropout.
-                module.training = on
+    def _mixed(self) -> AbstractContextManager[Any]:
+        """A LoRA adapter keeps its weights in fp32, so that small updates count, and is run in the model's type."""
+        import torch
+
+        kind = self.head.dtype
+        if self.kind != "lora" or kind == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=kind)
+
+    @contextmanager
+    def checkpointing(self, on: bool) -> Iterator[None]:
+        """Within, if `on`, layers drop their activations in the forward pass and compute them again in the backward.
+
+        Only within: such a layer takes no cache of keys and values, which every other pass lives by.
+        """
+        if not on:
+            yield
+            return
+        self.body.gradient_checkpointing_enable({"use_reentrant": False})
+        layers = [m for m in self.body.modules() if hasattr(type(m), "gradient_checkpointing")]
+        for layer in layers:
+            layer.training = True  # its own flag alone; what is in it stays in evaluation: no dropout
+        try:
+            yield
+        finally:
+            self.body.gradient_checkpointing_disable()
+            for layer in layers:
+                layer.training = False
 
     def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """The head's logits in fp32, whatever the model's type."""
-        return (hidden.to(self.head.dtype) @ self.head.T).float()
+        return head_logits(hidden, self.head)
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
@@ -216,7 +237,7 @@ def _plain_head(causal: Any, path: str) -> Tensor:
         cap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
         why = f"it soft-caps its logits at {cap}" if cap else f"they differ by {error:.2g}"
         raise ModelError(f"{path}: logits are not hidden states times the head ({why}); such a model cannot be steered")
-    return head.weight.detach().clone()
+    return head.weight.detach()
 
 
 def _stop_ids(causal: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -253,6 +274,7 @@ def _all_stops(generation: Any, tokenizer: Any) -> tuple[int, ...]:
 
 def _with_lora(causal: Any, adapter: AdapterConfig) -> Any:
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     trained = {"lm_head", "embed_tokens"} & set(adapter.modules)
     if trained:
@@ -267,9 +289,14 @@ def _with_lora(causal: Any, adapter: AdapterConfig) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns of tied embeddings, which are not trained here
-            return get_peft_model(causal, config)
+            adapted = get_peft_model(causal, config)
     except ValueError as error:
         raise ModelError(f"adapter.modules: {error}") from error
+    for module in adapted.modules():
+        if isinstance(module, BaseTunerLayer):
+            # Else an fp32 copy of each module's input is kept for the backward pass: see Policy._mixed.
+            module.cast_input_dtype_enabled = False  # type: ignore[assignment]
+    return adapted
 
 
 def _plain(name: str) -> str:

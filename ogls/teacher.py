@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ogls.config import Pool, RunConfig
 from ogls.errors import ModelError
-from ogls.losses import nll
+from ogls.head import nll
 from ogls.policy import Policy
 from ogls.prompts import Prompter
 from ogls.records import Key, Problem, Rollout
@@ -291,7 +291,7 @@ def logprobs(
             for (_, i), states in zip(pairs, all_states, strict=True):
                 ids = torch.tensor(rollouts[i], device=states.device)
                 for part, part_ids in zip(states.split(_HEAD_TOKENS), ids.split(_HEAD_TOKENS), strict=True):
-                    found[i] -= float(nll(policy.logits(part), part_ids).sum())
+                    found[i] -= float(nll(part, policy.head, part_ids).sum())
     return found
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from ogls.batching import Batch, TrainItem, collate, micro_batches
 from ogls.config import TrainConfig
 from ogls.errors import NonFiniteLoss
-from ogls.losses import LossInputs, PolicyInputs, distillation, nll, policy_gradient
+from ogls.head import nll
+from ogls.losses import LossInputs, PolicyInputs, distillation, policy_gradient
 from ogls.policy import Policy
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ class Trainer:
         import torch
 
         self.policy, self.config = policy, config
-        policy.checkpoint(config.gradient_checkpointing)
         self.names = sorted(policy.parameters)
         self.optimizer = torch.optim.AdamW(
             [policy.parameters[n] for n in self.names], lr=config.learning_rate, weight_decay=config.weight_decay
@@ -65,7 +65,8 @@ class Trainer:
         for micro in micro_batches(items, config.micro_batch_tokens):
             batch = collate(micro, self.policy.device)
             scales = 1 / max(trained_weight, 1e-9), weight / max(tail_tokens, 1)
-            sums = self._backward(batch, *scales)
+            with self.policy.checkpointing(config.gradient_checkpointing):
+                sums = self._backward(batch, *scales)
             token_loss, tail_nll = token_loss + sums[0] * scales[0], tail_nll + sums[1] / max(tail_tokens, 1)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
         if not np.isfinite(norm):
@@ -97,7 +98,7 @@ class Trainer:
         """
         import torch
 
-        hidden = self.policy.hidden(batch.ids, batch.mask).last_hidden_state
+        hidden = self.policy.hidden(batch.ids, batch.mask, use_cache=False).last_hidden_state
         states, tail_states = hidden[batch.row, batch.place], hidden[batch.tail_row, batch.tail_place]
         leaf, tail_leaf = states.detach().requires_grad_(), tail_states.detach().requires_grad_()
         sums = [0.0, 0.0]
@@ -108,7 +109,7 @@ class Trainer:
             (loss.sum() * token_scale).backward()
             sums[0] += loss.sum().item()
         for part in _parts(len(tail_leaf), self.config.head_tokens):
-            tail = nll(self.policy.logits(tail_leaf[part]), batch.tail_ids[part])
+            tail = nll(tail_leaf[part], self.policy.head, batch.tail_ids[part])
             self._check_finite("tail NLL", batch, tail, batch.tail_row[part])
             (tail.sum() * tail_scale).backward()
             sums[1] += tail.sum().item()
@@ -118,18 +119,18 @@ class Trainer:
 
     def token_losses(self, batch: Batch, part: slice, states: Tensor) -> Tensor:
         """The losses [n] of the trained tokens `part` of a micro-batch, from the student's states [n, D]."""
-        c, logits = self.config, self.policy.logits(states)
+        c, head = self.config, self.policy.head
         if batch.old_logprobs is not None:
             old = batch.old_logprobs[part]
-            sampled = PolicyInputs(logits, batch.token_ids[part], old, batch.advantages[part])
+            sampled = PolicyInputs(states, head, batch.token_ids[part], old, batch.advantages[part])
             return policy_gradient(sampled, c.grpo.clip_low, c.grpo.clip_high)
         if batch.target_state is not None:
-            inputs = LossInputs(logits, None, self.policy.logits(batch.target_state[part]), None)
+            inputs = LossInputs(states, head, None, self.policy.logits(batch.target_state[part]), None)
         else:
             ids, logprobs, tail = batch.target_ids, batch.target_logprobs, batch.target_tail
             assert ids is not None, "distilled tokens have a target"
             assert logprobs is not None, "and its log-probs"
-            inputs = LossInputs(logits, ids[part], logprobs[part], None if tail is None else tail[part])
+            inputs = LossInputs(states, head, ids[part], logprobs[part], None if tail is None else tail[part])
         return distillation(inputs, c.divergence, c.jsd_beta, c.tail_bucket, c.token_clip, c.pointwise_clip)
 
     def _check_finite(self, name: str, batch: Batch, values: Tensor, rows: Tensor) -> None:

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROUND, again, carry_out, content, small_config
 
 from ogls import columns
+from ogls.config import TrainConfig
 from ogls.errors import ConfigError, DataError, ModelError, StoreError
 from ogls.run import Run
 from ogls.stages import STAGES
@@ -99,6 +100,20 @@ def test_an_adapter_that_is_not_the_one_trained_is_found(copy: Run, tmp_path: Pa
     path.write_text(json.dumps(manifest))
     with pytest.raises(StoreError, match=r"the adapter's hash is \w+, but \w+ was trained"):
         copy.adapter(1)
+
+
+def test_a_run_with_gradient_checkpointing_is_the_same_run(finished: Run, tmp_path: Path) -> None:
+    """A layer that drops its activations also drops the cache of keys and values: the probe after training, and the
+    teacher of a policy that was just trained, must not be run by such layers."""
+    lean = carry_out(finished.config.model_copy(update={"root": str(tmp_path), "train": checkpointed(finished)}))
+    for round_ in (1, 2):
+        probes = [run.records.manifest("updates", round_).metrics["probe"] for run in (finished, lean)]
+        assert probes[0]["token_ids"] == probes[1]["token_ids"]
+        assert probes[0]["logprobs"] == pytest.approx(probes[1]["logprobs"], abs=1e-4)
+
+
+def checkpointed(run: Run) -> TrainConfig:
+    return run.config.train.model_copy(update={"gradient_checkpointing": True})
 
 
 def test_stages_out_of_order_say_what_to_run_first(tmp_path: Path) -> None:

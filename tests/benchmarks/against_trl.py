@@ -22,6 +22,8 @@ import torch
 
 sys.path[:0] = ["tests"]
 
+from measured import publish
+
 STEPS, SUPPORT, RANK = 6, 64, 32
 RATE = 5e-4
 
@@ -150,7 +152,6 @@ def main(out: Path) -> None:
 
     from ogls.stages import STAGES
 
-    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as root:
         sdpo = ("steer.recipe=sdpo", "train.rollouts=all", "train.divergence=reverse_kl", f"steer.support={SUPPORT}")
         sizes = ("problems.per_round=32", "rollout.samples=8", "rollout.batch_size=256", "teacher.pools=[]")
@@ -165,11 +166,14 @@ def main(out: Path) -> None:
             seconds.setdefault(way, []).extend(json.loads(done.stdout.splitlines()[-1])[1:])  # the first one warms up
             print(way, seconds[way], flush=True)
     mine, other = (statistics.median(seconds[way]) for way in ("ours", "theirs"))
-    rows = [("TRL's SDPO trainer", other), ("teacher pass, steering and training step", mine)]
-    lines = [f"| {name} | {found:.2f} | {found / other:.2f} |" for name, found in rows]
-    head = "| a step of self-distillation, 256 rollouts | seconds | share |\n| --- | ---: | ---: |\n"
-    (out / "against_trl.md").write_text(head + "\n".join(lines) + "\n")
-    print((out / "against_trl.md").read_text())
+    ways = {"TRL's SDPO trainer": other, "teacher pass, steering and training step": mine}
+    rows = [{"way": name, "seconds": found, "share": found / other} for name, found in ways.items()]
+    shown = {
+        "way": ("a step of self-distillation, 256 rollouts", ""),
+        "seconds": ("seconds", ".2f"),
+        "share": ("share", ".2f"),
+    }
+    publish(out, "against_trl", rows, shown)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+sys.path[:0] = ["tests"]
+
+import measured
 
 SIZES = (10_000, 32_000, 100_000, 320_000, 1_000_000)
 
@@ -36,9 +37,9 @@ def measure(root: str) -> dict[str, Any]:
     from ogls.store import Store
 
     store = Store(root)
-    seconds = {name: timed(lambda sql=sql: store.sql(sql)) for name, sql in named_queries().items()}
+    seconds = {name: measured.seconds(lambda sql=sql: store.sql(sql)) for name, sql in named_queries().items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    seconds["(ogls runs)"] = timed(lambda: CliRunner().invoke(app, ["runs", "--root", root]))
+    seconds["(ogls runs)"] = measured.seconds(lambda: CliRunner().invoke(app, ["runs", "--root", root]))
     older = (files("ogls") / "sql" / "older" / "steered.sql").read_text().replace("{targets}", "FROM targets")
     most = "SELECT max(kl) FROM "
 
@@ -50,20 +51,11 @@ def measure(root: str) -> dict[str, Any]:
             con.sql(named_queries()["rounds"]).to_arrow_table()
 
     ratios = {
-        "every view made first": timed(every_view) / seconds["rounds"],
-        "rollouts' sums from targets": timed(lambda: store.sql(f"{most} ({older})"))
-        / timed(lambda: store.sql(f"{most} steered")),
+        "every view made first": measured.seconds(every_view) / seconds["rounds"],
+        "rollouts' sums from targets": measured.seconds(lambda: store.sql(f"{most} ({older})"))
+        / measured.seconds(lambda: store.sql(f"{most} steered")),
     }
     return {"seconds": seconds, "ratios": ratios, "peak_mib": peak}
-
-
-def timed(question: Callable[[], object]) -> float:
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        question()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
 
 
 def main(out: Path, sizes: list[int]) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 
 sys.path[:0] = ["tests", "tests/engines"]
 
+from measured import publish
+
 PROMPTS, SAMPLES, REPEATS = 32, 8, 3
 
 
@@ -69,7 +71,6 @@ def measure(model: str, way: str) -> dict[str, float]:
 def main(out: Path) -> None:
     from padded import pad_heads
 
-    out.mkdir(parents=True, exist_ok=True)
     rates: dict[str, list[float]] = {"offline": [], "engine": []}
     tokens = set()
     with tempfile.TemporaryDirectory() as folder:
@@ -84,11 +85,10 @@ def main(out: Path) -> None:
                 print(way, said, flush=True)
     assert len(tokens) == 1, "the two ways sample other tokens"
     offline, engine = (statistics.median(rates[way]) for way in ("offline", "engine"))
-    (out / "rollouts.md").write_text(
-        "| way | tokens a second | share |\n| --- | ---: | ---: |\n"
-        f"| vLLM's `generate`, offline | {offline:,.0f} | 1.00 |\n"
-        f"| through the engine's process | {engine:,.0f} | {engine / offline:.2f} |\n"
-    )
+    ways = {"vLLM's `generate`, offline": offline, "through the engine's process": engine}
+    rows = [{"way": name, "rate": rate, "share": rate / offline} for name, rate in ways.items()]
+    shown = {"way": ("way", ""), "rate": ("tokens a second", ",.0f"), "share": ("share", ".2f")}
+    publish(out, "rollouts", rows, shown)
 
 
 if __name__ == "__main__":

@@ -1,47 +1,46 @@
-"""The teacher pass with shared prefixes against one full sequence a context, and the cache's size and error.
+"""The teacher pass with shared prefixes against one full sequence a context; the cache's size, rates and error.
 
     python tests/benchmarks/teacher.py OUT
 
 A group of 8 rollouts, each the exemplar of the 7 others; exemplars 8 times as long as what is scored; a random model of
-Qwen3's shape. Both ways give the same states. Then the type of cached states: KL between the targets steered from exact
-states and from stored ones, on the tiny world. Writes OUT/teacher.md.
+Qwen3's shape. Both ways give the same states. Then what a token takes in the cache, and how fast it is written and read
+in each form, at Qwen3-1.7B's width and vocabulary. Then the type of cached states: KL between the targets steered from
+exact states and from stored ones, on the tiny world. Writes OUT/teacher_{pass,cache,error}.md and .parquet.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path[:0] = ["tests", "tests/benchmarks"]
+sys.path[:0] = ["tests"]
+
+from measured import publish, seconds
+from randommodel import QWEN3_1_7B, random_model
 
 GROUP, TARGET, EXEMPLAR, BATCH = 8, 64, 512, 16384
-VOCABULARY, WIDTH, POOLS = 151_936, 2048, 3  # Qwen3-1.7B's, for the cache's size
+VOCABULARY, WIDTH = QWEN3_1_7B["vocab_size"], QWEN3_1_7B["hidden_size"]
+POOLS, CONTEXTS, LISTED, TOKENS = 3, 14, 128, 64  # 14 contexts a token: 7 of each pool; 64 tokens of each form
 
 
 def main(out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "teacher.md").write_text("\n\n".join([prefixes(), sizes(), errors()]) + "\n")
-    print((out / "teacher.md").read_text())
+    prefixes(out)
+    cache(out)
+    errors(out)
 
 
-def prefixes() -> str:
+def prefixes(out: Path) -> None:
     """Tokens and time of both ways."""
-    from training import build
-
     from ogls import teacher
     from ogls.config import AdapterConfig, ModelConfig
     from ogls.policy import Policy
 
     with tempfile.TemporaryDirectory() as folder:
-        build(Path(folder) / "model", vocabulary=320)
-        policy = Policy(ModelConfig(path=str(Path(folder) / "model")), AdapterConfig(rank=4))
+        policy = Policy(ModelConfig(path=str(random_model(Path(folder) / "model"))), AdapterConfig(rank=4))
     generator = torch.Generator().manual_seed(0)
 
     def draw(count: int) -> tuple[int, ...]:
@@ -73,39 +72,80 @@ def prefixes() -> str:
     ours, theirs = shared(), full()
     worst = max((ours[key] - theirs[key]).abs().max().item() for key in theirs)
     assert worst < 1e-3, worst
-    seconds = {way.__name__: timed(way) for way in (shared, full)}
-    tokens = {"shared": GROUP * (EXEMPLAR + 64) + len(scored) * TARGET, "full": len(scored) * (EXEMPLAR + 64 + TARGET)}
-    lines = ["| teacher pass of a group | tokens | seconds | tokens saved | time saved |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: |")
-    for way, name in (("full", "one full sequence a context"), ("shared", "shared prefixes")):
-        saved = tokens["full"] / tokens[way], seconds["full"] / seconds[way]
-        lines.append(f"| {name} | {tokens[way]:,} | {seconds[way]:.2f} | {saved[0]:.1f} x | {saved[1]:.1f} x |")
-    return "\n".join(lines)
+    took = {way: seconds(way) for way in (full, shared)}
+    tokens = {full: len(scored) * (EXEMPLAR + 64 + TARGET), shared: GROUP * (EXEMPLAR + 64) + len(scored) * TARGET}
+    rows = [
+        {
+            "way": name,
+            "tokens": tokens[way],
+            "seconds": took[way],
+            "fewer": tokens[full] / tokens[way],
+            "faster": took[full] / took[way],
+        }
+        for way, name in ((full, "one full sequence a context"), (shared, "shared prefixes"))
+    ]
+    shown = {
+        "way": ("teacher pass of a group", ""),
+        "tokens": ("tokens", ",d"),
+        "seconds": ("seconds", ".2f"),
+        "fewer": ("times fewer tokens", ".1f"),
+        "faster": ("times less time", ".1f"),
+    }
+    publish(out, "teacher_pass", rows, shown)
 
 
-def timed(way: Callable[[], object]) -> float:
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        way()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+def cache(out: Path) -> None:
+    """What a distilled token takes on disk, and tokens a second written to and read from Parquet.
+
+    States are kept as bytes (`columns.pack_states`). The two alternatives are written as plain binary columns too, so
+    that all that differs is what there is to write: averaged logits, and lists of ids and log-probs of each context.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ogls import columns
+
+    generator = torch.Generator().manual_seed(0)
+
+    def states() -> list[dict[str, Any]]:
+        drawn = torch.randn(TOKENS, WIDTH, generator=generator)
+        return [columns.pack_states(drawn, "float16") for _ in range(POOLS)]
+
+    def logits() -> list[dict[str, Any]]:
+        drawn = torch.randn(TOKENS, VOCABULARY, generator=generator).half().numpy().tobytes()
+        return [{"logits": drawn} for _ in range(POOLS)]
+
+    def lists() -> list[dict[str, Any]]:
+        ids = torch.randint(0, VOCABULARY, (TOKENS, LISTED), generator=generator, dtype=torch.int32)
+        values = torch.randn(TOKENS, LISTED, generator=generator).half()
+        return [{"ids": ids.numpy().tobytes(), "values": values.numpy().tobytes()} for _ in range(CONTEXTS)]
+
+    rows = []
+    forms = {
+        "averaged states, fp16": states,
+        "averaged logits, fp16": logits,
+        "top-128 lists of 14 contexts (their mean is not exact)": lists,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, form in forms.items():
+            path, table = Path(folder) / "form.parquet", pa.Table.from_pylist(form())
+            write = seconds(lambda t=table, p=path: pq.write_table(t, p, compression="NONE", use_dictionary=False), 9)
+            read = seconds(lambda p=path: pq.read_table(p, memory_map=False), 9)
+            size = path.stat().st_size / TOKENS
+            rows.append({"form": name, "bytes": size, "written": TOKENS / write, "read": TOKENS / read})
+    for row in rows:
+        row["larger"] = row["bytes"] / rows[0]["bytes"]
+    shown = {
+        "form": ("cache of a token, three pools", ""),
+        "bytes": ("bytes", ",.0f"),
+        "larger": ("times the states", ".1f"),
+        "written": ("tokens/s written", ",.0f"),
+        "read": ("tokens/s read", ",.0f"),
+    }
+    publish(out, "teacher_cache", rows, shown)
 
 
-def sizes() -> str:
-    """Bytes a distilled token, at Qwen3-1.7B's shape and three pools."""
-    state, logits, lists = POOLS * WIDTH * 2, POOLS * VOCABULARY * 2, 14 * 128 * (4 + 2)
-    lines = ["| cache of a token, three pools | bytes | against states |", "| --- | ---: | ---: |"]
-    for name, size in (
-        ("averaged states, fp16", state),
-        ("averaged logits, fp16", logits),
-        ("top-128 lists of 14 contexts (their mean is not exact)", lists),
-    ):
-        lines.append(f"| {name} | {size:,} | {size / state:.1f} x |")
-    return "\n".join(lines)
-
-
-def errors() -> str:
+def errors(out: Path) -> None:
     """KL(exact target || target from stored states), nats a token, on a round of the tiny world."""
     from conftest import carry_out, small_config
 
@@ -123,11 +163,10 @@ def errors() -> str:
                 kept = {p: s.to(getattr(torch, kind)) for p, s in states.items()}
                 stored = (combine(kept, recipe) @ head.T).log_softmax(-1)
                 found.setdefault(kind, []).append((exact.exp() * (exact - stored)).sum(-1))
-    lines = ["| type of states | mean KL, nats a token | largest |", "| --- | ---: | ---: |"]
-    for kind, parts in found.items():
-        kl = torch.cat(parts).clamp(min=0)
-        lines.append(f"| {kind} | {kl.mean().item():.1e} | {kl.max().item():.1e} |")
-    return "\n".join(lines)
+    kls = {kind: torch.cat(parts).clamp(min=0) for kind, parts in found.items()}
+    rows = [{"type": kind, "mean": kl.mean().item(), "largest": kl.max().item()} for kind, kl in kls.items()]
+    shown = {"type": ("type of states", ""), "mean": ("mean KL, nats a token", ".1e"), "largest": ("largest", ".1e")}
+    publish(out, "teacher_error", rows, shown)
 
 
 if __name__ == "__main__":

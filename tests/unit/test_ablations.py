@@ -24,7 +24,7 @@ def random_inputs(k: int = 4) -> tuple[LossInputs, torch.Tensor, torch.Tensor]:
     teacher, student = (torch.randn(8, 12, generator=generator).mul(2) for _ in range(2))
     top = teacher.log_softmax(-1).topk(k)
     tail = 1 - top.values.exp().sum(-1)
-    return LossInputs(student, top.indices, top.values, tail), teacher, student
+    return LossInputs(student, torch.eye(12), top.indices, top.values, tail), teacher, student
 
 
 def test_target_temperature_divides_the_logits() -> None:
@@ -65,7 +65,7 @@ def test_the_pointwise_clip_bounds_every_term_and_so_reverses_gradients() -> Non
     while the other terms, which then rise, still count: the gradient pushes the wanted token down."""
     target = torch.tensor([[0.9, 0.1]]).log()
     logits = torch.tensor([[-2.0, 2.0]], requires_grad=True)
-    inputs = LossInputs(logits, None, target, None)
+    inputs = LossInputs(logits, torch.eye(2), None, target, None)
     got = distillation(inputs, "forward_kl", pointwise_clip=0.05)
     q = logits.log_softmax(-1)[0]
     terms = [0.9 * (target[0, 0] - q[0]), 0.1 * (target[0, 1] - q[1])]

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPO, TINY, small_config
+from measured import peak_bytes
+from randommodel import QWEN3_1_7B, random_model, shaped
 from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.doctor import examine
+from ogls.batching import TrainItem
 from ogls.config import RunConfig
 from ogls.configfile import build_config, load_config
 from ogls.errors import ModelError
 from ogls.plan import GIB, GPUS, plan, shape_of, training_bytes
-from ogls.policy import Policy
+from ogls.policy import Policy, load_head
+from ogls.records import Request
+from ogls.rollout import make_sampler
+from ogls.steering import steer
+from ogls.teacher import Context, Scored, score
+from ogls.train import Trainer
 
-
-def qwen(folder: Path, layers: int = 6, hidden: int = 256, vocabulary: int = 32_000) -> Path:
-    """A configuration of Qwen3's shape, with the tiny world's tokenizer: no weights."""
-    shutil.copytree(REPO / "data" / "tiny" / "model", folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": 3 * hidden, "head_dim": 32}
-    config |= {"vocab_size": vocabulary, "num_attention_heads": 8, "num_key_value_heads": 4}
-    config |= {"layer_types": ["full_attention"] * layers, "max_position_embeddings": 4096}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+VOCABULARY = 8_000
 
 
 def config_of(model: Path, *overrides: str) -> RunConfig:
@@ -47,46 +46,78 @@ def test_the_shape_is_counted_as_the_model_is(policy: Policy) -> None:
     assert (shape.vocabulary, shape.hidden) == tuple(policy.head.shape)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", ["false", "true"])
-def test_the_memory_of_training_is_near_a_measured_peak(tmp_path: Path, checkpointing: str) -> None:
-    """A step on a random model of 32k tokens' vocabulary, in a process of its own; its peak less what it had before."""
-    model = qwen(tmp_path / "model")
-    overrides = ("train.micro_batch_tokens=4096", "train.head_tokens=512", "adapter.rank=16")
-    overrides += (f"train.gradient_checkpointing={checkpointing}",)
-    config = config_of(model, *overrides)
-    code = f"""
-import json, resource, torch
-from transformers import AutoConfig, AutoModelForCausalLM
-AutoModelForCausalLM.from_config(AutoConfig.from_pretrained({str(model)!r})).save_pretrained({str(model)!r})
-from ogls.batching import TrainItem
-from ogls.configfile import build_config
-from ogls.policy import Policy
-from ogls.train import Trainer
-data = {{"evaluate": {{"benchmarks": [{{}}]}}, "model": {{"path": {str(model)!r}}}}}
-config = build_config(data, {list(overrides)!r})
-policy = Policy(config.model, config.adapter)
-trainer = Trainer(policy, config.train)
-items = []
-for i in range(16):
-    tokens = tuple(torch.randint(3, 32000, (256,)).tolist())
-    top = torch.randn(224, 64).log_softmax(-1)
-    ids = torch.stack([torch.randperm(32000)[:64] for _ in range(224)])
-    items.append(TrainItem(("p", i), tokens[:32], tokens[32:], 224, 0, ids, top, torch.full((224,), 1e-3)))
-trainer.update(items[:1])  # torch's own buffers
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-trainer.update(items)
-print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    measured = json.loads(done.stdout.splitlines()[-1])
-    planned = training_bytes(config, shape_of(config))
-    assert 0.6 < planned / measured < 1.7, (planned / GIB, measured / GIB)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model(tmp_path_factory.mktemp("random") / "model", num_hidden_layers=4, vocab_size=VOCABULARY)
+
+
+def drawn(count: int) -> tuple[int, ...]:
+    return tuple(torch.randint(3, VOCABULARY, (count,)).tolist())
+
+
+def near(planned: float, measured: float) -> None:
+    assert 0.7 < planned / measured < 1.7, (planned / GIB, measured / GIB)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "settings"),
+    [
+        ("float32", "gradient_checkpointing=false"),
+        ("float32", "gradient_checkpointing=true"),
+        ("float32", "support=full"),
+        ("bfloat16", "gradient_checkpointing=false"),
+        ("bfloat16", "gradient_checkpointing=true"),
+    ],
+)
+def test_the_memory_of_training_is_near_a_measured_peak(model: Path, dtype: str, settings: str) -> None:
+    """A step on a random model of Qwen3's shape: what torch has alive at its peak, beyond the model."""
+    overrides = ("train.micro_batch_tokens=512", "train.head_tokens=256", "adapter.rank=16", f"train.{settings}")
+    config = config_of(model, f"model.dtype={dtype}", *overrides)
+    policy = Policy(config.model, config.adapter)
+    items = []
+    for i in range(4):
+        top, ids = (
+            torch.randn(224, 64).log_softmax(-1),
+            torch.stack([torch.randperm(VOCABULARY)[:64] for _ in range(224)]),
+        )
+        item = TrainItem(("p", i), drawn(32), drawn(224), 224, 0, ids, top, torch.full((224,), 1e-3))
+        whole = {"ids": None, "logprobs": None, "tail_mass": None, "state": torch.randn(224, 256)}
+        items.append(replace(item, **whole) if config.train.support == "full" else item)
+    trainer = Trainer(policy, config.train)
+    near(training_bytes(config, shape_of(config)), peak_bytes(lambda: trainer.update(items)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_memory_of_the_other_stages_is_near_a_measured_peak(model: Path, dtype: str) -> None:
+    """A teacher pass that fills its batch, steering, and sampling, as the training step above."""
+    settings = ("rollout.max_tokens=64", "train.tokens=64", "teacher.batch_tokens=2048", "teacher.shard_groups=1")
+    sizes = ("rollout.batch_size=16", "steer.batch_tokens=256", "rollout.engine=transformers")
+    config = config_of(model, f"model.dtype={dtype}", *settings, *sizes)
+    policy = Policy(config.model, config.adapter)
+    found = plan(config, GPUS["cpu"], length=64, prompt=32)
+    planned = {n.stage: n.memory for n in found.needs}
+    weights = found.shape.parameters * (4 if dtype == "float32" else 2)
+
+    contexts, rollouts = [Context("teacher", drawn(250)) for _ in range(8)], [drawn(64) for _ in range(8)]
+    pools = {"correct": contexts[:4], "incorrect": contexts[4:]}
+    scored = [
+        Scored(("p", j), pool, rollouts[j], tuple((c, 1 / 3) for c in read if c is not contexts[j])[:3], ())
+        for pool, read in pools.items()
+        for j in range(8)
+    ]
+    near(planned["teach"] - weights, peak_bytes(lambda: score(policy, scored, config.teacher.batch_tokens)))
+
+    states = {pool: torch.randn(256, 256) for pool in ("base", "correct", "incorrect")}
+    ids, recipe = torch.zeros(256, dtype=torch.long), config.steer.resolved()
+    near(planned["steer"], peak_bytes(lambda: steer(states, ids, recipe, load_head(config.model), 64, 256)))
+
+    requests = [Request("p", i, drawn(32), i) for i in range(16)]
+    sampler = make_sampler("transformers", policy)
+    near(planned["sample"] - weights, peak_bytes(lambda: sampler.sample(requests, config.rollout)))
 
 
 def test_what_does_not_fit_is_said_with_what_to_change(tmp_path: Path) -> None:
-    model = qwen(tmp_path / "model", layers=28, hidden=2048, vocabulary=151_936)
+    model = shaped(tmp_path / "model", **QWEN3_1_7B | {"max_position_embeddings": 4096})
     config = config_of(model, "model.dtype=bfloat16", "rollout.max_tokens=2048", "train.micro_batch_tokens=65536")
     found = plan(config, GPUS["rtx4090"])
     told = "\n".join(found.warnings)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_items
+from conftest import REPO, random_items
+from measured import peak_bytes
 from safetensors.torch import load, save
 
-from ogls.config import TrainConfig
+from ogls.config import AdapterConfig, ModelConfig, TrainConfig
 from ogls.errors import NonFiniteLoss
 from ogls.policy import Policy
+from ogls.teacher import Context, Scored, score
 from ogls.train import Trainer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"
@@ -125,5 +127,33 @@ def test_chunks_of_the_head_and_checkpoints_change_nothing(policy: Policy, objec
         assert loss == pytest.approx(whole[0], abs=1e-6)
         for got, wanted in zip(grads, whole[1], strict=True):
             torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
-    policy.checkpoint(False)
-    assert not any(getattr(m, "gradient_checkpointing", False) for m in policy.body.modules())
+    layers = [m for m in policy.body.modules() if hasattr(m, "gradient_checkpointing")]
+    assert layers
+    assert not any(m.training or m.gradient_checkpointing for m in layers)
+
+
+def test_a_checkpointed_policy_teaches_as_before(fresh: Policy) -> None:
+    """Right after its training, and within the same process."""
+    scored = [Scored(("p", 0), "correct", (7, 8, 9), ((Context("teacher", (4, 5, 6)), 1.0),), (1,))]
+    before = score(fresh, scored, 64)
+    Trainer(fresh, CONFIG.model_copy(update={"gradient_checkpointing": True})).update(random_items())
+    fresh.use(None)
+    after = score(fresh, scored, 64)
+    torch.testing.assert_close(after, before)
+
+
+def test_a_bfloat16_model_trains_fp32_adapters_and_keeps_no_fp32_copies() -> None:
+    """LoRA's small updates count in fp32; its products run, and are kept for the backward pass, in the model's type."""
+    found, peaks = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        policy = Policy(ModelConfig(path=str(REPO / "data/tiny/model"), dtype=dtype), AdapterConfig())
+        assert {p.dtype for p in policy.parameters.values()} == {torch.float32}
+        trainer = Trainer(policy, CONFIG)
+        found[dtype] = trainer.update(random_items())
+        peaks[dtype] = peak_bytes(lambda trainer=trainer: trainer.update(random_items()))
+        with torch.inference_mode():
+            assert policy.hidden(torch.tensor([[4, 5]])).last_hidden_state.dtype == getattr(torch, dtype)
+    exact, half = found["float32"], found["bfloat16"]
+    assert half["loss"] == pytest.approx(exact["loss"], rel=0.02)
+    assert half["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.05)
+    assert peaks["bfloat16"] < 0.75 * peaks["float32"]

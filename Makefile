@@ -48,10 +48,10 @@ docs: $(READY)  ## generate data/README.md from ogls/records.py, and the site in
 bench-queries: $(READY)  ## named queries over up to a million generated rollouts, some fifteen minutes; not in CI
 	$(BIN)/python tests/benchmarks/queries.py docs/measured
 
-bench: $(READY)  ## a training step, the teacher pass, and (with make vllm) rollouts, against the alternatives; not in CI
-	$(BIN)/python tests/benchmarks/training.py docs/measured
-	$(BIN)/python tests/benchmarks/teacher.py docs/measured
+bench: $(READY)  ## every part against its alternatives (with make vllm: rollouts, too), half an hour; not in CI
+	for name in training teacher floor rounds; do $(BIN)/python tests/benchmarks/$$name.py docs/measured || exit 1; done
 	test ! -e $(VENV)/.vllm || $(BIN)/python tests/benchmarks/rollouts.py docs/measured
+	! $(BIN)/python -c 'import trl' 2>/dev/null || $(BIN)/python tests/benchmarks/against_trl.py docs/measured
 
 clean:  ## the environment and caches; runs in data/ stay
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .import_linter_cache

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ogls.errors import UserError
+from ogls.whole import whole
 
 out, err = Console(), Console(stderr=True)
 _PATIENCE = 600.0  # seconds to wait for a Prefect server that went away in a flow
@@ -61,14 +62,8 @@ def show(table: Any, format_: str, to: Path | None) -> None:
 
 def write_file(path: Path, text: str) -> None:
     """Write a file for people, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}") from None
+    with whole(path, replace=True) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def _inert(text: str | None) -> str | None:

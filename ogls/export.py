@@ -8,8 +8,6 @@ own student prompt; `messages`, `prompt`, `chosen` and `rejected` are what TRL's
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -19,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ogls.config import PromptsConfig
-from ogls.errors import DataError, UserError
+from ogls.errors import DataError
 from ogls.prompts import fill
 from ogls.query import query
 from ogls.store import Store
+from ogls.whole import whole
 
 Kind = Literal["rollouts", "sft", "preference"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -69,27 +68,14 @@ def write(table: pa.Table, out: Path, kind: Kind, origin: str) -> None:
 
     Whole or not at all; `origin` says in the card where the rows come from. UserError if `out` is there already.
     """
-    if out.exists():
-        raise UserError(f"{out} is there already: take another name, or remove it")
-    temporary = out.with_name(f".{out.name}.tmp")
-    _remove(temporary)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with whole(out) as place:
         if out.suffix == ".jsonl":
-            with open(temporary, "w", encoding="utf-8") as file:
+            with open(place, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
         else:
-            (temporary / "data").mkdir(parents=True)
-            pq.write_table(table, temporary / "data" / "train-00000-of-00001.parquet", compression="zstd")
-            (temporary / "README.md").write_text(_card(table, kind, origin), encoding="utf-8")
-        os.replace(temporary, out)
-    except OSError as error:
-        _remove(temporary)
-        raise UserError(f"cannot write {out}: {error}") from None
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            (place / "data").mkdir(parents=True)
+            pq.write_table(table, place / "data" / "train-00000-of-00001.parquet", compression="zstd")
+            (place / "README.md").write_text(_card(table, kind, origin), encoding="utf-8")
 
 
 def _prompts(store: Store, run: str) -> PromptsConfig:

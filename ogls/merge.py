@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ogls.config import AdapterConfig, RunConfig
 from ogls.errors import ModelError
@@ -42,6 +42,23 @@ def merge(state: Mapping[str, Tensor], adapter: Adapter, config: AdapterConfig) 
     if unknown := sorted(set(changed) - set(state)):
         raise ModelError(f"the adapter is of another model: {len(unknown)} weights such as {unknown[0]} are not in it")
     return {n: changed[n].to(w.dtype) if n in changed else w for n, w in state.items()}
+
+
+def check_about(about: Mapping[str, Any], config: RunConfig) -> None:
+    """Raise ModelError where an adapter_config.json is not of an adapter that this configuration goes on with.
+
+    A base is known by the last part of its name, so that a model's id and a copy of it in a folder are one.
+    """
+    base, model = about.get("base_model_name_or_path") or "", config.model.path
+    if base and Path(base).name != Path(model).name:
+        raise ModelError(
+            f"adapter.start: {config.adapter.start} was trained on {base}, and model.path is {model}; name the same "
+            "model, or, if they are one, say so in base_model_name_or_path of its adapter_config.json"
+        )
+    for key, setting in (("r", "rank"), ("lora_alpha", "alpha")):
+        found, wanted = about.get(key), getattr(config.adapter, setting)
+        if found is not None and found != wanted:
+            raise ModelError(f"adapter.start: {config.adapter.start} has {key} = {found}: set adapter.{setting} to it")
 
 
 def save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:

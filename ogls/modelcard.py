@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from ogls.configfile import to_toml, without_secrets
-from ogls.errors import UserError
 from ogls.merge import merge
 from ogls.policy import load_causal, load_tokenizer
 from ogls.report import first_summary
 from ogls.revision import code
 from ogls.run import Run
+from ogls.whole import whole
 
 
 def export_model(run: Run, round_: int, out: Path) -> None:
@@ -21,23 +19,15 @@ def export_model(run: Run, round_: int, out: Path) -> None:
 
     Raises UserError if `out` is there already or cannot be written, StoreError if the round was not trained.
     """
-    if out.exists():
-        raise UserError(f"{out} is there already: take another name, or remove it")
-    run.policy_hash(round_)  # a round that was not trained is said
-    adapter = run.adapter(round_)
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with whole(out) as folder:
+        run.policy_hash(round_)  # a round that was not trained is said
+        adapter = run.adapter(round_)
         causal = load_causal(run.config.model)
         if adapter:
             causal.load_state_dict(merge(causal.state_dict(), adapter, run.config.adapter))
-        causal.save_pretrained(temporary)
-        load_tokenizer(run.config.model).save_pretrained(temporary)
-        (temporary / "README.md").write_text(card(run, round_), encoding="utf-8")
-        os.replace(temporary, out)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"cannot write {out}: {error}") from None
+        causal.save_pretrained(folder)
+        load_tokenizer(run.config.model).save_pretrained(folder)
+        (folder / "README.md").write_text(card(run, round_), encoding="utf-8")
 
 
 def card(run: Run, round_: int) -> str:

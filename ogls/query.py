@@ -8,7 +8,6 @@ a statement names are made: reading manifests and opening files is what a questi
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Collection, Sequence
@@ -23,6 +22,7 @@ from ogls.manifest import Manifest
 from ogls.records import TABLES
 from ogls.schema import Table
 from ogls.store import RunStore, Store
+from ogls.whole import whole
 
 if TYPE_CHECKING:
     import duckdb
@@ -99,21 +99,11 @@ def export_db(store: Store, path: Path, run: str | None = None) -> None:
 
     if not store.local:
         raise UserError(f"--export-db needs a store in a directory, not {store.root}: copy the run, or use ogls query")
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        con = duckdb.connect(str(temporary))
-        try:
-            define(con, store, run)
-            con.execute("CREATE SCHEMA named")
-            for name, sql in named_queries().items():
-                con.execute(f"CREATE VIEW named.{name} AS {sql}")
-        finally:
-            con.close()
-        os.replace(temporary, path)
-    except (duckdb.Error, OSError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {str(error).strip()}") from None
+    with whole(path, replace=True, errors=(duckdb.Error, OSError)) as file, duckdb.connect(str(file)) as con:
+        define(con, store, run)
+        con.execute("CREATE SCHEMA named")
+        for name, sql in named_queries().items():
+            con.execute(f"CREATE VIEW named.{name} AS {sql}")
 
 
 def define(con: duckdb.DuckDBPyConnection, store: Store, run: str | None = None, names: Collection[str] = _ALL) -> None:

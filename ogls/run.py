@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,6 +16,7 @@ from ogls.configfile import differences, fingerprint
 from ogls.errors import ModelError, StoreError
 from ogls.filesystem import open_root
 from ogls.manifest import Manifest
+from ogls.merge import check_about
 from ogls.policy import BASE, WEIGHTS, Adapter, Policy
 from ogls.prompts import Prompter
 from ogls.records import TABLES, Problem, StageResult
@@ -102,8 +104,10 @@ class Run:
         if not self.config.adapter.start:
             return None
         fs, path = open_root(self.config.adapter.start)
-        name = WEIGHTS[self.config.adapter.kind]
+        name, about = WEIGHTS[self.config.adapter.kind], f"{path}/adapter_config.json"
         try:
+            if self.config.adapter.kind == "lora" and fs.exists(about):
+                check_about(json.loads(fs.cat_file(about)), self.config)
             return Adapter.parse(fs.cat_file(f"{path}/{name}"))
         except OSError:
             raise ModelError(f"adapter.start: {self.config.adapter.start} holds no {name}") from None

@@ -117,7 +117,8 @@ def training(policy: Any, config: Any, shape: Any, tokens: int) -> tuple[float, 
     flop = 4 * shape.body * run + 6 * shape.trained * run
     flop += 3 * 4 * shape.layers * shape.heads * shape.head_dim * GROUP * length * length / 2
     flop += 4 * shape.vocabulary * shape.hidden * GROUP * tokens
-    return flop, 2 * weights(policy), lambda: trainer.update(items), training_bytes(config, shape)
+    already = 12 * shape.trained  # the adapter and AdamW's state, there before the step that is measured
+    return flop, 2 * weights(policy), lambda: trainer.update(items), training_bytes(config, shape) - already
 
 
 def drawn(count: int) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from ogls.config import RunConfig, SamplingConfig
 from ogls.engines.vllm import VllmSampler
 from ogls.engines.vllm_process import VllmProcess
 from ogls.errors import ModelError, StoreError
+from ogls.modelcard import export_model
 from ogls.policy import Adapter, Policy
 from ogls.prompts import Prompter
 from ogls.records import Problem, Request
@@ -227,6 +228,21 @@ def test_an_engine_killed_in_a_stage_costs_its_batch_alone(
     assert calm.notice == ""
     assert calls.count("sample") == 4  # only the batch under way once more
     assert runs[0].digest("trajectories", 1) == runs[1].digest("trajectories", 1)
+
+
+def test_a_merged_export_says_in_vllm_what_the_policy_says(
+    config: RunConfig, requests: list[Request], tmp_path: Path
+) -> None:
+    """The folder of `ogls export` in an engine of its own, against base and adapter in transformers."""
+    run = Run(config)
+    export_model(run, 2, tmp_path / "merged")
+    path = config.model.model_copy(update={"path": str(tmp_path / "merged")})
+    merged = make_sampler("vllm", None, config.model_copy(update={"model": path}))
+    merged.use(None)
+    policy = run.policy(2)
+    for request, completion in zip(requests[:8], merged.sample(requests[:8], SAMPLING), strict=True):
+        wanted = logprobs(policy, request, completion.token_ids)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-3, rtol=0)
 
 
 @pytest.fixture(scope="module")

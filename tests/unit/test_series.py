@@ -11,7 +11,7 @@ from conftest import REPO, carry_out, small_config
 from ogls import series
 from ogls.config import RunConfig
 from ogls.errors import ModelError
-from ogls.policy import BASE
+from ogls.policy import BASE, Policy
 from ogls.run import Run, finished
 from ogls.stages import STAGES
 
@@ -84,3 +84,23 @@ def test_an_adapter_that_is_not_there_is_said(tmp_path: Path) -> None:
     run = Run(small_config(tmp_path, f"adapter.start={tmp_path}/none"))
     with pytest.raises(ModelError, match=r"adapter\.start: .*/none holds no adapter_model\.safetensors"):
         run.policy_hash(0)
+
+
+def test_an_adapter_of_another_base_or_scale_is_refused(tmp_path: Path, policy: Policy) -> None:
+    """Of equal shapes, so that only its adapter_config.json tells."""
+    for name, content in policy.files().items():
+        (tmp_path / name).write_bytes(content)
+    same = (f"adapter.start={tmp_path}", "adapter.rank=4", "adapter.alpha=8")
+    assert Run(small_config(tmp_path, *same)).policy_hash(0) == policy.adapter().hash
+    other = Run(small_config(tmp_path, *same, "adapter.alpha=3"))
+    with pytest.raises(ModelError, match=r"has lora_alpha = 8: set adapter\.alpha to it"):
+        other.policy_hash(0)
+    about = json.loads((tmp_path / "adapter_config.json").read_text())
+    for base, fine in (("some/where/model", True), (None, True), ("Qwen/Qwen3-1.7B", False)):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(about | {"base_model_name_or_path": base}))
+        run = Run(small_config(tmp_path, *same))
+        if fine:
+            assert run.policy_hash(0)
+        else:
+            with pytest.raises(ModelError, match=r"was trained on Qwen/Qwen3-1\.7B, and model\.path is"):
+                STAGES["prepare"](run, 0)

@@ -210,8 +210,9 @@ def plan(
     import pyarrow as pa
 
     from ogls.configfile import load_config
-    from ogls.plan import GIB, GPUS, as_rows
+    from ogls.plan import as_rows
     from ogls.plan import plan as estimate
+    from ogls.shape import GIB, GPUS
 
     if gpu not in GPUS:
         raise UserError(f"no machine {gpu}; there are {', '.join(GPUS)}")

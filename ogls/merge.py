@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ogls.adapter import Adapter
 from ogls.config import AdapterConfig, RunConfig
 from ogls.errors import ModelError
-from ogls.policy import WEIGHTS, Adapter, load_causal
+from ogls.policy import load_causal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,23 +44,6 @@ def merge(state: Mapping[str, Tensor], adapter: Adapter, config: AdapterConfig) 
     return {n: changed[n].to(w.dtype) if n in changed else w for n, w in state.items()}
 
 
-def check_about(about: Mapping[str, Any], config: RunConfig) -> None:
-    """Raise ModelError where an adapter_config.json is not of an adapter that this configuration goes on with.
-
-    A base is known by the last part of its name, so that a model's id and a copy of it in a folder are one.
-    """
-    base, model = about.get("base_model_name_or_path") or "", config.model.path
-    if base and Path(base).name != Path(model).name:
-        raise ModelError(
-            f"adapter.start: {config.adapter.start} was trained on {base}, and model.path is {model}; name the same "
-            "model, or, if they are one, say so in base_model_name_or_path of its adapter_config.json"
-        )
-    for key, setting in (("r", "rank"), ("lora_alpha", "alpha")):
-        found, wanted = about.get(key), getattr(config.adapter, setting)
-        if found is not None and found != wanted:
-            raise ModelError(f"adapter.start: {config.adapter.start} has {key} = {found}: set adapter.{setting} to it")
-
-
 def save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
     """One safetensors file in a folder. Weights that are one and the same (tied embeddings) are written once."""
     from safetensors.torch import save_file
@@ -72,24 +55,3 @@ def save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
             seen.add(weight.data_ptr())
             kept[name] = weight.detach().cpu().contiguous()
     save_file(kept, str(folder / "model.safetensors"), metadata={"format": "pt"})
-
-
-def adapter_files(adapter: Adapter, config: RunConfig) -> dict[str, bytes]:
-    """A LoRA adapter as the two files that peft and vLLM load."""
-    from safetensors.torch import save
-
-    about = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": config.model.path,
-        "r": config.adapter.rank,
-        "lora_alpha": config.adapter.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": list(config.adapter.modules),
-        "inference_mode": True,
-    }
-    return {
-        WEIGHTS["lora"]: save(dict(adapter.weights), metadata={"format": "pt"}),
-        "adapter_config.json": json.dumps(about, indent=2).encode(),
-    }

@@ -10,71 +10,21 @@ two on machines that reach the share of their peak which is assumed here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ogls.config import RunConfig
-from ogls.errors import ModelError
+from ogls.shape import GIB, Gpu, Shape, shape_of
 
-GIB = 2**30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _REACHED = 0.4  # share of peak FLOP/s that dense passes reach
 _SCORE_COPIES = 6  # [tokens, V] tensors alive at once where a target or a full-vocabulary loss is computed, in fp32
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """A machine: dense FLOP/s in the model's type, bytes/s of memory, bytes of memory."""
-
-    name: str
-    flops: float
-    bandwidth: float
-    memory: float
-
-
-GPUS = {
-    g.name: g
-    for g in (
-        Gpu("rtx4090", 165e12, 1.0e12, 24 * GIB),
-        Gpu("l40s", 362e12, 0.86e12, 48 * GIB),
-        Gpu("a100-40", 312e12, 1.55e12, 40 * GIB),
-        Gpu("a100-80", 312e12, 2.0e12, 80 * GIB),
-        Gpu("h100", 989e12, 3.35e12, 80 * GIB),
-        Gpu("h200", 989e12, 4.8e12, 141 * GIB),
-        Gpu("cpu", 0.1e12, 20e9, 16 * GIB),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model in numbers."""
-
-    parameters: int
-    embedding: int  # parameters of the embeddings and, where it is not tied to them, the head
-    trained: int
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    context: int
-
-    @property
-    def body(self) -> int:
-        """Parameters that every token of a pass goes through; the head is counted where it is run."""
-        return self.parameters - self.embedding
-
-    def cache(self, tokens: float, width: int) -> float:
-        """Bytes of keys and values."""
-        return tokens * 2 * self.layers * self.kv_heads * self.head_dim * width
-
-
-@dataclass(frozen=True)
 class Need:
-    """What one stage needs of a round: bytes at its peak, tokens through the model, seconds (None: not estimated)."""
+    """What one stage needs of a round: bytes at its peak, tokens through the model, seconds. Evaluation is spread over
+    the rounds that it is made for."""
 
     stage: str
     memory: float
@@ -96,49 +46,6 @@ class Plan:
     @property
     def round_seconds(self) -> float:
         return sum(n.seconds for n in self.needs)
-
-
-def shape_of(config: RunConfig) -> Shape:
-    """The model's numbers from its configuration alone: no weights are loaded. ModelError if it is not to be had."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    model = config.model
-    try:
-        found = AutoConfig.from_pretrained(
-            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read the configuration of {model.path}: {str(error).splitlines()[0]}") from None
-    text = found.get_text_config()
-    with torch.device("meta"):
-        causal = AutoModelForCausalLM.from_config(found, trust_remote_code=model.trust_remote_code)
-    parameters = sum(p.numel() for p in causal.parameters())
-    embedded = {
-        id(p): p.numel()
-        for e in (causal.get_input_embeddings(), causal.get_output_embeddings())
-        for p in e.parameters()
-    }
-    rank = config.adapter.rank
-    matched = [
-        m
-        for n, m in causal.named_modules()
-        if n.rsplit(".", 1)[-1] in config.adapter.modules and hasattr(m, "in_features")
-    ]
-    lora = sum(rank * (m.in_features + m.out_features) for m in matched)
-    return Shape(
-        parameters=parameters,
-        embedding=sum(embedded.values()),
-        trained=lora if config.adapter.kind == "lora" else parameters - sum(embedded.values()),
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        intermediate=getattr(text, "intermediate_size", 4 * text.hidden_size),
-        heads=text.num_attention_heads,
-        kv_heads=getattr(text, "num_key_value_heads", text.num_attention_heads),
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-        vocabulary=text.vocab_size,
-        context=getattr(text, "max_position_embeddings", 1 << 30),
-    )
 
 
 def plan(config: RunConfig, gpu: Gpu, length: int | None = None, prompt: int = 200) -> Plan:
@@ -173,24 +80,39 @@ def _needs(config: RunConfig, shape: Shape, gpu: Gpu, mean: float, prompt: int) 
     completions = drawn * (config.evaluate.samples + 1)
     scored = min(mean * 1.0, config.evaluate.max_tokens)
     size = config.evaluate.batch_size
-    yield _sampling("evaluate", config, shape, gpu, completions, scored, prompt, size)
+    whole = _sampling("evaluate", config, shape, gpu, completions, scored, prompt, size)
+    every = config.evaluate.every
+    yield replace(whole, tokens=whole.tokens / every, seconds=whole.seconds / every)
 
 
 def _sampling(
     stage: str, config: RunConfig, shape: Shape, gpu: Gpu, count: float, mean: float, prompt: int, batch: int
 ) -> Need:
-    width = _BYTES[config.model.dtype]
+    width, engine = _BYTES[config.model.dtype], engine_on(config, gpu)
     weights = shape.parameters * width
     limit = config.rollout.max_tokens if stage == "sample" else config.evaluate.max_tokens
     cache = shape.cache(batch * (prompt + limit), width)
     rows = batch * shape.vocabulary * (8 + 4 * 3)  # a draw is made in fp64
+    memory = weights + cache + rows
     # Decoding: every step reads the weights, and the cache of each sequence that still goes on.
-    steps = count * mean
-    read = weights / batch + shape.cache(prompt + mean / 2, width)
+    steps, running = count * mean, float(batch)
+    if engine == "server":
+        memory = 0.0  # the server's
+    if engine == "vllm":  # takes its share of the GPU and lets wait what does not fit
+        memory = min(memory, config.rollout.vllm.gpu_memory * gpu.memory)
+        room = config.rollout.vllm.gpu_memory * gpu.memory - weights
+        running = min(running, config.rollout.vllm.max_sequences, room // shape.cache(prompt + mean / 2, width))
+    read = weights / max(running, 1) + shape.cache(prompt + mean / 2, width)
     seconds = steps * max(read / gpu.bandwidth, 2 * shape.parameters / (gpu.flops * _REACHED))
     seconds += 2 * shape.body * count * prompt / (gpu.flops * _REACHED)
     name = "rollout" if stage == "sample" else "evaluate"
-    return Need(stage, weights + cache + rows, steps, seconds, f"{name}.batch_size")
+    return Need(stage, memory, steps, seconds, f"{name}.batch_size")
+
+
+def engine_on(config: RunConfig, gpu: Gpu) -> str:
+    """What `rollout.engine` comes to on that machine, vLLM being installed."""
+    engine = config.rollout.engine
+    return ("transformers" if gpu.name == "cpu" else "vllm") if engine == "auto" else engine
 
 
 def _teaching(config: RunConfig, shape: Shape, gpu: Gpu, mean: float, prompt: int) -> Need:
@@ -227,8 +149,7 @@ def training_bytes(config: RunConfig, shape: Shape) -> float:
     whole = train.support == "full"  # else one buffer, and a copy of it in the model's type
     row = shape.vocabulary * (4 * _SCORE_COPIES if whole else 4 + width * (width < 4))
     head = min(train.head_tokens, train.micro_batch_tokens) * row
-    master = 4 if config.adapter.kind == "lora" else width  # LoRA's weights are fp32 whatever the model's type is
-    return activations + head + shape.trained * 4 * master
+    return activations + head + shape.trained * 16  # fp32 whatever the model's type: weights, gradients, AdamW's two
 
 
 def _disk(config: RunConfig, shape: Shape, mean: float) -> dict[str, float]:
@@ -253,6 +174,13 @@ def _warnings(
                 f"lower {need.setting}{more}"
             )
     longest = max(config.rollout.max_tokens, config.evaluate.max_tokens)
+    width, share = _BYTES[config.model.dtype], config.rollout.vllm.gpu_memory
+    one = shape.parameters * width + shape.cache(longest, width)
+    if engine_on(config, gpu) == "vllm" and one > share * gpu.memory:
+        yield (
+            f"one completion of {longest:,} tokens and the weights are {one / GIB:.1f} GiB, and vLLM has "
+            f"{share:.0%} of {gpu.memory / GIB:.0f}: lower max_tokens, or raise rollout.vllm.gpu_memory"
+        )
     if longest >= shape.context:
         yield f"{longest:,} tokens to sample do not fit a context of {shape.context:,}: lower max_tokens"
     total = sum(disk.values()) * config.rounds

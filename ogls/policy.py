@@ -7,14 +7,12 @@ are anything else (bias, soft cap, scale) is refused.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ogls.adapter import BASE, Adapter
 from ogls.config import AdapterConfig, ModelConfig
 from ogls.errors import ModelError
 from ogls.head import head_logits
@@ -22,39 +20,6 @@ from ogls.head import head_logits
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
-
-BASE = "base"  # the hash of no adapter
-WEIGHTS = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """Trained weights by name, and the hash that follows them through the records."""
-
-    weights: Mapping[str, Tensor]
-    hash: str
-
-    @classmethod
-    def of(cls, weights: Mapping[str, Tensor]) -> Adapter:
-        """The hash covers names, shapes and values, not how a file lays them out."""
-        digest = hashlib.sha256()
-        for name in sorted(weights):
-            tensor = weights[name].detach().cpu().float().contiguous()
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.numpy().tobytes())
-        return cls(dict(weights), digest.hexdigest()[:16])
-
-    @classmethod
-    def parse(cls, content: bytes) -> Adapter:
-        """From the bytes of a safetensors file."""
-        from safetensors.torch import load
-
-        return cls.of(load(content))
-
-    def average(self, other: Adapter, decay: float) -> Adapter:
-        """`decay * self + (1 - decay) * other`, weight by weight, in fp32 (A and B of a LoRA apart)."""
-        old, new = self.weights, other.weights
-        return Adapter.of({n: (decay * old[n].float() + (1 - decay) * new[n].float()).to(new[n].dtype) for n in new})
 
 
 class Policy:
@@ -81,7 +46,9 @@ class Policy:
                 id(p) for e in (causal.get_input_embeddings(), causal.get_output_embeddings()) for p in e.parameters()
             }
             for parameter in causal.parameters():
-                parameter.requires_grad_(id(parameter) not in frozen)
+                if id(parameter) not in frozen:
+                    parameter.data = parameter.data.float()  # as peft's are: see _mixed
+                    parameter.requires_grad_(True)
         self.parameters = {_plain(n): p for n, p in self.model.named_parameters() if p.requires_grad}
         self._initial = {n: p.detach().clone() for n, p in self.parameters.items()}  # LoRA's B is zero: the base
         self.hash = BASE
@@ -111,31 +78,17 @@ class Policy:
         """The trainable weights as they are before any training."""
         return Adapter.of(self._initial)
 
-    def files(self) -> dict[str, bytes]:
-        """The weights in use as files: for LoRA, the two that plain peft loads."""
-        from safetensors.torch import save
-
-        weights = {n: p.detach().cpu().contiguous() for n, p in self.parameters.items()}
-        files = {WEIGHTS[self.kind]: save(weights, metadata={"format": "pt"})}
-        if self.kind == "lora":
-            config = self.model.peft_config["default"].to_dict() | {"inference_mode": True}
-            plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-            files["adapter_config.json"] = json.dumps(plain, indent=2, sort_keys=True, default=str).encode()
-        return files
-
     def hidden(self, ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"] | None = None, **more: Any) -> Any:
         """The body's output; `last_hidden_state` [B, L, D] is what the head is applied to."""
         with self._mixed():
             return self.body(input_ids=ids, attention_mask=mask, **more)
 
     def _mixed(self) -> AbstractContextManager[Any]:
-        """A LoRA adapter keeps its weights in fp32, so that small updates count, and is run in the model's type."""
+        """Trained weights are kept in fp32, where updates of 1e-5 count, and run in the model's type."""
         import torch
 
         kind = self.head.dtype
-        if self.kind != "lora" or kind == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=kind)
+        return nullcontext() if kind == torch.float32 else torch.autocast(self.device.type, dtype=kind)
 
     @contextmanager
     def checkpointing(self, on: bool) -> Iterator[None]:

@@ -6,8 +6,9 @@ from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
+from ogls.adapter import Adapter
 from ogls.config import ModelConfig, RunConfig, SamplingConfig
-from ogls.policy import Adapter, Policy, device_of
+from ogls.policy import Policy, device_of
 from ogls.prompts import Prompter
 from ogls.records import Completion, Problem, Request
 from ogls.seeds import derive_seed

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ogls import columns
+from ogls.adapter import BASE, WEIGHTS, Adapter, check_about
 from ogls.config import RunConfig
 from ogls.configfile import differences, fingerprint
 from ogls.errors import ModelError, StoreError
 from ogls.filesystem import open_root
 from ogls.manifest import Manifest
-from ogls.merge import check_about
-from ogls.policy import BASE, WEIGHTS, Adapter, Policy
+from ogls.policy import Policy
 from ogls.prompts import Prompter
 from ogls.records import TABLES, Problem, StageResult
 from ogls.schema import COMPUTED

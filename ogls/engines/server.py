@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ogls.adapter import BASE, Adapter, adapter_files
 from ogls.config import RunConfig, SamplingConfig
 from ogls.engines.vllm import request_settings
 from ogls.errors import EngineAway, ModelError
-from ogls.merge import adapter_files
-from ogls.policy import BASE, Adapter, load_tokenizer, stop_ids_of
+from ogls.policy import load_tokenizer, stop_ids_of
 from ogls.records import Completion, Request
 from ogls.rollout import completion_of
 
@@ -46,7 +46,7 @@ class ServerSampler:
         if adapter and name not in {m["id"] for m in self._ask("GET", "/v1/models")["data"]}:
             folder = Path(self.settings.adapters) / name
             folder.mkdir(parents=True, exist_ok=True)
-            for file, content in adapter_files(adapter, self.config).items():
+            for file, content in adapter_files(adapter, self.config.model, self.config.adapter).items():
                 (folder / file).write_bytes(content)
             self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.absolute())})
         if self.model not in (self.base, name):

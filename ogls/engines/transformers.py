@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from ogls.adapter import Adapter
 from ogls.config import SamplingConfig
-from ogls.policy import Adapter, Policy
+from ogls.policy import Policy
 from ogls.records import Completion, Request
 from ogls.rollout import completion_of
 

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ogls.adapter import BASE, Adapter, adapter_files
 from ogls.config import RunConfig, SamplingConfig
 from ogls.engines.vllm_process import EngineGone, VllmProcess
 from ogls.errors import ModelError
-from ogls.merge import adapter_files, merged_weights, save_weights
-from ogls.policy import BASE, Adapter, context_of, device_of, load_tokenizer, stop_ids_of
+from ogls.merge import merged_weights, save_weights
+from ogls.policy import context_of, device_of, load_tokenizer, stop_ids_of
 from ogls.records import Completion, Request
 from ogls.rollout import completion_of
 
@@ -109,7 +110,7 @@ class VllmSampler:
             folder.mkdir()
             lora = self.settings["engine"].get("enable_lora", False)
             if lora and self.adapter:
-                for name, content in adapter_files(self.adapter, self.config).items():
+                for name, content in adapter_files(self.adapter, self.config.model, self.config.adapter).items():
                     (folder / name).write_bytes(content)
                 engine.call("adapt", (engine.swaps, str(folder)), limit)
             elif lora:

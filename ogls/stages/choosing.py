@@ -40,15 +40,16 @@ class Chooser:
         self, rounds: list[int], problem: str, sample: int | None, show: str, most: int, each: int = 0
     ) -> list[Choice]:
         """The rollouts to show: those asked for, else about `most` over the kinds of `show`, newest first."""
-        rows = self._rows(rounds)
         if problem:
-            mine = [r for r in rows if r["problem_id"] == problem and sample in (None, r["sample"])]
-            return [Choice(_place(r), self._tags(r)) for r in mine]
+            asked = f"problem_id = {_quoted(problem)}" + ("" if sample is None else f" AND sample = {int(sample)}")
+            rows = self._sql(f"{self._listed(rounds)} AND {asked} ORDER BY round DESC, sample")
+            return [Choice(_place(r), self._tags(r)) for r in rows]
         kinds = SHOW[1:] if show == "all" else (show,)
         few = max(1, most // len(kinds))
+        rows = self._candidates(rounds, max(few, each))
         found: dict[Place, Choice] = {}
         for kind in kinds:
-            for choice in self._of_kind(kind, rows, few):
+            for choice in self._fixed(rounds, few) if kind == "fixed" else self._of_kind(kind, rows, few):
                 there = found.setdefault(choice.place, choice)
                 there.tags |= choice.tags
                 there.later = there.later or choice.later
@@ -56,27 +57,39 @@ class Chooser:
             for round_ in rounds:
                 for choice in self._of_kind(kind, [r for r in rows if r["round"] == round_], each):
                     found.setdefault(choice.place, choice)
-        by_place = {_place(r): r for r in rows}
-        for place, choice in found.items():
-            choice.tags |= self._tags(by_place[place])
+        places = ", ".join(f"({r}, {_quoted(p)}, {s})" for r, p, s in found)
+        for row in self._sql(f"{self._listed(rounds)} AND (round, problem_id, sample) IN ({places})") if found else ():
+            found[_place(row)].tags |= self._tags(row)
         return list(found.values())
 
-    def _rows(self, rounds: list[int]) -> list[dict[str, Any]]:
-        """Every rollout of the rounds with what the choice depends on, newest rounds first."""
-        listed = ", ".join(map(str, rounds))
-        sql = (
-            "SELECT round, problem_id, sample, outcome, n_tokens, finish_reason, kl "
-            "FROM trajectories JOIN verdicts USING (run, round, problem_id, sample) "
-            "LEFT JOIN steered USING (run, round, problem_id, sample) "
-            f"WHERE round IN ({listed}) ORDER BY round DESC, problem_id, sample"
-        )
-        return self.run.records.store.sql(sql, self.run.config.name).to_pylist()
+    def _sql(self, statement: str) -> list[dict[str, Any]]:
+        return self.run.records.store.sql(statement, self.run.config.name).to_pylist()
+
+    def _listed(self, rounds: list[int]) -> str:
+        """A SELECT of the rounds' rollouts with what the choice depends on, which takes more conditions."""
+        return f"""
+            SELECT round, problem_id, sample, outcome, kl,
+                   finish_reason = 'length' OR n_tokens < {self._short} AS collapsed
+            FROM trajectories JOIN verdicts USING (run, round, problem_id, sample)
+            LEFT JOIN steered USING (run, round, problem_id, sample)
+            WHERE round IN ({", ".join(map(str, rounds))})"""
+
+    def _candidates(self, rounds: list[int], most: int) -> list[dict[str, Any]]:
+        """All that a choice can fall on, newest rounds first: `most` of each kind and round, however many there are.
+
+        One of each problem: more kinds of mistakes in as many rollouts.
+        """
+        return self._sql(f"""
+            WITH listed AS ({self._listed(rounds)}),
+            firsts AS (FROM listed QUALIFY 1 = row_number() OVER (
+                PARTITION BY round, problem_id, outcome, collapsed ORDER BY sample)),
+            few AS (FROM firsts QUALIFY {most} >= row_number() OVER (
+                PARTITION BY round, outcome, collapsed ORDER BY problem_id)),
+            pushed AS (FROM listed WHERE kl IS NOT NULL ORDER BY kl DESC, round DESC, problem_id, sample LIMIT {most})
+            SELECT DISTINCT * FROM (FROM few UNION ALL FROM pushed) ORDER BY round DESC, problem_id, sample""")
 
     def _tags(self, row: dict[str, Any]) -> set[str]:
-        tags = {row["outcome"]}
-        if row["finish_reason"] == "length" or row["n_tokens"] < self._short:
-            tags.add("collapsed")
-        return tags
+        return {row["outcome"], "collapsed"} if row["collapsed"] else {row["outcome"]}
 
     @cached_property
     def _short(self) -> float:
@@ -90,26 +103,27 @@ class Chooser:
         if kind == "steered":
             steered = sorted((r for r in rows if r["kl"] is not None), key=lambda r: -r["kl"])[:most]
             return [Choice(_place(r), {"steered"}) for r in steered]
-        if kind == "fixed":
-            return self._fixed(rows, most)
-        first: dict[Any, Choice] = {}  # one of each problem: more kinds of mistakes in as many rollouts
+        first: dict[Any, Choice] = {}
         for row in rows:
             if kind in self._tags(row):
                 first.setdefault((row["round"], row["problem_id"]), Choice(_place(row)))
         return list(first.values())[:most]
 
-    def _fixed(self, rows: list[dict[str, Any]], most: int) -> list[Choice]:
+    def _fixed(self, rounds: list[int], most: int) -> list[Choice]:
         """Failed rollouts whose problem is solved since: by its next rollouts, or by the newest policy when asked."""
-        failed = {_place(r): r for r in rows if r["outcome"] == "failed"}
-        sql = named_queries()["failed_then_fixed"]
         found = []
-        for row in self.run.records.store.sql(sql, self.run.config.name).to_pylist():
-            if _place(row) in failed:
+        for row in self._sql(named_queries()["failed_then_fixed"]):
+            if row["round"] in rounds:
                 later = {"round": row["next_round"], "how": f"{row['next_accuracy']:.0%} of its next rollouts correct"}
                 found.append(Choice(_place(row), {"fixed"}, later))
         if len(found) < most and self.policy:
-            first = {place[1]: place for place in sorted(failed, reverse=True)}  # a problem's earliest failure
-            found += self._posed_again([p for p in first.values() if p not in {c.place for c in found}][:_REPOSED])
+            known = {c.place for c in found}
+            failed = f"verdicts WHERE outcome = 'failed' AND round IN ({', '.join(map(str, rounds))})"
+            earliest = self._sql(f"""
+                FROM (SELECT *, max(round) OVER (PARTITION BY problem_id) AS latest FROM {failed})
+                QUALIFY 1 = row_number() OVER (PARTITION BY problem_id ORDER BY round, sample)
+                ORDER BY latest DESC, problem_id DESC LIMIT {_REPOSED + len(known)}""")
+            found += self._posed_again([p for p in map(_place, earliest) if p not in known][:_REPOSED])
         return found[:most]
 
     def _posed_again(self, failed: list[Place]) -> list[Choice]:
@@ -132,6 +146,10 @@ class Chooser:
             for place, row, judgement in zip(failed, rows, judged, strict=True)
             if judgement.verdict == "correct" and place[0] <= trained.round
         ]
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _place(row: dict[str, Any]) -> Place:

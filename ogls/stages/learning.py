@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ogls import columns, teacher
+from ogls.adapter import Adapter, adapter_files
 from ogls.batching import TrainItem
 from ogls.config import Pool
 from ogls.errors import StoreError
 from ogls.manifest import FileEntry
-from ogls.policy import Adapter, Policy, load_head, load_tokenizer
+from ogls.policy import Policy, load_head, load_tokenizer
 from ogls.records import CONTEXTS, STEERED, TEACHER_STATES, UPDATES, Key, StageResult
 from ogls.run import POLICY, Progress, Run, silent
 from ogls.schema import to_arrow
@@ -159,7 +160,7 @@ def train(run: Run, round_: int, progress: Progress = silent) -> StageResult:
         rows = trainer.round(items, run.seed("train", round_), progress)
         writer.shard(0, to_arrow(UPDATES, rows))
         trained = policy.adapter()
-        for name, content in policy.files().items():
+        for name, content in adapter_files(trained, config.model, config.adapter).items():
             writer.attach(POLICY, name, content)
         writer.attach(POLICY, "optimizer.safetensors", save(trainer.state()))
         if config.teacher.weights == "ema":

@@ -29,8 +29,8 @@ EXEMPLAR = 4  # times a rollout's length
 
 def main(out: Path, tokens: int, dtype: str) -> None:
     from ogls.configfile import build_config
-    from ogls.plan import shape_of
     from ogls.policy import Policy
+    from ogls.shape import shape_of
 
     with tempfile.TemporaryDirectory() as folder:
         path = random_model(Path(folder) / "model", dtype, **QWEN3_1_7B)
@@ -159,7 +159,7 @@ def device_name(policy: Any) -> str:
 
 def stated_rate(policy: Any) -> float | None:
     """The peak that its maker states for 16-bit products, if `ogls plan` knows the device."""
-    from ogls.plan import GPUS
+    from ogls.shape import GPUS
 
     name = device_name(policy).lower().replace(" ", "")
     known = [gpu.flops for gpu in GPUS.values() if gpu.name != "cpu" and gpu.name.split("-")[0] in name]

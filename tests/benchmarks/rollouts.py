@@ -21,7 +21,7 @@ sys.path[:0] = ["tests", "tests/engines"]
 
 from measured import publish
 
-PROMPTS, SAMPLES, REPEATS = 32, 8, 3
+PROMPTS, SAMPLES, REPEATS = 32, 32, 3
 
 
 def measure(model: str, way: str) -> dict[str, float]:

@@ -22,12 +22,13 @@ from conftest import REPO, carry_out, small_config
 
 from engines.padded import pad_heads
 from flows.services import answers
+from ogls.adapter import Adapter
 from ogls.config import RunConfig, SamplingConfig
 from ogls.engines.vllm import VllmSampler
 from ogls.engines.vllm_process import VllmProcess
 from ogls.errors import ModelError, StoreError
 from ogls.modelcard import export_model
-from ogls.policy import Adapter, Policy
+from ogls.policy import Policy
 from ogls.prompts import Prompter
 from ogls.records import Problem, Request
 from ogls.rollout import make_sampler, requests_for

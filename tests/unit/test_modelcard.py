@@ -11,11 +11,12 @@ from conftest import REPO, carry_out, small_config
 from typer.testing import CliRunner
 
 from flows.cli import app
+from ogls.adapter import Adapter, adapter_files
 from ogls.config import AdapterConfig, ModelConfig
 from ogls.errors import ModelError, StoreError, UserError
-from ogls.merge import adapter_files, merge
+from ogls.merge import merge
 from ogls.modelcard import export_model
-from ogls.policy import Adapter, Policy, load_causal
+from ogls.policy import Policy, load_causal
 from ogls.run import Run
 
 IDS = torch.tensor([[5, 6, 7, 8, 30, 31]])
@@ -78,7 +79,7 @@ def test_the_files_of_an_adapter_load_in_peft(finished: Run, tmp_path: Path) -> 
 
     adapter = finished.adapter(2)
     assert adapter
-    for name, content in adapter_files(adapter, finished.config).items():
+    for name, content in adapter_files(adapter, finished.config.model, finished.config.adapter).items():
         (tmp_path / name).write_bytes(content)
     model = PeftModel.from_pretrained(load_causal(finished.config.model), tmp_path)
     with torch.inference_mode():

@@ -20,10 +20,11 @@ from ogls.batching import TrainItem
 from ogls.config import RunConfig
 from ogls.configfile import build_config, load_config
 from ogls.errors import ModelError
-from ogls.plan import GIB, GPUS, plan, shape_of, training_bytes
+from ogls.plan import plan, training_bytes
 from ogls.policy import Policy, load_head
 from ogls.records import Request
 from ogls.rollout import make_sampler
+from ogls.shape import GIB, GPUS, shape_of
 from ogls.steering import steer
 from ogls.teacher import Context, Scored, score
 from ogls.train import Trainer
@@ -134,6 +135,25 @@ def test_what_does_not_fit_is_said_with_what_to_change(tmp_path: Path) -> None:
     assert 1.2e9 < found.shape.parameters < 2.2e9
     states = 32 * 8 * min(2048 // 3, 1024) * 3 * 2048 * 2
     assert found.disk["teacher_states"] == pytest.approx(states)
+
+
+def test_an_engine_that_lets_completions_wait_takes_its_share(tmp_path: Path) -> None:
+    """vLLM samples as many at once as its share of the GPU holds: a large batch costs time there, not memory."""
+    model = shaped(tmp_path / "model", **QWEN3_1_7B)
+    long = ("model.dtype=bfloat16", "rollout.max_tokens=8192", "rollout.batch_size=512", "evaluate.max_tokens=8192")
+    cards = GPUS["rtx4090"], GPUS["h100"]
+    queued, more = (plan(config_of(model, *long, "rollout.engine=auto"), gpu) for gpu in cards)
+    needs = {n.stage: n for n in queued.needs}
+    assert needs["sample"].memory == 0.85 * 24 * GIB
+    assert not [w for w in queued.warnings if "sample" in w or "completion" in w]
+    assert more.needs[0].seconds < needs["sample"].seconds
+    (own,) = [w for w in plan(config_of(model, *long), cards[0]).warnings if w.startswith("sample")]
+    assert "lower rollout.batch_size" in own  # the transformers engine holds the whole batch
+    tight = plan(config_of(model, *long, "rollout.engine=vllm", "rollout.vllm.gpu_memory=0.16"), cards[0])
+    assert any(w.startswith("one completion of 8,192 tokens and the weights are 4.1 GiB") for w in tight.warnings)
+    assert plan(config_of(model, *long, "rollout.engine=server"), cards[0]).needs[0].memory == 0
+    seldom = plan(config_of(model, *long, "rollout.engine=auto", "evaluate.every=10"), cards[0])
+    assert {n.stage: n for n in seldom.needs}["evaluate"].seconds == pytest.approx(needs["evaluate"].seconds / 10)
 
 
 def test_the_command_and_its_mistakes() -> None:

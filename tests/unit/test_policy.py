@@ -9,9 +9,10 @@ import torch
 from conftest import REPO
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from ogls.adapter import Adapter, adapter_files
 from ogls.config import AdapterConfig, ModelConfig
 from ogls.errors import ModelError
-from ogls.policy import Adapter, Policy, _plain_head, load_head, load_tokenizer
+from ogls.policy import Policy, _plain_head, load_head, load_tokenizer
 
 MODEL = str(REPO / "data/tiny/model")
 SMALL = {
@@ -34,7 +35,8 @@ def test_an_adapter_loads_in_plain_peft(policy: Policy, tmp_path: Path) -> None:
     from peft import PeftModel
 
     policy.use(trained(policy))
-    for name, data in policy.files().items():
+    files = adapter_files(policy.adapter(), ModelConfig(path=MODEL), AdapterConfig(rank=4, alpha=8))
+    for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
@@ -60,7 +62,8 @@ def test_weights_can_be_exchanged_and_come_back(kind: str) -> None:
     policy.use(adapter)
     assert policy.hash == adapter.hash != "base"
     assert not torch.allclose(states(), base)
-    parsed = Adapter.parse(next(iter(policy.files().values())))
+    files = adapter_files(policy.adapter(), ModelConfig(path=MODEL), AdapterConfig(kind=kind, rank=2))
+    parsed = Adapter.parse(next(iter(files.values())))
     assert parsed.hash == adapter.hash
     policy.use(None)
     assert policy.hash == "base"

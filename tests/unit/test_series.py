@@ -9,9 +9,10 @@ import pytest
 from conftest import REPO, carry_out, small_config
 
 from ogls import series
+from ogls.adapter import BASE, adapter_files
 from ogls.config import RunConfig
 from ogls.errors import ModelError
-from ogls.policy import BASE, Policy
+from ogls.policy import Policy
 from ogls.run import Run, finished
 from ogls.stages import STAGES
 
@@ -88,10 +89,11 @@ def test_an_adapter_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 def test_an_adapter_of_another_base_or_scale_is_refused(tmp_path: Path, policy: Policy) -> None:
     """Of equal shapes, so that only its adapter_config.json tells."""
-    for name, content in policy.files().items():
-        (tmp_path / name).write_bytes(content)
     same = (f"adapter.start={tmp_path}", "adapter.rank=4", "adapter.alpha=8")
-    assert Run(small_config(tmp_path, *same)).policy_hash(0) == policy.adapter().hash
+    config = small_config(tmp_path, *same)
+    for name, content in adapter_files(policy.adapter(), config.model, config.adapter).items():
+        (tmp_path / name).write_bytes(content)
+    assert Run(config).policy_hash(0) == policy.adapter().hash
     other = Run(small_config(tmp_path, *same, "adapter.alpha=3"))
     with pytest.raises(ModelError, match=r"has lora_alpha = 8: set adapter\.alpha to it"):
         other.policy_hash(0)

@@ -142,6 +142,20 @@ def test_a_checkpointed_policy_teaches_as_before(fresh: Policy) -> None:
     torch.testing.assert_close(after, before)
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_small_updates_of_a_bfloat16_model_count(kind: str) -> None:
+    """AdamW's first step moves a weight by the rate, which bfloat16 would round away."""
+    policy = Policy(ModelConfig(path=str(REPO / "data/tiny/model"), dtype="bfloat16"), AdapterConfig(kind=kind))
+    before = policy.adapter()
+    Trainer(policy, CONFIG.model_copy(update={"learning_rate": 1e-6})).update(random_items())
+    after = policy.adapter()
+    moved = {n: ((w - before.weights[n]).abs() > 5e-7).float().mean() for n, w in after.weights.items()}
+    trained = [share for name, share in moved.items() if "lora_A" not in name]  # A has no gradient while B is zero
+    assert min(trained) > 0.6
+    policy.use(None)
+    assert policy.adapter().hash == before.hash
+
+
 def test_a_bfloat16_model_trains_fp32_adapters_and_keeps_no_fp32_copies() -> None:
     """LoRA's small updates count in fp32; its products run, and are kept for the backward pass, in the model's type."""
     found, peaks = {}, {}

@@ -19,12 +19,14 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	$(BIN)/ogls train deployments/runs/tiny.toml
 
-# Two files of tests at a time: many of them wait for a server, a schedule or a silence.
+# Three files of tests at a time, on two cores too: many of them wait for a server, a schedule or a silence.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
 
 fast: $(READY)  ## the tests without those marked slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 vllm: $(VENV)/.vllm  ## vLLM's CPU build beside the rest; with CUDA: pip install vllm==0.32.0
 

@@ -90,9 +90,10 @@ def _sampling(
 ) -> Need:
     width, engine = _BYTES[config.model.dtype], engine_on(config, gpu)
     weights = shape.parameters * width
-    limit = config.rollout.max_tokens if stage == "sample" else config.evaluate.max_tokens
+    sampling = config.rollout if stage == "sample" else config.evaluate
+    limit = sampling.max_tokens
     cache = shape.cache(batch * (prompt + limit), width)
-    rows = batch * shape.vocabulary * (8 + 4 * 3)  # a draw is made in fp64
+    rows = batch * shape.vocabulary * (4 + 8 * (6 if sampling.top_p < 1 else 3))  # a draw is made in fp64
     memory = weights + cache + rows
     # Decoding: every step reads the weights, and the cache of each sequence that still goes on.
     steps, running = count * mean, float(batch)

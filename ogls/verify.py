@@ -28,7 +28,7 @@ from ogls.errors import ConfigError
 _INNER_SECONDS = 1  # math-verify's own alarm, per parse and comparison: cheaper than killing a worker
 _TASKS_PER_WORKER = 5000  # sympy's caches grow
 _STALL_SECONDS = 60.0  # beyond the limit of one judgement: a worker starts in 3, on a busy machine in 20
-_ATTEMPTS = 3  # at an answer whose worker is killed from outside
+_ATTEMPTS = 3  # at an answer whose worker is killed from outside, or who was out of time once
 _HASHES = re.compile(r"####\s*([^\n]+)")
 
 
@@ -99,20 +99,25 @@ class Verifier:
     def _decide(
         self, pairs: list[tuple[str, str]], progress: Callable[[int, int], None]
     ) -> dict[tuple[str, str], Verdict]:
-        """A verdict a pair. One whose worker was killed by a signal is judged again: that says nothing of the answer,
-        unless it goes on happening."""
+        """A verdict a pair. One whose worker was killed by a signal, or was out of time, is judged again after all
+        others: a machine that stalls says nothing of the answer. Out of time twice is the verdict `timeout`."""
         verdicts: dict[tuple[str, str], Verdict] = {}
+        late: set[tuple[str, str]] = set()
         left = pairs
         for _ in range(_ATTEMPTS):
-            left = self._attempt(left, verdicts, lambda: progress(len(verdicts), len(pairs)))
+            left = self._attempt(left, verdicts, late, lambda: progress(len(verdicts), len(pairs)))
             if not left:
                 return verdicts
-        return verdicts | dict.fromkeys(left, "error")
+        return verdicts | {pair: "timeout" if pair in late else "error" for pair in left}
 
     def _attempt(
-        self, pairs: list[tuple[str, str]], verdicts: dict[tuple[str, str], Verdict], progress: Callable[[], None]
+        self,
+        pairs: list[tuple[str, str]],
+        verdicts: dict[tuple[str, str], Verdict],
+        late: set[tuple[str, str]],
+        progress: Callable[[], None],
     ) -> list[tuple[str, str]]:
-        """Judge each pair; those to judge again are returned."""
+        """Judge each pair; those to judge again are returned, and those out of time are in `late`."""
         from pebble import ProcessExpired
 
         again: list[tuple[str, str]] = []
@@ -129,7 +134,11 @@ class Verifier:
                 if not future.done():
                     self._renew_pool()
                     return [*again, *pairs[place:]]
-                verdicts[pair] = "timeout"
+                if pair in late:
+                    verdicts[pair] = "timeout"
+                else:
+                    late.add(pair)
+                    again.append(pair)
             except (CancelledError, BrokenExecutor):
                 again.append(pair)
             except ProcessExpired as gone:
@@ -208,9 +217,9 @@ def _limit_worker(memory_mb: int) -> None:
     import logging
     import resource
 
-    import math_verify  # noqa: F401 - loaded before the limit, and before the clock of the first judgement
-
     logging.disable(logging.CRITICAL)
+    with suppress(Exception):
+        _equal("1", "1")  # what the first judgement loads is loaded before the limit, and before its clock
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ogls.errors import UserError
@@ -20,15 +20,16 @@ def whole(path: Path, replace: bool = False, errors: tuple[type[Exception], ...]
     if path.exists() and not replace:
         raise UserError(f"{path} is there already: take another name, or remove it")
     temporary = path.with_name(f".{path.name}.tmp")
-    _remove(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
         yield temporary
         os.replace(temporary, path)
     except errors as error:
         raise UserError(f"cannot write {path}: {str(error).strip()}") from None
     finally:
-        _remove(temporary)
+        with suppress(OSError):  # it may be what cannot be written
+            _remove(temporary)
 
 
 def _remove(path: Path) -> None:

@@ -29,7 +29,7 @@ from ogls.steering import steer
 from ogls.teacher import Context, Scored, score
 from ogls.train import Trainer
 
-VOCABULARY = 8_000
+VOCABULARY = 4_000
 
 
 def config_of(model: Path, *overrides: str) -> RunConfig:

@@ -156,7 +156,7 @@ def test_the_exported_file_answers_in_any_client(store: Store, finished: Run, tm
             assert rows == [(query(store, sql).num_rows,)]
     assert [p.name for p in tmp_path.iterdir()] == ["views.duckdb"]
     with pytest.raises(UserError, match="cannot write"):
-        export_db(store, tmp_path / "nowhere" / "x.duckdb")
+        export_db(store, path / "beneath-a-file" / "x.duckdb")
     with pytest.raises(UserError, match="a store in a directory"):
         export_db(Store("memory://x"), path)
 

@@ -199,8 +199,7 @@ def test_no_text_of_a_run_is_markup_or_script(page: Any, data: dict[str, Any], t
 
 
 def test_the_report_leads_into_the_token_view(page: Any, finished: Run, tmp_path: Path) -> None:
-    root = Path(finished.records.store.root)
-    other = carry_out(small_config(root, "name=in-browser", "steer.recipe=sdpo", "rounds=1"))
+    other = carry_out(small_config(tmp_path / "store", "name=in-browser", "steer.recipe=sdpo", "rounds=1"))
     path = written(tmp_path / "r.html", report([finished, other]))
     page.goto(f"file://{path}")
     assert page.get_by_role("img").count() == 5

@@ -42,9 +42,9 @@ class Outline(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def other(finished: Run) -> Run:
-    """A second run of the same store, by another method."""
-    root = Path(finished.records.store.root)
+def other(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A second run, by another method."""
+    root = tmp_path_factory.mktemp("sibling")
     return carry_out(small_config(root, "name=sibling", "train.objective=grpo", "rounds=1"))
 
 
@@ -98,7 +98,7 @@ def test_what_cannot_be_reported_is_said(finished: Run, tmp_path: Path) -> None:
         report([fresh])
 
 
-def test_the_commands_write_their_files(finished: Run, other: Run, tmp_path: Path) -> None:
+def test_the_commands_write_their_files(finished: Run, tmp_path: Path) -> None:
     root = finished.records.store.root
     for command in (
         ["report", "tiny", "--no-tokens", "--out", str(tmp_path / "r.html"), "--root", root],

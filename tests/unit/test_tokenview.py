@@ -139,7 +139,8 @@ def test_why_each_is_shown(finished: Run, data: dict) -> None:
         if "fixed" in rollout["tags"]:
             assert rollout["outcome"] == "failed"
             assert "solves it greedily" in rollout["later"]["how"]
-    steered = finished.records.store.sql("SELECT problem_id, sample FROM steered ORDER BY kl DESC LIMIT 1").to_pylist()
+    top = "SELECT problem_id, sample FROM steered ORDER BY kl DESC, round DESC, problem_id, sample LIMIT 1"
+    steered = finished.records.store.sql(top, run="tiny").to_pylist()
     most = token_view(finished, show="steered", most=1)["rollouts"]
     assert [(r["problem_id"], r["sample"]) for r in most] == [tuple(steered[0].values())]
     only = token_view(finished, problem=most[0]["problem_id"], sample=most[0]["sample"], policy=False)

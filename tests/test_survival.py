@@ -36,11 +36,13 @@ def attempt(root: Path, stage: str = "none", round_: int = 0, where: str = "prog
 
 @pytest.mark.parametrize("where", ["progress", "commit"])
 def test_killed_in_every_stage_and_resumed_to_the_same_end(finished: Run, tmp_path: Path, where: str) -> None:
-    """One run, killed once in each stage of its rounds (prepare has no shards to be killed between)."""
+    """One run, killed right before the end of each stage of its rounds; or between the shards of the longer ones."""
     kills = [("evaluate", 0), *((name, 1 + i % 2) for i, name in enumerate(ROUND))]
     kills.sort(key=lambda kill: kill[1])
     if where == "commit":
         kills.insert(0, ("prepare", 0))
+    else:
+        kills = [kill for kill in kills if kill[0] in ("sample", "verify", "teach", "train")]
     for stage, round_ in kills:
         assert attempt(tmp_path, stage, round_, where) == -signal.SIGKILL, f"{stage} r{round_} was not killed"
         written = {"sample": "trajectories", "teach": "teacher_states"}.get(stage)

@@ -100,9 +100,9 @@ def _sampling(
     if engine == "server":
         memory = 0.0  # the server's
     if engine == "vllm":  # takes its share of the GPU and lets wait what does not fit
-        memory = min(memory, config.rollout.vllm.gpu_memory * gpu.memory)
-        room = config.rollout.vllm.gpu_memory * gpu.memory - weights
-        running = min(running, config.rollout.vllm.max_sequences, room // shape.cache(prompt + mean / 2, width))
+        share, one = config.rollout.vllm.gpu_memory * gpu.memory, shape.cache(prompt + mean / 2, width)
+        memory = min(memory, share)
+        running = min(running, config.rollout.vllm.max_sequences, (share - weights) // one)
     read = weights / max(running, 1) + shape.cache(prompt + mean / 2, width)
     seconds = steps * max(read / gpu.bandwidth, 2 * shape.parameters / (gpu.flops * _REACHED))
     seconds += 2 * shape.body * count * prompt / (gpu.flops * _REACHED)

@@ -30,7 +30,6 @@ class Policy:
 
         self.tokenizer = load_tokenizer(model)
         self.device = device_of(model)
-        self.kind = adapter.kind
         causal = load_causal(model).to(self.device).eval()
         self.head: Tensor = _plain_head(causal, model.path)
         self.context: int = getattr(causal.config.get_text_config(), "max_position_embeddings", 1 << 30)

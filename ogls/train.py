@@ -62,12 +62,11 @@ class Trainer:
         # Weights count over their sum in the step, so that uniform ones are a plain mean over tokens.
         trained_weight = sum(float(i.trained if i.weights is None else i.weights.sum()) for i in items)
         token_loss = tail_nll = 0.0
-        for micro in micro_batches(items, config.micro_batch_tokens):
-            batch = collate(micro, self.policy.device)
-            scales = 1 / max(trained_weight, 1e-9), weight / max(tail_tokens, 1)
-            with self.policy.checkpointing(config.gradient_checkpointing):
-                sums = self._backward(batch, *scales)
-            token_loss, tail_nll = token_loss + sums[0] * scales[0], tail_nll + sums[1] / max(tail_tokens, 1)
+        scales = 1 / max(trained_weight, 1e-9), weight / max(tail_tokens, 1)
+        with self.policy.checkpointing(config.gradient_checkpointing):
+            for micro in micro_batches(items, config.micro_batch_tokens):
+                sums = self._backward(collate(micro, self.policy.device), *scales)
+                token_loss, tail_nll = token_loss + sums[0] * scales[0], tail_nll + sums[1] / max(tail_tokens, 1)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
         if not np.isfinite(norm):
             raise NonFiniteLoss(f"the gradient's norm is {norm} at step {self.step + 1}, in rollouts {_keys(items)}")

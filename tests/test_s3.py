@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from uuid import uuid4
 import pytest
 from conftest import REPO, again, carry_out, content, small_config
 from s3server import CREDENTIALS, S3Server
+from survivor import attempt
 
 from ogls import lease
 from ogls.errors import ConfigError, RunLocked, StoreAway, StoreError, UserError
@@ -62,10 +62,7 @@ def test_queries_read_the_bucket_and_nothing_else(root: str, server: S3Server) -
 
 @pytest.mark.parametrize("stage", ["sample", "teach", "train"])
 def test_killed_and_resumed_to_the_same_end(finished: Run, root: str, stage: str) -> None:
-    path = os.pathsep.join([str(REPO), str(REPO / "tests")])
-    command = [sys.executable, str(REPO / "tests/survivor.py"), root, stage, "1", "progress"]
-    killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, cwd=REPO, check=False, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert attempt(root, stage, 1) == -signal.SIGKILL
     assert content(carry_out(small_config(root))) == content(finished)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from itertools import cycle
@@ -14,24 +12,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPO, ROUND, carry_out, content, small_config
+from conftest import ROUND, carry_out, content, small_config
+from survivor import attempt
 
 from ogls.errors import StoreError
 from ogls.run import Run
 from ogls.verify import Case, Verifier
 
 pytestmark = pytest.mark.slow
-
-
-def attempt(root: Path, stage: str = "none", round_: int = 0, where: str = "progress") -> int:
-    path = os.pathsep.join([str(REPO), str(REPO / "tests")])
-    return subprocess.run(
-        [sys.executable, str(REPO / "tests" / "survivor.py"), str(root), stage, str(round_), where],
-        env={**os.environ, "PYTHONPATH": path},
-        cwd=REPO,
-        check=False,
-        capture_output=True,
-    ).returncode
 
 
 @pytest.mark.parametrize("where", ["progress", "commit"])

@@ -19,8 +19,8 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	$(BIN)/ogls train deployments/runs/tiny.toml
 
-# Two files of tests at a time, those with slow tests first: many of them wait for a server, a schedule or a silence.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Two processes, each a file of tests at a time (tests/conftest.py): many wait for a server, a schedule or a silence.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 test: $(READY)
 	$(PYTEST)

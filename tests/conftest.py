@@ -12,6 +12,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,10 +49,14 @@ SMALL = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most slow tests first, so that no worker is left alone with one of them at the end."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    """A file's tests run in one process, and so do all that share `up`; those with the most slow tests go first."""
+    groups = {item: "up" if "up" in getattr(item, "fixturenames", ()) else item.path.stem for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    slow = Counter(group for item, group in groups.items() if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-slow[groups[item]], groups[item]))
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +121,15 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """`ogls up`: Prefect's server, a worker and MLflow, of the tests' own. Whoever kills one starts it again."""
+    from upped import Up
+
+    with Up(tmp_path_factory.mktemp("up")) as services:
+        yield services
 
 
 def content(run: Run) -> dict[str, list[str]]:

@@ -3,7 +3,6 @@ and what Prefect shows afterwards is true."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,12 +14,6 @@ from ogls.config import RunConfig
 from ogls.run import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with Up(tmp_path_factory.mktemp("up")) as services:
-        yield services
 
 
 def config(up: Up, root: Path, *overrides: str) -> RunConfig:

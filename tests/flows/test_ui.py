@@ -24,16 +24,13 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """Services, and a run that was trained with them."""
-    with Up(tmp_path_factory.mktemp("up")) as services:
-        root = tmp_path_factory.mktemp("runs")
-        tracking = ("tracking.enabled=true", f"tracking.uri=http://127.0.0.1:{services.ports[1]}")
-        training = services.training(small_config(root, "name=shown", *tracking))
-        said, _ = training.communicate(timeout=300)
-        assert training.returncode == 0, said
-        yield services
+@pytest.fixture(scope="module", autouse=True)
+def shown(up: Up, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A run that was trained with the services."""
+    tracking = ("tracking.enabled=true", f"tracking.uri=http://127.0.0.1:{up.ports[1]}")
+    training = up.training(small_config(tmp_path_factory.mktemp("runs"), "name=shown", *tracking))
+    said, _ = training.communicate(timeout=300)
+    assert training.returncode == 0, said
 
 
 @pytest.fixture

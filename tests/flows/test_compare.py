@@ -1,4 +1,4 @@
-"""A study of two methods, two seeds and two rounds, interrupted and finished by the same command."""
+"""A study of two methods and two seeds, interrupted and finished by the same command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OGLS = [sys.executable, "-m", "flows.cli"]
 def write_study(tmp_path: Path, head: str, methods: dict[str, str], *overrides: str) -> Path:
     """A study of two seeds, two runs at once, in folders of its own."""
     study = tmp_path / "study.toml"
-    settings = json.dumps([*SMALL, *overrides, "evaluate.benchmarks=[{limit=20}]"])
+    settings = json.dumps([*SMALL, "rounds=1", *overrides, "evaluate.benchmarks=[{limit=8}]"])
     places = f'root = "{tmp_path}/runs"\nout = "{tmp_path}/out"\nseeds = [0, 1]\nat_once = 2\nset = {settings}\n'
     listed = "".join(
         f'[[methods]]\nname = "{name}"\nconfig = "{REPO}/deployments/runs/{file}"\n' for name, file in methods.items()

@@ -3,6 +3,7 @@ and what Prefect shows afterwards is true."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -34,6 +35,16 @@ def logged(up: Up, root: Path) -> tuple[str, list[int]]:
     return run.info.status, [m.step for m in client.get_metric_history(run.info.run_id, "rounds_logged")]
 
 
+def heard(training: subprocess.Popen[str], words: str) -> str:
+    """What a training says until it says these words."""
+    said = ""
+    assert training.stdout
+    while words not in said:
+        said += (line := training.stdout.readline())
+        assert line, said
+    return said
+
+
 def goes_on(up: Up, wanted: RunConfig, finished: Run) -> None:
     """Started again through the worker, the run ends as one that nothing happened to, tracked once."""
     assert up.end_of(up.start(wanted))["state_name"] == "Completed"
@@ -41,43 +52,21 @@ def goes_on(up: Up, wanted: RunConfig, finished: Run) -> None:
     assert logged(up, Path(wanted.root)) == ("FINISHED", [0, 1, 2])
 
 
-def test_the_flow_process_is_killed_under_the_worker(up: Up, finished: Run, tmp_path: Path) -> None:
-    wanted = config(up, tmp_path)
-    first = up.start(wanted)
-    wait_for(done(tmp_path, "trajectories", 1))
-    for process in flow_processes(up):
-        process.kill()
-    assert up.end_of(first)["state_name"] == "Crashed"
-    goes_on(up, wanted, finished)
-
-
-def test_the_server_is_killed_in_a_training(up: Up, finished: Run, tmp_path: Path) -> None:
-    wanted = config(up, tmp_path)
-    training = up.training(wanted)
-    wait_for(done(tmp_path, "teacher_states", 1))
-    kill_service(up, "prefect")
-    assert training.stdout
-    assert any("has gone away; waiting for it" in line for line in training.stdout)
-    up.up()
-    said, _ = training.communicate(timeout=400)
-    assert training.returncode == 0, said
-    assert content(Run(wanted)) == content(finished)
-    assert up.states("train tiny")[-2:] == ["Crashed", "Completed"]
-
-
-def test_mlflow_is_killed_in_a_training(up: Up, finished: Run, tmp_path: Path) -> None:
+def test_mlflow_and_the_server_are_killed_in_a_training(up: Up, finished: Run, tmp_path: Path) -> None:
+    """It goes on without the one, waits for the other, and what MLflow missed is there in the end."""
     wanted = config(up, tmp_path)
     training = up.training(wanted)
     wait_for(done(tmp_path, "trajectories", 1))
     kill_service(up, "mlflow")
-    said, _ = training.communicate(timeout=300)
+    said = heard(training, "is away")
+    kill_service(up, "prefect")
+    said += heard(training, "has gone away; waiting for it")
+    up.up()
+    said += training.communicate(timeout=400)[0]
     assert training.returncode == 0, said
     assert said.count("is away") == 1
     assert content(Run(wanted)) == content(finished)
-    up.up()
-    again = up.training(wanted)
-    said, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, said
+    assert up.states("train tiny")[-2:] == ["Crashed", "Completed"]
     assert logged(up, tmp_path) == ("FINISHED", [0, 1, 2])
 
 
@@ -103,8 +92,9 @@ def test_two_workers_take_the_same_run(up: Up, finished: Run, tmp_path: Path) ->
     assert logged(up, tmp_path) == ("FINISHED", [0, 1, 2])
 
 
-def test_worker_and_flow_are_killed_and_the_silence_is_noticed(up: Up, finished: Run, tmp_path: Path) -> None:
-    """Nobody is left to say that the run is gone: the automation `a run has gone silent` does."""
+def test_a_flow_is_killed_with_its_worker_and_again_without(up: Up, finished: Run, tmp_path: Path) -> None:
+    """At first nobody is left to say that the run is gone: the automation `a run has gone silent` does. Then the
+    worker says it."""
     wanted = config(up, tmp_path)
     first = up.start(wanted)
     wait_for(done(tmp_path, "trajectories", 1))
@@ -117,4 +107,10 @@ def test_worker_and_flow_are_killed_and_the_silence_is_noticed(up: Up, finished:
     assert ended["state_name"] == "Crashed"
     assert "silent" in ended["state"]["message"]
     up.up()
+    second = up.start(wanted)
+    wait_for(done(tmp_path, "updates", 1))
+    for process in flow_processes(up):
+        process.kill()
+    ended = up.end_of(second)
+    assert (ended["state_name"], "silent" in ended["state"]["message"]) == ("Crashed", False)
     goes_on(up, wanted, finished)

@@ -20,7 +20,7 @@ quickstart: $(READY)
 	$(BIN)/ogls train deployments/runs/tiny.toml
 
 # Two processes, each a file of tests at a time (tests/conftest.py): many wait for a server, a schedule or a silence.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
 	$(PYTEST)

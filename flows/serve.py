@@ -121,10 +121,9 @@ def _mlflow(services: Services, host: str, port: int, store: Path) -> str:
 
 def _there(services: Services, name: str, url: str, alive: Callable[[str], bool], ours: str, other: str) -> str | None:
     """Where a server answers that need not be started: the one started here before, or somebody else's at `url`."""
-    running = services.running().get(name)
-    if running and alive(running.url):
-        err.print(f"{ours} runs already: {running.url}")
-        return running.url
+    if running := services.answering(name, alive):
+        err.print(f"{ours} runs already: {running}")
+        return running
     services.stop(name)
     if not alive(url):
         return None

@@ -26,6 +26,7 @@ from ogls.errors import UserError
 HOST = "127.0.0.1"
 LOOPBACK = (HOST, "localhost", "::1")
 _PATIENCE = 180.0  # a first start makes a database, and machines are busy
+_BUSY = 30.0  # a living server that has not answered for so long hangs
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,16 @@ class Services:
     def running(self) -> dict[str, Service]:
         """What was started and still lives."""
         return {name: s for name, s in self.recorded().items() if process_of(s)}
+
+    def answering(self, name: str, alive: Callable[[str], bool]) -> str | None:
+        """The address of a service that lives and answers, though it may take a while when it is busy."""
+        service = self.running().get(name)
+        deadline = time.monotonic() + _BUSY
+        while service and process_of(service) and time.monotonic() < deadline:
+            if alive(service.url):
+                return service.url
+            time.sleep(0.3)
+        return None
 
     def start(
         self, name: str, command: Sequence[str], url: str, environment: Mapping[str, str], ready: Callable[[], bool]

@@ -170,7 +170,7 @@ def test_answers_that_cannot_be_judged_are_refused_before_the_first_rollout(tmp_
 
 
 def test_problems_longer_than_the_context_are_refused_before_the_first_rollout(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"20 too long: .*tokens with its completion; .* takes 512"):
+    with pytest.raises(DataError, match=r"8 too long: .*tokens with its completion; .* takes 512"):
         STAGES["prepare"](Run(small_config(tmp_path, "evaluate.max_tokens=500")), 0)
 
 

@@ -73,8 +73,12 @@ class Up:
 
     def end_of(self, flow_run: str, seconds: float = 240) -> dict[str, Any]:
         """A flow run, once it has ended."""
+        return self.reaches(flow_run, *ENDS, seconds=seconds)
+
+    def reaches(self, flow_run: str, *types: str, seconds: float = 240) -> dict[str, Any]:
+        """A flow run, once its state is of one of these types."""
         deadline = time.monotonic() + seconds
-        while (run := self.ask("GET", f"/flow_runs/{flow_run}"))["state_type"] not in ENDS:
+        while (run := self.ask("GET", f"/flow_runs/{flow_run}"))["state_type"] not in types:
             assert time.monotonic() < deadline, (run["state"], (self.folder / "worker.log").read_text()[-2000:])
             time.sleep(0.5)
         return dict(run)
@@ -92,7 +96,7 @@ class Up:
         import httpx
 
         for attempt in range(5):  # 503: its database is locked for a moment, and it asks to be asked again
-            reply = httpx.request(method, self.api + path, json=body, timeout=30)
+            reply = httpx.request(method, self.api + path, json=body, timeout=90)  # it waits for a minute itself
             if reply.status_code != 503:
                 break
             time.sleep(1 + attempt)

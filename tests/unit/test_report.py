@@ -86,7 +86,7 @@ def test_a_run_against_itself_differs_by_nothing(finished: Run) -> None:
 
     (row,) = _comparison([finished, finished])
     assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
-    assert row["problems"] == 20
+    assert row["problems"] == 8
 
 
 def test_what_cannot_be_reported_is_said(finished: Run, tmp_path: Path) -> None:

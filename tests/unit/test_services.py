@@ -30,6 +30,17 @@ def test_what_was_started_is_found_and_stopped(tmp_path: Path) -> None:
         assert not services.stop("sleeper")
 
 
+def test_a_server_that_is_slow_to_answer_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = Services(tmp_path)
+    assert services.answering("sleeper", lambda url: True) is None
+    service = services.start("sleeper", ("timeit", "-n1", "import time; time.sleep(60)"), "here", {}, lambda: True)
+    answers = iter([False, False, True])
+    assert services.answering("sleeper", lambda url: next(answers)) == service.url == "here"
+    monkeypatch.setattr("flows.services._BUSY", 0.5)
+    assert services.answering("sleeper", lambda url: False) is None
+    services.stop("sleeper")
+
+
 def test_a_process_that_only_has_the_number_is_left_alone(tmp_path: Path) -> None:
     services = Services(tmp_path)
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

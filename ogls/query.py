@@ -20,8 +20,9 @@ import pyarrow as pa
 from ogls.errors import StoreError, UserError
 from ogls.manifest import Manifest
 from ogls.records import TABLES
+from ogls.runstore import RunStore
 from ogls.schema import Table
-from ogls.store import RunStore, Store
+from ogls.store import Store
 from ogls.whole import whole
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ogls.records import TABLES
-from ogls.store import RunStore
+from ogls.runstore import RunStore
 
 STAGE_TABLES = ("trajectories", "verdicts", "teacher_states", "targets", "updates", "scores")
 HEADINGS = (

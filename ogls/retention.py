@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 from ogls.manifest import DROPPABLE, FileEntry, Manifest, now
-from ogls.store import RunStore
+from ogls.runstore import RunStore
 
 
 @dataclass(frozen=True)

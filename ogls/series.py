@@ -11,7 +11,8 @@ import re
 from ogls.config import RunConfig
 from ogls.problems import Report, load_problems, normalised
 from ogls.run import POLICY, finished, open_run
-from ogls.store import RunStore, Store
+from ogls.runstore import RunStore
+from ogls.store import Store
 
 
 def runs_of(config: RunConfig) -> list[RunStore]:

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ogls.manifest import FileEntry, Manifest, now
+from ogls.runstore import RunStore
 from ogls.schema import Table, enforce
-from ogls.store import RunStore
 
 
 class StageWriter:

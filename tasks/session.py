@@ -70,4 +70,5 @@ def _end_the_dead(client: Any, config: RunConfig, purpose: str) -> None:
     for other in client.read_flow_runs(flow_run_filter=alive):
         same = other.parameters.get("config", {}).get("root") == config.root
         if same and str(other.id) != flow_run.id:
-            client.set_flow_run_state(other.id, Crashed(message=_GONE), force=True)
+            # Not by force: one that was refused a moment ago has failed by now, and stays so.
+            client.set_flow_run_state(other.id, Crashed(message=_GONE))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import random_items, small_config
 
-from ogls import columns, teacher
+from ogls import columns, exemplars, teacher
 from ogls.batching import TrainItem, collate
 from ogls.config import AdapterConfig, ModelConfig, Recipe, SteerConfig, TrainConfig
 from ogls.errors import NonFiniteLoss
@@ -53,7 +53,7 @@ def group(policy: Policy, prompter: Prompter) -> tuple[Problem, list[Rollout]]:
 
 
 def plan_and_score(policy: Policy, prompter: Prompter, group: tuple, config, batch_tokens: int = 4096):
-    planner = teacher.Planner(config, prompter, policy.context)
+    planner = exemplars.Planner(config, prompter, policy.context)
     plan = planner.group(*group)
     return plan, teacher.score(policy, plan.scored, batch_tokens)
 
@@ -165,7 +165,7 @@ def test_the_loss_does_not_depend_on_micro_batches(policy: Policy) -> None:
 
 
 def test_a_rollout_is_never_its_own_exemplar(policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path) -> None:
-    planner = teacher.Planner(small_config(tmp_path), prompter, policy.context)
+    planner = exemplars.Planner(small_config(tmp_path), prompter, policy.context)
     plan = planner.group(*group)
     assert len(plan.scored) == 6 * 4
     for item in plan.scored:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ogls import columns, teacher
+from ogls import columns, exemplars, teacher
 from ogls.adapter import Adapter, adapter_files
 from ogls.batching import TrainItem
 from ogls.config import Pool
@@ -46,7 +46,7 @@ def teach(run: Run, round_: int, progress: Progress = silent) -> StageResult:
         weights = {"policy": run.adapter(start), "teacher": _teacher(run, start)}
         groups = groups_of(run, round_)
         posed = {p.problem_id: p for p in run.problems("train")}
-        planner = teacher.Planner(config, run.prompter(policy.tokenizer), policy.context)
+        planner = exemplars.Planner(config, run.prompter(policy.tokenizer), policy.context)
         plans = {name: planner.group(posed[name], group) for name, group in groups.items()}
         for index, part in shards(list(plans), config.teacher.shard_groups, writer, progress):
             scored = [s for name in part for s in plans[name].scored]
@@ -207,7 +207,7 @@ def _train_items(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
     return columns.train_items(groups, targets, states, config.steer, config.train)
 
 
-def _scored_key(scored: teacher.Scored) -> dict[str, Any]:
+def _scored_key(scored: exemplars.Scored) -> dict[str, Any]:
     return {"problem_id": scored.key[0], "sample": scored.key[1], "pool": scored.pool}
 
 

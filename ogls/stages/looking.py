@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ogls import columns, teacher, tokenview
+from ogls import columns, exemplars, teacher, tokenview
 from ogls.errors import StoreError, UserError
 from ogls.page import embedded, render
 from ogls.policy import Policy, load_head, load_tokenizer
@@ -173,7 +173,7 @@ class _Viewer:
         policy.use(adapter)
         most = self.run.config.train.tokens
         wanted = [
-            teacher.Scored(r.key, "base", r.token_ids[:most], ((teacher.Context("policy", r.prompt_ids), 1.0),), ())
+            exemplars.Scored(r.key, "base", r.token_ids[:most], ((exemplars.Context("policy", r.prompt_ids), 1.0),), ())
             for r in rollouts
         ]
         scored = teacher.score(policy, wanted, self.run.config.teacher.batch_tokens)
@@ -190,7 +190,9 @@ class _Viewer:
         return found
 
     def _exemplar(self, group: Sequence[Any], pool: str, samples: list[int]) -> dict[str, Any]:
-        texts = {r.sample: r.text for r in group} | {teacher.REFERENCE: self.posed[group[0].problem_id].solution or ""}
+        texts = {r.sample: r.text for r in group} | {
+            exemplars.REFERENCE: self.posed[group[0].problem_id].solution or ""
+        }
         named = [{"sample": s, "text": texts.get(s, "")} for s in samples]
         return {"pool": pool, "texts": named}
 

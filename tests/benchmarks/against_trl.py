@@ -30,7 +30,7 @@ RATE = 5e-4
 
 def ours(root: str) -> list[float]:
     """Seconds of each step."""
-    from ogls import columns, teacher
+    from ogls import columns, exemplars, teacher
     from ogls.run import open_run
     from ogls.steering import steer
     from ogls.train import Trainer
@@ -46,7 +46,7 @@ def ours(root: str) -> list[float]:
     for _ in range(STEPS):
         began = time.perf_counter()
         student = policy.adapter()
-        planner = teacher.Planner(config, run.prompter(policy.tokenizer), policy.context)
+        planner = exemplars.Planner(config, run.prompter(policy.tokenizer), policy.context)
         scored = [s for name, group in groups.items() for s in planner.group(posed[name], group).scored]
         policy.use(None)
         wanted = [s for s in scored if s.pool != "base"]

@@ -76,8 +76,9 @@ def main(out: Path, tokens: int, dtype: str) -> None:
 
 def teaching(policy: Any, config: Any, shape: Any, tokens: int) -> tuple[float, float, Any, float]:
     """Operations, bytes, the call, and the memory planned, of scoring a group by each other's rollouts."""
+    from ogls.exemplars import Context, Scored
     from ogls.plan import teaching_bytes
-    from ogls.teacher import Context, Scored, score
+    from ogls.teacher import score
 
     prefix = PROMPT + EXEMPLAR * tokens
     contexts = [Context("teacher", drawn(prefix)) for _ in range(GROUP)]

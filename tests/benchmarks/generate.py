@@ -31,8 +31,9 @@ from ogls.records import (
     UPDATES,
     VERDICTS,
 )
+from ogls.runstore import RunStore
 from ogls.schema import Table, to_arrow
-from ogls.store import RunStore, Store
+from ogls.store import Store
 from ogls.writer import StageWriter
 
 GROUPS, SAMPLES, ROUNDS, SUPPORT = 128, 8, 49, 8

@@ -35,7 +35,7 @@ def main(out: Path) -> None:
 
 def prefixes(out: Path) -> None:
     """Tokens and time of both ways."""
-    from ogls import teacher
+    from ogls import exemplars, teacher
     from ogls.config import AdapterConfig, ModelConfig
     from ogls.policy import Policy
 
@@ -46,10 +46,10 @@ def prefixes(out: Path) -> None:
     def draw(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(3, 320, (count,), generator=generator).tolist())
 
-    contexts = [teacher.Context("teacher", draw(EXEMPLAR + 64)) for _ in range(GROUP)]
+    contexts = [exemplars.Context("teacher", draw(EXEMPLAR + 64)) for _ in range(GROUP)]
     rollouts = [draw(TARGET) for _ in range(GROUP)]
     scored = [
-        teacher.Scored((f"p{i}", j), "correct", rollouts[j], ((contexts[i], 1.0),), (i,))
+        exemplars.Scored((f"p{i}", j), "correct", rollouts[j], ((contexts[i], 1.0),), (i,))
         for i in range(GROUP)
         for j in range(GROUP)
         if i != j

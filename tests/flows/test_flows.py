@@ -160,12 +160,36 @@ def test_a_dead_flow_run_is_shown_as_crashed_by_whoever_goes_on(tmp_path: Path) 
     assert states == {(config.root, "Crashed"), (config.root, "Completed"), (other.root, "Running")}
 
 
+def test_a_flow_run_that_was_refused_meanwhile_stays_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen as running by the one that holds the run, it fails before it could be shown as crashed."""
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.states import Failed, Running
+
+    config = tracked(tmp_path, "name=refused", "rounds=0")
+    parameters, name = {"config": config.model_dump(mode="json")}, "train refused"
+    other = from_server("create_flow_run", flow=train_flow, parameters=parameters, name=name, state=Running())
+    read, refused = SyncPrefectClient.read_flow_runs, []
+
+    def read_and_refuse(client: SyncPrefectClient, **arguments: Any) -> Any:
+        found = read(client, **arguments)
+        if any(run.id == other.id for run in found):
+            refused.append(client.set_flow_run_state(other.id, Failed(message="run refused is held")))
+        return found
+
+    monkeypatch.setattr(SyncPrefectClient, "read_flow_runs", read_and_refuse)
+    train_flow(config)
+    monkeypatch.undo()
+    assert len(refused) == 1
+    (run,) = [r for r in from_server("read_flow_runs") if r.id == other.id]
+    assert (run.state_name, run.state.message) == ("Failed", "run refused is held")
+
+
 def test_another_version_of_the_code_is_said_or_refused(
     tmp_path: Path, watched: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tracked(tmp_path, "name=older", "rounds=0")
     train_flow(config)
-    monkeypatch.setattr("ogls.store.code", lambda: {"version": "99.0", "revision": None})
+    monkeypatch.setattr("ogls.runstore.code", lambda: {"version": "99.0", "revision": None})
     refusing = tracked(tmp_path, "name=older", "rounds=0", "execution.other_version=refuse")
     with pytest.raises(StoreError, match=r"last carried out by ogls-sd 0\.2\.0, and this is 99\.0; install that one"):
         train_flow(refusing)

@@ -12,7 +12,8 @@ import pytest
 
 from ogls import lease
 from ogls.errors import RunLocked
-from ogls.store import RunStore, Store
+from ogls.runstore import RunStore
+from ogls.store import Store
 
 
 class Stalling(Store):

@@ -20,13 +20,14 @@ from ogls.batching import TrainItem
 from ogls.config import RunConfig
 from ogls.configfile import build_config, load_config
 from ogls.errors import ModelError
+from ogls.exemplars import Context, Scored
 from ogls.plan import plan, training_bytes
 from ogls.policy import Policy, load_head
 from ogls.records import Request
 from ogls.rollout import make_sampler
 from ogls.shape import GIB, GPUS, shape_of
 from ogls.steering import steer
-from ogls.teacher import Context, Scored, score
+from ogls.teacher import score
 from ogls.train import Trainer
 
 VOCABULARY = 4_000

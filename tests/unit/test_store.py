@@ -15,8 +15,9 @@ from conftest import small_config
 
 from ogls.errors import DataError, RunLocked, StoreError
 from ogls.records import TABLES, VERDICTS
+from ogls.runstore import RunStore
 from ogls.schema import to_arrow
-from ogls.store import RunStore, Store
+from ogls.store import Store
 from ogls.writer import StageWriter
 
 

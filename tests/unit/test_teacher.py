@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import small_config
 
-from ogls import teacher
+from ogls import exemplars, teacher
 from ogls.errors import ModelError
 from ogls.policy import Policy
 from ogls.prompts import Prompter
@@ -20,21 +20,21 @@ PROBLEM = Problem("p", r"Modulo 10, left to right: $3+4$", "7", "3+4=7\n\\boxed{
 
 @pytest.fixture
 def plan(policy: Policy, prompter: Prompter, tmp_path: Path):
-    def make(outcomes: str, *overrides: str, problem: Problem = PROBLEM, same_text: bool = False) -> teacher.Plan:
+    def make(outcomes: str, *overrides: str, problem: Problem = PROBLEM, same_text: bool = False) -> exemplars.Plan:
         words = {"c": "correct", "f": "failed", "u": "undecided"}
         rollouts = []
         for i, letter in enumerate(outcomes):
             text = "\\boxed{7}" if same_text else f"{'3+4=7 ' * (i + 1)}\\boxed{{{i}}}"
             ids = (*prompter.tokenizer(text)["input_ids"], policy.stop_ids[0])
             rollouts.append(Rollout("p", i, (5, 6), ids, text, words[letter]))
-        return teacher.Planner(small_config(tmp_path, "teacher.pools=[]", *overrides), prompter, policy.context).group(
-            problem, rollouts
-        )
+        return exemplars.Planner(
+            small_config(tmp_path, "teacher.pools=[]", *overrides), prompter, policy.context
+        ).group(problem, rollouts)
 
     return make
 
 
-def scored(plan: teacher.Plan) -> dict[int, dict[str, tuple[int, ...]]]:
+def scored(plan: exemplars.Plan) -> dict[int, dict[str, tuple[int, ...]]]:
     found: dict[int, dict[str, tuple[int, ...]]] = {}
     for item in plan.scored:
         found.setdefault(item.key[1], {})[item.pool] = tuple(sorted(item.exemplars))
@@ -80,18 +80,18 @@ def test_who_is_trained_and_why_not(plan, outcomes: str, overrides: list, kept: 
 
 
 def test_the_reference_stands_in_for_an_empty_correct_pool(plan) -> None:
-    assert scored(plan("cfff", "teacher.empty_pool=reference"))[0]["correct"] == (teacher.REFERENCE,)
+    assert scored(plan("cfff", "teacher.empty_pool=reference"))[0]["correct"] == (exemplars.REFERENCE,)
 
 
 def test_the_reference_is_one_more_correct_exemplar(plan, prompter: Prompter) -> None:
     found = plan("ccff", "teacher.reference_exemplar=true")
-    assert scored(found)[0]["correct"] == (teacher.REFERENCE, 1)
-    assert scored(found)[3]["correct"] == (teacher.REFERENCE, 0, 1)
+    assert scored(found)[0]["correct"] == (exemplars.REFERENCE, 1)
+    assert scored(found)[3]["correct"] == (exemplars.REFERENCE, 0, 1)
     # In the exemplars' template, not the reference's: else its style would not cancel.
     wanted = tuple(prompter.teacher(PROBLEM.problem, PROBLEM.solution, reference=False))
     assert wanted in {c.prompt_ids for s in found.scored if s.pool == "correct" for c, _ in s.shares}
     capped = plan("ccff", "teacher.reference_exemplar=true", "teacher.max_exemplars=1")
-    assert scored(capped)[3]["correct"] == (teacher.REFERENCE,)
+    assert scored(capped)[3]["correct"] == (exemplars.REFERENCE,)
     bare = plan("ccff", "teacher.reference_exemplar=true", problem=Problem("p", PROBLEM.problem, "7"))
     assert scored(bare)[0]["correct"] == (1,)
 
@@ -124,7 +124,7 @@ def test_long_exemplars_are_cut_and_counted(plan, prompter: Prompter) -> None:
     whole, cut = plan("ccff"), plan("ccff", "teacher.exemplar_tokens=4")
     assert (whole.cut, cut.cut) == (0, 4)
 
-    def longest(found: teacher.Plan) -> int:
+    def longest(found: exemplars.Plan) -> int:
         return max(len(c.prompt_ids) for s in found.scored for c, _ in s.shares)
 
     assert longest(cut) < longest(whole)
@@ -163,9 +163,9 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     policy: Policy, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """States are the same, however often memory runs out; one sequence that does not fit is said."""
-    contexts = [teacher.Context("teacher", tuple(range(5, 12 + n))) for n in range(3)]
+    contexts = [exemplars.Context("teacher", tuple(range(5, 12 + n))) for n in range(3)]
     scored = [
-        teacher.Scored((f"p{n}", s), "correct", tuple(range(20, 24 + s)), ((contexts[n], 1.0),), (0,))
+        exemplars.Scored((f"p{n}", s), "correct", tuple(range(20, 24 + s)), ((contexts[n], 1.0),), (0,))
         for n in range(3)
         for s in range(4)
     ]

@@ -14,8 +14,9 @@ from safetensors.torch import load, save
 
 from ogls.config import AdapterConfig, ModelConfig, TrainConfig
 from ogls.errors import NonFiniteLoss
+from ogls.exemplars import Context, Scored
 from ogls.policy import Policy
-from ogls.teacher import Context, Scored, score
+from ogls.teacher import score
 from ogls.train import Trainer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"

@@ -115,7 +115,8 @@ def _mlflow(services: Services, host: str, port: int, store: Path) -> str:
         *("--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--default-artifact-root", f"{store}/artifacts"),
     )
     # Its job runners judge language-model applications: eight processes and 1.5 GiB that tracking has no use for.
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    jobs = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
+    environment = {jobs: os.environ.get(jobs, "false")}
     return services.start("mlflow", command, url, environment, lambda: alive(url)).url
 
 

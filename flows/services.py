@@ -71,7 +71,7 @@ class Services:
 
     def answering(self, name: str, alive: Callable[[str], bool]) -> str | None:
         """The address of a service that lives and answers, though it may take a while when it is busy."""
-        service = self.running().get(name)
+        service = self.recorded().get(name)
         deadline = time.monotonic() + _BUSY
         while service and process_of(service) and time.monotonic() < deadline:
             if alive(service.url):

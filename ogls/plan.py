@@ -97,13 +97,14 @@ def _sampling(
     memory = weights + cache + rows
     # Decoding: every step reads the weights, and the cache of each sequence that still goes on.
     steps, running = count * mean, float(batch)
+    one = shape.cache(prompt + mean / 2, width)  # of one sequence, half-way through its rollout
     if engine == "server":
         memory = 0.0  # the server's
     if engine == "vllm":  # takes its share of the GPU and lets wait what does not fit
-        share, one = config.rollout.vllm.gpu_memory * gpu.memory, shape.cache(prompt + mean / 2, width)
+        share = config.rollout.vllm.gpu_memory * gpu.memory
         memory = min(memory, share)
         running = min(running, config.rollout.vllm.max_sequences, (share - weights) // one)
-    read = weights / max(running, 1) + shape.cache(prompt + mean / 2, width)
+    read = weights / max(running, 1) + one
     seconds = steps * max(read / gpu.bandwidth, 2 * shape.parameters / (gpu.flops * _REACHED))
     seconds += 2 * shape.body * count * prompt / (gpu.flops * _REACHED)
     name = "rollout" if stage == "sample" else "evaluate"

@@ -190,9 +190,8 @@ class _Viewer:
         return found
 
     def _exemplar(self, group: Sequence[Any], pool: str, samples: list[int]) -> dict[str, Any]:
-        texts = {r.sample: r.text for r in group} | {
-            exemplars.REFERENCE: self.posed[group[0].problem_id].solution or ""
-        }
+        solution = self.posed[group[0].problem_id].solution or ""
+        texts = {r.sample: r.text for r in group} | {exemplars.REFERENCE: solution}
         named = [{"sample": s, "text": texts.get(s, "")} for s in samples]
         return {"pool": pool, "texts": named}
 

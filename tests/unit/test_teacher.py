@@ -27,9 +27,8 @@ def plan(policy: Policy, prompter: Prompter, tmp_path: Path):
             text = "\\boxed{7}" if same_text else f"{'3+4=7 ' * (i + 1)}\\boxed{{{i}}}"
             ids = (*prompter.tokenizer(text)["input_ids"], policy.stop_ids[0])
             rollouts.append(Rollout("p", i, (5, 6), ids, text, words[letter]))
-        return exemplars.Planner(
-            small_config(tmp_path, "teacher.pools=[]", *overrides), prompter, policy.context
-        ).group(problem, rollouts)
+        config = small_config(tmp_path, "teacher.pools=[]", *overrides)
+        return exemplars.Planner(config, prompter, policy.context).group(problem, rollouts)
 
     return make
 

@@ -43,8 +43,8 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-docs: $(READY)  ## generate data/README.md from ogls/records.py, and the site into docs/site
-	$(BIN)/python -m ogls.dictionary > data/README.md
+docs: $(READY)  ## generate data/README.md from ogls/records/, and the site into docs/site
+	$(BIN)/python -m ogls.analysis.dictionary > data/README.md
 	$(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
 
 bench-queries: $(READY)  ## named queries over up to a million generated rollouts, some fifteen minutes; not in CI

@@ -1,4 +1,4 @@
-"""Pages that are generated: settings from `config.py`, tables from `records.py`, commands from the command line, and
+"""Pages that are generated: settings from `ogls/config/`, tables from `ogls/records/`, commands from the command line, and
 the studies' and benchmarks' results from where they are kept."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def settings() -> str:
     """Every setting, section by section."""
     from ogls.config import RunConfig
 
-    lines = ["# Configuration\n", "Generated from `ogls/config.py`. A file may begin from another"]
+    lines = ["# Configuration\n", "Generated from `ogls/config/`. A file may begin from another"]
     lines.append('(`extends = "tiny.toml"`), and `--set section.key=value` overrides anything.')
     lines.append("*Operational* settings change no result: a run may be resumed with others.\n")
     lines.append("`ogls config FILE` prints every value in force.\n")
@@ -87,7 +87,7 @@ def _default(value: Any) -> str:
 
 def tables() -> str:
     """The data dictionary, under a title of the site's."""
-    from ogls.dictionary import data_dictionary
+    from ogls.analysis.dictionary import data_dictionary
 
     return data_dictionary().replace("# The data\n", "# Tables\n", 1)
 

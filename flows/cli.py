@@ -13,20 +13,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import look, serve
+from flows import service_commands, store_commands
 from flows.console import (
     Config,
     Interrupted,
     Root,
     Set,
+    configure_prefect,
     err,
-    in_foreground,
     out,
     prefect_address,
-    quiet_prefect,
-    show,
+    run_in_foreground,
+    show_table,
 )
-from ogls.errors import Collapse, UserError
+from ogls.errors import HealthStop, UserError
+from ogls.store import run_query
 
 app = typer.Typer(
     help="Let a language model teach itself to reason: on-policy self-distillation with logit steering.",
@@ -39,19 +40,19 @@ app = typer.Typer(
 @app.command()
 def train(config: Config, set_: Set = None) -> None:
     """Train, or go on with a training that was interrupted: the same command does both."""
-    from ogls.configfile import load_config
+    from ogls.config import load_config
 
     loaded = load_config(config, set_ or [])
-    quiet_prefect()
+    configure_prefect()
     from flows.train import train_flow
-    from ogls import report
+    from ogls.analysis import rounds as report
     from ogls.store import Store
 
-    in_foreground(lambda: train_flow(loaded))
+    run_in_foreground(lambda: train_flow(loaded))
     records = Store(loaded.root).run(loaded.name)
     table = Table(*report.HEADINGS, title=f"run {loaded.name}", caption=report.LEGEND)
-    for row in report.round_rows(records, loaded.rounds):
-        table.add_row(*report.cells(row))
+    for row in report.read_rounds(records, loaded.rounds):
+        table.add_row(*report.round_cells(row))
     (out if out.is_terminal else Console(width=140)).print(table)
     out.print("What next:")
     for line in _next_steps(loaded):
@@ -81,34 +82,34 @@ def evaluate(
     set_: Set = None,
 ) -> None:
     """Evaluate rounds of a run on its benchmarks; the newest if none is named."""
-    from ogls.configfile import load_config
+    from ogls.config import load_config
 
     loaded = load_config(config, set_ or [])
-    quiet_prefect()
+    configure_prefect()
     from flows.evaluate import evaluate_flow
     from ogls.store import Store
 
-    in_foreground(lambda: evaluate_flow(loaded, round_ or None))
+    run_in_foreground(lambda: evaluate_flow(loaded, round_ or None))
     chosen = ", ".join(map(str, round_ or [])) or "SELECT max(round) FROM summaries"
 
     sql = f"SELECT * EXCLUDE (run, place) FROM summaries WHERE round IN ({chosen}) ORDER BY round, place"
-    show(Store(loaded.root).sql(sql, loaded.name), "table", None)
+    show_table(run_query(Store(loaded.root), sql, loaded.name), "table", None)
 
 
 @app.command()
 def compare(study: Annotated[Path, typer.Argument(help="A study's TOML file: methods and seeds.")]) -> None:
     """Train methods x seeds at equal rollouts and write a page that compares them."""
-    from ogls.study import load_study
+    from ogls.analysis.study import load_study
 
     loaded = load_study(study)
-    quiet_prefect()
+    configure_prefect()
     at_once = loaded.study.at_once
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
     from flows.compare import compare as run_study
 
     first = f"{len(loaded.tuning)} tuning runs and " if loaded.tuning else ""
     err.print(f"study {loaded.study.name}: {first}{len(loaded.runs)} runs, {at_once} at once")
-    path = in_foreground(lambda: run_study(loaded))
+    path = run_in_foreground(lambda: run_study(loaded))
     out.print(Path(path).read_text(), markup=False, highlight=False, soft_wrap=True)
     out.print(f"written to {path}", soft_wrap=True, highlight=False)
 
@@ -122,11 +123,11 @@ def sweep(
     root: Root = "data/runs",
 ) -> None:
     """What other recipes and strengths would have done, from a round's cached teacher states alone."""
-    from ogls.run import open_run
-    from ogls.stages.sweeping import FIGURE, FIGURES
-    from ogls.stages.sweeping import sweep as measure
-    from ogls.sweep import RECIPES, STRENGTHS
-    from tasks.progress import reporting, watch
+    from ogls.analysis.sweep import FIGURE, FIGURES
+    from ogls.analysis.sweep import sweep as measure
+    from ogls.distillation.sweep import RECIPES, STRENGTHS
+    from ogls.stages.run import open_run
+    from tasks.progress import show_progress_on, terminal_progress
 
     chosen = tuple(recipes or RECIPES)
     if unknown := sorted(set(chosen) - set(RECIPES)):
@@ -136,11 +137,11 @@ def sweep(
     if not taught:
         raise UserError(f"run {run} has no cached teacher states: its method has no teacher, or nothing was taught yet")
     number = taught[-1] if round_ is None else round_
-    watch(err)
-    with opened.records.lock("sweep"), reporting("sweep", number) as progress:
+    show_progress_on(err)
+    with opened.records.lock("sweep"), terminal_progress("sweep", number) as progress:
         measure(opened, number, progress, chosen, tuple(strengths or STRENGTHS))
     columns = "recipe, strength, tokens, kl, entropy, moved_correct, moved_failed, auc, token_auc"
-    show(opened.records.store.sql(f"SELECT {columns} FROM sweeps WHERE round = {number}", run), "table", None)
+    show_table(run_query(opened.store, f"SELECT {columns} FROM sweeps WHERE round = {number}", run), "table", None)
     folder = opened.records.folder(FIGURES, number)
     out.print(f"figure: {opened.records.url(f'{folder}/{FIGURE}')}", soft_wrap=True, highlight=False)
     out.print("by position and by pair: ogls query on the tables sweep_positions and sweep_agreement", highlight=False)
@@ -156,21 +157,21 @@ def stage(
     set_: Set = None,
 ) -> None:
     """Carry out one stage of one round here and now, without Prefect: for debugging."""
-    from ogls.configfile import load_config
+    from ogls.config import load_config
 
     loaded = load_config(config, set_ or [])
-    from ogls.run import Run
-    from ogls.stages import STAGES
-    from tasks.progress import reporting, watch
+    from ogls.stages.registry import STAGES
+    from ogls.stages.run import Run
+    from tasks.progress import show_progress_on, terminal_progress
 
     if name not in STAGES:
         raise UserError(f"no stage {name}; there are {', '.join(STAGES)}")
-    watch(err)
+    show_progress_on(err)
     run = Run(loaded)
     with run.records.lock(f"stage {name}"):
         if said := run.records.open(loaded):
             err.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
-        with reporting(name, round_) as progress:
+        with terminal_progress(name, round_) as progress:
             result = STAGES[name](run, 0 if name == "prepare" else round_, progress)
     out.print(f"{name} r{result.round:03d}: {result.rows} rows, {'already done' if result.reused else 'done'}")
     out.print_json(data={"notice": result.notice, **result.metrics})
@@ -209,10 +210,10 @@ def plan(
     """What a configuration will need: memory and time a stage, tokens, disk a round. Nothing is loaded or run."""
     import pyarrow as pa
 
-    from ogls.configfile import load_config
-    from ogls.plan import as_rows
-    from ogls.plan import plan as estimate
-    from ogls.shape import GIB, GPUS
+    from ogls.config import load_config
+    from ogls.planning.gpus import GIB, GPUS
+    from ogls.planning.plan import estimate as estimate
+    from ogls.planning.plan import plan_rows
 
     if gpu not in GPUS:
         raise UserError(f"no machine {gpu}; there are {', '.join(GPUS)}")
@@ -224,7 +225,7 @@ def plan(
         soft_wrap=True,
         highlight=False,
     )
-    show(pa.Table.from_pylist(as_rows(found)), "table", None)
+    show_table(pa.Table.from_pylist(plan_rows(found)), "table", None)
     disk = ", ".join(f"{name} {size / GIB:.3g}" for name, size in found.disk.items())
     out.print(f"GiB of disk a round: {disk}", soft_wrap=True, highlight=False)
     out.print(f"a round on {gpu}: about {found.round_seconds / 60:,.1f} minutes", soft_wrap=True, highlight=False)
@@ -237,10 +238,10 @@ def doctor(
     config: Annotated[Path, typer.Argument(help="A TOML file.")] = Path("deployments/runs/tiny.toml"), set_: Set = None
 ) -> None:
     """What is installed, what would run where, and whether store, Prefect and MLflow answer. Exit code 1 if not."""
-    from ogls.configfile import load_config
+    from ogls.config import load_config
 
     loaded = load_config(config, set_ or [])
-    quiet_prefect()
+    configure_prefect()
     from flows.doctor import examine
 
     found = examine(loaded)
@@ -252,8 +253,8 @@ def doctor(
         raise typer.Exit(1)
 
 
-look.register(app)
-serve.register(app)
+store_commands.register(app)
+service_commands.register(app)
 
 
 def main() -> None:
@@ -261,7 +262,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)  # the code of an Exit, or what a command returned
         sys.exit(code if isinstance(code, int) else 0)
-    except Collapse as error:
+    except HealthStop as error:
         err.print(f"stopped: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(3)
     except UserError as error:

@@ -16,12 +16,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner
 
 from flows.services import end_with_parent
+from ogls.analysis.study import StudyConfig, StudyRuns, load_study
+from ogls.analysis.study_page import apply_tuning
 from ogls.config import RunConfig
 from ogls.errors import StoreError
-from ogls.run import complete
-from ogls.study import StudyConfig, StudyRuns, load_study
-from ogls.studypage import tuned
-from tasks.progress import say
+from ogls.stages.run import is_complete
+from tasks.progress import print_line
 from tasks.study import publish_study
 
 
@@ -43,21 +43,21 @@ def compare_flow(study: StudyConfig, tuning: list[RunConfig], runs: list[RunConf
     Running it again goes on where it ended. A run that fails leaves the others to finish.
     """
     train_all(tuning, "tuning runs")
-    runs = tuned(study, tuning, runs)
+    runs = apply_tuning(study, tuning, runs)
     train_all(runs, "runs")
     return publish_study(study, runs, tuning)
 
 
 def train_all(configs: list[RunConfig], what: str) -> None:
     """Train them, as many at once as the task runner lets. Raises StoreError once all have ended, if any failed."""
-    todo = [config for config in configs if not complete(config)]
+    todo = [config for config in configs if not is_complete(config)]
     before = len(configs) - len(todo)
     if before:
-        say(f"  {before} of {len(configs)} {what} were finished before")
+        print_line(f"  {before} of {len(configs)} {what} were finished before")
     futures = [train_one.submit(config) for config in todo]
     for done, future in enumerate(as_completed(futures), start=before + 1):
         future.wait()
-        say(f"  {done} of {len(configs)} {what} ended")
+        print_line(f"  {done} of {len(configs)} {what} ended")
     names = {f.task_run_id: c.name for f, c in zip(futures, todo, strict=True)}
     failed = [names[f.task_run_id] for f in futures if not f.state.is_completed()]
     if failed:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ogls.errors import UserError
-from ogls.whole import whole
+from ogls.store.atomic import atomic_write
 
 out, err = Console(), Console(stderr=True)
 _PATIENCE = 600.0  # seconds to wait for a Prefect server that went away in a flow
@@ -25,7 +25,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override a value: 
 Root = Annotated[str, typer.Option(help="The store: a directory, s3://bucket/path, or another fsspec URL.")]
 
 
-def show(table: Any, format_: str, to: Path | None) -> None:
+def show_table(table: Any, format_: str, to: Path | None) -> None:
     """Print an Arrow table, or write it to a file."""
     import json
 
@@ -46,7 +46,7 @@ def show(table: Any, format_: str, to: Path | None) -> None:
             if str(column.type).startswith("list"):
                 flat = flat.set_column(i, column.name, [[json.dumps(v) for v in table[column.name].to_pylist()]])
             elif str(column.type) == "string":
-                flat = flat.set_column(i, column.name, [[_inert(v) for v in table[column.name].to_pylist()]])
+                flat = flat.set_column(i, column.name, [[_escape_formula(v) for v in table[column.name].to_pylist()]])
         sink = io.BytesIO()
         pc.write_csv(flat, sink)
         text = sink.getvalue().decode()
@@ -62,11 +62,11 @@ def show(table: Any, format_: str, to: Path | None) -> None:
 
 def write_file(path: Path, text: str) -> None:
     """Write a file for people, whole or not at all."""
-    with whole(path, replace=True) as file:
+    with atomic_write(path, replace=True) as file:
         file.write_text(text, encoding="utf-8")
 
 
-def _inert(text: str | None) -> str | None:
+def _escape_formula(text: str | None) -> str | None:
     """Text that no spreadsheet takes for a formula: a quote before =, +, -, @ and control characters, as OWASP has it.
     Numbers stay as they are."""
     if not text or text[0] not in "=+-@\t\r\n":
@@ -78,7 +78,7 @@ def _inert(text: str | None) -> str | None:
     return text
 
 
-def visible(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     """Text with control characters spelt out, so that no rollout moves a terminal's cursor or colours it."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
@@ -89,7 +89,7 @@ def _print_table(table: Any, to: Path | None) -> None:
 
     def cell(value: Any) -> Text:
         text = f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
-        return Text(visible(text if len(text) <= 80 else text[:79] + "…"))
+        return Text(escape_control_characters(text if len(text) <= 80 else text[:79] + "…"))
 
     printed = Table(*[escape(n) for n in table.schema.names])
     for row in table.slice(0, 1000).to_pylist():
@@ -103,7 +103,7 @@ def _print_table(table: Any, to: Path | None) -> None:
     err.print(caption, style="dim")
 
 
-def quiet_prefect() -> None:
+def configure_prefect() -> None:
     """Settings that must be in place before prefect is imported; whatever the user has set stays."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -116,7 +116,7 @@ def quiet_prefect() -> None:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 
-def in_foreground(flow: Callable[[], Any]) -> Any:
+def run_in_foreground(flow: Callable[[], Any]) -> Any:
     """Carry a flow out here, its progress on the terminal.
 
     If the Prefect server goes away in it, wait for the server and start the flow anew: finished stages are not done
@@ -124,9 +124,9 @@ def in_foreground(flow: Callable[[], Any]) -> Any:
     """
     import httpx
 
-    from tasks.progress import watch
+    from tasks.progress import show_progress_on
 
-    watch(err)
+    show_progress_on(err)
     if address := prefect_address():
         _check_prefect(address)
     else:
@@ -167,13 +167,13 @@ def prefect_address() -> str:
 
 
 def _await_prefect(address: str) -> None:
-    from flows.services import answers
+    from flows.services import responds
 
     err.print(
         f"the Prefect server at {address} has gone away; waiting for it, what is finished is kept", style="yellow"
     )
     deadline = time.monotonic() + _PATIENCE
-    while not answers(f"{address}/health", "true"):
+    while not responds(f"{address}/health", "true"):
         if time.monotonic() > deadline:
             raise UserError(
                 f"the Prefect server at {address} has not come back in {_PATIENCE / 60:.0f} minutes; start it and give "

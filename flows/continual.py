@@ -6,9 +6,9 @@ from prefect import flow
 from prefect.states import Completed
 
 from flows.train import train_flow
-from ogls import series
 from ogls.config import RunConfig
-from tasks.progress import say
+from ogls.stages import series
+from tasks.progress import print_line
 
 
 @flow(name="continual", flow_run_name="continual {config.name}", log_prints=False)
@@ -19,8 +19,8 @@ def continual_flow(config: RunConfig) -> object:
     """
     chosen = series.next_run(config)
     if chosen is None:
-        said = f"nothing new in {config.problems.source} since {len(series.runs_of(config))} runs of {config.name}"
-        say(f"  {said}")
+        said = f"nothing new in {config.problems.source} since {len(series.series_runs(config))} runs of {config.name}"
+        print_line(f"  {said}")
         return Completed(name="Nothing new", message=said)
     train_flow(chosen)
     return chosen.name

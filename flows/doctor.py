@@ -76,9 +76,9 @@ def _breaking(_: RunConfig) -> Iterator[Finding]:
 def _device(config: RunConfig) -> Iterator[Finding]:
     import torch
 
-    from ogls.policy import device_of
+    from ogls.models.load import resolve_device
 
-    device = device_of(config.model)
+    device = resolve_device(config.model)
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(0)
         yield Finding("device", "ok", f"{about.name}, {about.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
@@ -88,10 +88,10 @@ def _device(config: RunConfig) -> Iterator[Finding]:
 
 
 def _model(config: RunConfig) -> Iterator[Finding]:
-    from ogls.policy import context_of, load_tokenizer, stop_ids_of
+    from ogls.models.load import load_context_length, load_stop_ids, load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
-    stops, context = stop_ids_of(config.model, tokenizer), context_of(config.model)
+    stops, context = load_stop_ids(config.model, tokenizer), load_context_length(config.model)
     words = ", ".join(repr(tokenizer.decode([i])) for i in stops)
     yield Finding("model", "ok", f"{config.model.path}: {context:,} tokens of context, stops at {words}")
     longest = max(config.rollout.max_tokens, config.evaluate.max_tokens)
@@ -100,14 +100,14 @@ def _model(config: RunConfig) -> Iterator[Finding]:
 
 
 def _engine(config: RunConfig) -> Iterator[Finding]:
-    from ogls.engines.vllm import require_vllm
-    from ogls.rollout import engine_of
+    from ogls.samplers.choose import resolve_engine
+    from ogls.samplers.vllm import require_vllm
 
-    engine = engine_of(config)
+    engine = resolve_engine(config)
     if engine == "vllm":
         require_vllm()
     if engine == "server":
-        from ogls.engines.server import ServerSampler
+        from ogls.samplers.server import ServerSampler
 
         ServerSampler(config)
     yield Finding("engine", "ok", engine + (" (auto)" if config.rollout.engine == "auto" else ""))
@@ -117,11 +117,12 @@ def _store(config: RunConfig) -> Iterator[Finding]:
     from ogls.store import Store
 
     store = Store(config.root)
-    store.write_bytes(".doctor", b"written by ogls doctor")
-    store.remove(".doctor")
+    storage = store.storage
+    storage.write_bytes(".doctor", b"written by ogls doctor")
+    storage.remove(".doctor")
     yield Finding("store", "ok", f"{config.root} can be written, {len(store.runs())} runs")
-    if store.local:
-        free = shutil.disk_usage(store.path).free
+    if storage.local:
+        free = shutil.disk_usage(storage.path).free
         verdict: Verdict = "ok" if free > _LITTLE_DISK else "note"
         yield Finding("disk", verdict, f"{free / 2**30:.0f} GiB free" + ("" if verdict == "ok" else ": that is little"))
 
@@ -138,26 +139,26 @@ def _problems(config: RunConfig) -> Iterator[Finding]:
 
 def _prefect(_: RunConfig) -> Iterator[Finding]:
     from flows.console import prefect_address
-    from flows.services import answers
+    from flows.services import responds
 
     address = prefect_address()
     if not address:
         yield Finding("prefect", "ok", "no server is named: a temporary one is started (ogls up keeps one)")
-    elif answers(f"{address}/health", "true"):
+    elif responds(f"{address}/health", "true"):
         yield Finding("prefect", "ok", f"answers at {address}")
     else:
         yield Finding("prefect", "wrong", f"no answer at {address}: start it, or unset PREFECT_API_URL")
 
 
 def _mlflow(config: RunConfig) -> Iterator[Finding]:
-    from flows.services import answers
+    from flows.services import responds
 
     uri = config.tracking.uri
     if not config.tracking.enabled:
         yield Finding("tracking", "note", "off (tracking.enabled)")
     elif not uri.startswith("http"):
         yield Finding("tracking", "ok", uri.partition("@")[2] or uri)
-    elif answers(f"{uri.rstrip('/')}/health", "OK"):
+    elif responds(f"{uri.rstrip('/')}/health", "OK"):
         yield Finding("tracking", "ok", f"MLflow answers at {uri}")
     else:
         yield Finding("tracking", "note", f"MLflow at {uri} does not answer: training goes on without it")

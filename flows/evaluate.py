@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import flow
 
-from ogls import series
 from ogls.config import RunConfig
 from ogls.errors import StoreError
+from ogls.stages import series
 from tasks.publish import publish
 from tasks.session import session
 from tasks.stages import evaluate, prepare
@@ -27,7 +27,7 @@ def evaluate_flow(config: RunConfig, rounds: list[int] | None = None) -> list[in
 @flow(name="evaluate newest", flow_run_name="evaluate newest {config.name}", log_prints=False)
 def evaluate_newest_flow(config: RunConfig) -> list[int]:
     """Evaluate the newest adapter of the series `config.name` (flows/continual.py)."""
-    newest = series.newest(config)
+    newest = series.newest_config(config)
     if newest is None:
         raise StoreError(f"no run of the series {config.name} in {config.root} yet; the continual flow makes one")
     return evaluate_flow(newest.model_copy(update={"execution": config.execution}))

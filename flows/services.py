@@ -170,19 +170,19 @@ def end_orphaned_servers() -> int:
             continue
         with suppress(psutil.Error):
             parent = process.parent()
-            if (parent is None or adopts(parent)) and process.environ().get("PREFECT__SERVER_EPHEMERAL") == "1":
+            if (parent is None or adopts_orphans(parent)) and process.environ().get("PREFECT__SERVER_EPHEMERAL") == "1":
                 _signal(process, "terminate")
                 ended += 1
     return ended
 
 
-def adopts(parent: psutil.Process) -> bool:
+def adopts_orphans(parent: psutil.Process) -> bool:
     """Whether a process takes in the children of others that died, and is not itself one that may have started them."""
     init = parent.pid == 1 and "python" not in " ".join(parent.cmdline())
     return init or parent.name() == "systemd"
 
 
-def answers(url: str, text: str = "") -> bool:
+def responds(url: str, text: str = "") -> bool:
     """Whether a server on loopback answers a GET with 200 and, if given, this text."""
     try:
         with urllib.request.urlopen(url, timeout=3) as reply:
@@ -191,7 +191,7 @@ def answers(url: str, text: str = "") -> bool:
         return False
 
 
-def holder_of(port: int, host: str = HOST) -> str | None:
+def describe_port_owner(port: int, host: str = HOST) -> str | None:
     """Who listens on a port of this machine, in words; None if nobody does."""
     import socket
 

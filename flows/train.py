@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from ogls.config import RunConfig
-from ogls.stages.watching import heed, over
+from ogls.stages.health import is_last_round, raise_if_stopped
 from tasks.publish import publish, write_report
 from tasks.retention import drop_old_states
 from tasks.session import session
@@ -35,9 +35,9 @@ def train_flow(config: RunConfig) -> None:
             if r % config.evaluate.every == 0 or r == config.rounds:
                 evaluate(config, r)
                 health(config, r)  # well, or: warn, stop, go back to the best round
-            if over(run, r):
+            if is_last_round(run, r):
                 write_report(config)  # one page of the whole run
             publish(config, r)
             if config.storage.keep_states:
                 drop_old_states(config, r)
-            heed(run, r)
+            raise_if_stopped(run, r)

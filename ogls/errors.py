@@ -6,7 +6,7 @@ from __future__ import annotations
 class UserError(Exception):
     """Something that the user can mend. The CLI prints it without a traceback and exits with 2.
 
-    No retry can heal it (but for StoreAway), so tasks do not retry it.
+    No retry can heal it (but for StoreUnavailable), so tasks do not retry it.
     """
 
 
@@ -26,11 +26,11 @@ class StoreError(UserError):
     """A store that cannot be read or written, or a run that is not what the caller takes it for."""
 
 
-class StoreAway(StoreError):
+class StoreUnavailable(StoreError):
     """A remote store that does not answer now. The one error of a user's making that a retry may heal."""
 
 
-class EngineAway(UserError):
+class EngineUnavailable(UserError):
     """A sampling server that does not answer now; like a store that is away, a retry may heal it."""
 
 
@@ -42,5 +42,5 @@ class NonFiniteLoss(UserError):
     """The loss of a rollout is not a finite number; nothing of the stage is kept."""
 
 
-class Collapse(UserError):
+class HealthStop(UserError):
     """The health of a run is such that its configuration stops it."""

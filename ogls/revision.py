@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @cache
-def code() -> dict[str, str | None]:
+def code_version() -> dict[str, str | None]:
     """`version`, and `revision`: the commit of the checkout (with + if files differ from it), None without one."""
     return {"version": version("ogls-sd"), "revision": _revision(Path(__file__).resolve().parents[1])}
 

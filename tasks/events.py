@@ -14,30 +14,30 @@ from typing import Any
 
 from prefect.events import emit_event
 
+from ogls.analysis.rounds import RoundRow
 from ogls.config import RunConfig
 from ogls.records import StageResult
-from ogls.report import RoundRow
 
 
-def tell(config: RunConfig, event: str, payload: dict[str, Any]) -> None:
+def emit(config: RunConfig, event: str, payload: dict[str, Any]) -> None:
     """Emit one event of a run."""
     resource = {"prefect.resource.id": f"ogls.run.{config.name}", "prefect.resource.name": config.name}
     emit_event(event=event, resource=resource, payload=payload)
 
 
-def tell_round(config: RunConfig, row: RoundRow) -> None:
+def emit_round(config: RunConfig, row: RoundRow) -> None:
     """What a published round amounts to."""
     summary = row.summary or {}
     numbers = {k: summary.get(k) for k in ("accuracy", "accuracy_low", "accuracy_high", "mean_length")}
-    tell(config, "ogls.round.finished", {"round": row.round, **numbers})
+    emit(config, "ogls.round.finished", {"round": row.round, **numbers})
     if row.health.get("best") == row.round:
-        tell(config, "ogls.round.best", {"round": row.round, **numbers})
+        emit(config, "ogls.round.best", {"round": row.round, **numbers})
     if row.health.get("state") in ("stop", "rollback"):
         told = {k: row.health[k] for k in ("state", "why", "best", "notice")}
-        tell(config, "ogls.run.collapsed", {"round": row.round, **told})
+        emit(config, "ogls.run.collapsed", {"round": row.round, **told})
 
 
-def tell_redone(config: RunConfig, result: StageResult) -> None:
+def emit_redone(config: RunConfig, result: StageResult) -> None:
     """That a stage was done again, if it was."""
     if result.redone:
-        tell(config, "ogls.stage.redone", {"stage": result.stage, "round": result.round, "why": result.redone})
+        emit(config, "ogls.stage.redone", {"stage": result.stage, "round": result.round, "why": result.redone})

@@ -12,14 +12,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from rich.markup import escape
 
-from ogls import htmlreport, report
+from ogls.analysis import report as htmlreport
+from ogls.analysis import rounds as report
+from ogls.analysis.figures import run_figure
 from ogls.config import RunConfig
-from ogls.figures import run_figure
-from ogls.run import Run
-from ogls.stages.watching import over
-from tasks.events import tell_round
-from tasks.live import artifact_key
-from tasks.progress import reporting, say
+from ogls.stages.health import is_last_round
+from ogls.stages.run import Run
+from tasks.artifacts import artifact_key
+from tasks.events import emit_round
+from tasks.progress import print_line, terminal_progress
 from tasks.tracking import REPORT_ARTIFACT, track
 
 _MOST_TEXT = 2000
@@ -31,12 +32,12 @@ def write_report(config: RunConfig) -> None:
     if config.tracking.report == "off":
         return
     try:
-        with reporting("report", config.rounds) as progress:
+        with terminal_progress("report", config.rounds) as progress:
             path = htmlreport.write_report(Run(config), progress)
     except Exception as error:  # what the page lacks, `ogls report` can still say; the adapter is there
         said = f"no report ({type(error).__name__}: {error}); `ogls report {config.name}` makes it"
         get_run_logger().warning(said)
-        say(f"  [yellow]{escape(said)}[/yellow]")
+        print_line(f"  [yellow]{escape(said)}[/yellow]")
         return
     get_run_logger().info(f"report: {path}")
 
@@ -46,23 +47,23 @@ def publish(config: RunConfig, round_: int) -> None:
     """Publish the table up to a round, a few of its rollouts, and its metrics."""
     run = Run(config)
     records = run.records
-    rows = report.round_rows(records, round_)
+    rows = report.read_rounds(records, round_)
     key = artifact_key(f"{config.name}-r{round_:03d}")
     page = track(config, round_)
     text = "\n\n".join(
         [
             f"# {config.name}, round {round_}",
             f"[Its MLflow run]({page})" if page else "",
-            _report_link(run, page) if over(run, round_) else "",
-            report.markdown(rows),
+            _report_link(run, page) if is_last_round(run, round_) else "",
+            report.rounds_markdown(rows),
             _curve(rows),
-            shown_rollouts(report.samples(records, round_)),
+            shown_rollouts(report.sample_rollouts(records, round_)),
         ]
     )
     create_markdown_artifact(text, key=key, description=f"{config.name}: rounds 0 to {round_}")
     if rows and rows[-1].round == round_:
-        tell_round(config, rows[-1])
-        say(report.line(rows[-1]))
+        emit_round(config, rows[-1])
+        print_line(report.round_line(rows[-1]))
 
 
 def _report_link(run: Run, page: str | None) -> str:

@@ -7,17 +7,17 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from ogls.config import RunConfig
-from ogls.retention import drop, droppable
-from ogls.run import Run
+from ogls.stages.run import Run
+from ogls.store.retention import drop_states, list_droppable
 
 
 @task(task_run_name="drop old states r{round_:03d}", cache_policy=NO_CACHE, persist_result=False)
 def drop_old_states(config: RunConfig, round_: int) -> None:
     """Keep the teacher states of `storage.keep_states` trained rounds."""
     records = Run(config).records
-    old = droppable(records, config.storage.keep_states)
+    old = list_droppable(records, config.storage.keep_states)
     for found in old:
-        drop(records, found.round)
+        drop_states(records, found.round)
     if old:
         rounds = ", ".join(str(f.round) for f in old)
         get_run_logger().info(f"dropped teacher states of round {rounds}: {sum(f.bytes for f in old):,} bytes")

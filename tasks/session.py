@@ -20,9 +20,9 @@ from prefect.states import Crashed
 from rich.markup import escape
 
 from ogls.config import RunConfig
-from ogls.revision import code
-from ogls.run import Run, complete
-from tasks.progress import say
+from ogls.revision import code_version
+from ogls.stages.run import Run, is_complete
+from tasks.progress import print_line
 from tasks.tracking import end_tracking
 
 _GONE = "Its process is gone: another one holds the run now and goes on where it ended."
@@ -36,33 +36,33 @@ def session(config: RunConfig, purpose: str) -> Iterator[Run]:
     it shown as crashed. Raises RunLocked, StoreError as `RunStore.lock` and `RunStore.open` do.
     """
     run = Run(config)
-    code()  # asks git, which takes its time; held for long, one who comes a moment later would be taken for dead
+    code_version()  # calls git, which is slow; the result is cached before the lock is taken
     with run.records.lock(purpose):
         if notice := run.records.open(config):
             get_run_logger().warning(notice)
-            say(f"  [yellow]{escape(notice)}[/yellow]")
+            print_line(f"  [yellow]{escape(notice)}[/yellow]")
         with get_client(sync_client=True) as client:
             _tag(client, config)
-            _end_the_dead(client, config, purpose)
+            _mark_dead_flow_runs(client, config, purpose)
         try:
             yield run
         except BaseException:
             end_tracking(config, "FAILED")
             raise
-        end_tracking(config, "FINISHED" if purpose == "train" or complete(config) else "KILLED")
+        end_tracking(config, "FINISHED" if purpose == "train" or is_complete(config) else "KILLED")
 
 
-def tags_of(config: RunConfig) -> set[str]:
+def flow_tags(config: RunConfig) -> set[str]:
     """What one filters flow runs by: the method and the model's name."""
     return {f"method: {config.method}", f"model: {'/'.join(config.model.path.rstrip('/').split('/')[-2:])}"}
 
 
 def _tag(client: Any, config: RunConfig) -> None:
     if flow_run.id:
-        client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, *tags_of(config)}))
+        client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, *flow_tags(config)}))
 
 
-def _end_the_dead(client: Any, config: RunConfig, purpose: str) -> None:
+def _mark_dead_flow_runs(client: Any, config: RunConfig, purpose: str) -> None:
     alive = FlowRunFilter(
         name=FlowRunFilterName(any_=[f"{purpose} {config.name}"]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),

@@ -14,23 +14,22 @@ from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 from rich.markup import escape
 
-from ogls import stages
 from ogls.config import RunConfig
-from ogls.errors import EngineAway, StoreAway, UserError
+from ogls.errors import EngineUnavailable, StoreUnavailable, UserError
 from ogls.records import StageResult
-from ogls.run import Run
-from tasks.events import tell_redone
-from tasks.live import LiveArtifact
-from tasks.progress import reporting, say
+from ogls.records.stages import STAGES_BY_NAME
+from ogls.stages.registry import STAGES
+from ogls.stages.run import Run
+from tasks.events import emit_redone
+from tasks.progress import print_line, stage_progress
 
 StageTask = Callable[[RunConfig, int], StageResult]
 
 
-_ON_DEVICE = ("sample", "teach", "steer", "style", "train", "evaluate")
 _LEASE_SECONDS = 60.0  # a holder that was killed frees its place after so long; a living one renews it
 
 
-def _place(limit: str) -> AbstractContextManager[object]:
+def _concurrency_slot(limit: str) -> AbstractContextManager[object]:
     """A place of a global concurrency limit, waited for; nothing without a limit."""
     if not limit:
         return nullcontext()
@@ -39,14 +38,16 @@ def _place(limit: str) -> AbstractContextManager[object]:
     return concurrency(limit, occupy=1, lease_duration=_LEASE_SECONDS, strict=True)
 
 
-def may_heal(_task: Any, run: Any, state: State[Any]) -> bool:
+def may_succeed_on_retry(_task: Any, run: Any, state: State[Any]) -> bool:
     """Whether a retry makes sense: errors that the user has to mend never heal. Asked only while retries are left."""
     try:
         state.result()
     except Exception as error:
-        if isinstance(error, UserError) and not isinstance(error, StoreAway | EngineAway):
+        if isinstance(error, UserError) and not isinstance(error, StoreUnavailable | EngineUnavailable):
             return False
-        say(f"  [yellow]{run.name}: {type(error).__name__}: {escape(str(error)[:300])}; it is tried again[/yellow]")
+        print_line(
+            f"  [yellow]{run.name}: {type(error).__name__}: {escape(str(error)[:300])}; it is tried again[/yellow]"
+        )
     return True
 
 
@@ -60,22 +61,16 @@ def _stage_task(work: Callable[..., StageResult]) -> StageTask:
         description=work.__doc__,
         cache_policy=NO_CACHE,
         persist_result=False,
-        retry_condition_fn=may_heal,
+        retry_condition_fn=may_succeed_on_retry,
         retry_jitter_factor=0.5,
     )
     def carry_out(config: RunConfig, round_: int) -> Any:
-        live = LiveArtifact(config.name, name, round_)
-        with _place(config.execution.limit if name in _ON_DEVICE else ""), reporting(name, round_) as shown:
-
-            def progress(done: int, total: int) -> None:
-                shown(done, total)
-                live(done, total)
-
+        limit = config.execution.limit if STAGES_BY_NAME[name].on_device else ""
+        with _concurrency_slot(limit), stage_progress(config.name, name, round_) as progress:
             result = work(Run(config), round_, progress)
-            for reporter in (shown, live):
-                reporter.finished(result)
+            progress.finish(result)
         logger = get_run_logger()
-        tell_redone(config, result)
+        emit_redone(config, result)
         if result.notice:
             logger.warning(result.notice)
         if result.reused:
@@ -98,12 +93,12 @@ def _stage_task(work: Callable[..., StageResult]) -> StageTask:
     return run
 
 
-prepare = _stage_task(stages.prepare)
-sample = _stage_task(stages.sample)
-verify = _stage_task(stages.verify)
-teach = _stage_task(stages.teach)
-steer = _stage_task(stages.steer)
-style = _stage_task(stages.style)
-train = _stage_task(stages.train)
-evaluate = _stage_task(stages.evaluate)
-health = _stage_task(stages.health)
+prepare = _stage_task(STAGES["prepare"])
+sample = _stage_task(STAGES["sample"])
+verify = _stage_task(STAGES["verify"])
+teach = _stage_task(STAGES["teach"])
+steer = _stage_task(STAGES["steer"])
+style = _stage_task(STAGES["style"])
+train = _stage_task(STAGES["train"])
+evaluate = _stage_task(STAGES["evaluate"])
+health = _stage_task(STAGES["health"])

@@ -18,14 +18,16 @@ from typing import Any
 from prefect.logging import get_run_logger
 from rich.markup import escape
 
-from ogls.config import RunConfig
-from ogls.configfile import flatten, to_toml, without_secrets
-from ogls.htmlreport import read_report
-from ogls.report import RoundRow, first_summary, round_rows
-from ogls.revision import code
-from ogls.run import POLICY, Run
-from ogls.stages.watching import over
-from tasks.progress import say
+from ogls.analysis.report import read_report
+from ogls.analysis.rounds import RoundRow, read_rounds
+from ogls.config import RunConfig, to_toml
+from ogls.config.fingerprint import flatten
+from ogls.config.redact import redact_credentials
+from ogls.revision import code_version
+from ogls.stages.health import is_last_round
+from ogls.stages.run import POLICY, Run
+from ogls.stages.summaries import read_first_summary
+from tasks.progress import print_line
 
 _MEMORY = "mlflow.json"  # in the run's folder: which MLflow run is its own
 _NAME_TAG, _ROUND_TAG, _ACCURACY_TAG = "ogls.run", "ogls.round", "ogls.accuracy"
@@ -62,9 +64,9 @@ def _safely(config: RunConfig, round_: int, status: str | None) -> str | None:
             _warned.add(key)
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             said = f"MLflow at {config.tracking.uri} is away ({first[:200]}); training goes on"
-            said = without_secrets(said)
+            said = redact_credentials(said)
             get_run_logger().warning(said)
-            say(f"  [yellow]{escape(said)}[/yellow]")
+            print_line(f"  [yellow]{escape(said)}[/yellow]")
         return None
 
 
@@ -80,7 +82,7 @@ def _track(run: Run, round_: int, status: str | None) -> str | None:
     client = MlflowClient(tracking_uri=tracking.uri)
     run_id = _find(client, run) or _create(client, run)
     logged = {m.step for m in client.get_metric_history(run_id, "rounds_logged")}
-    for row in round_rows(run.records, round_):
+    for row in read_rounds(run.records, round_):
         if row.round not in logged:
             _log_round(client, run_id, run, row)
     if status:
@@ -99,7 +101,7 @@ def _find(client: Any, run: Run) -> str | None:
     from mlflow.exceptions import MlflowException
 
     memory = run.records.read_json(_MEMORY)
-    if not memory or memory.get("uri") != without_secrets(run.config.tracking.uri):
+    if not memory or memory.get("uri") != redact_credentials(run.config.tracking.uri):
         return None
     try:
         found = client.get_run(memory["run_id"])
@@ -124,14 +126,14 @@ def _create(client: Any, run: Run) -> str:
     else:
         experiment_id = experiment.experiment_id
     tags = {_NAME_TAG: config.name, "ogls.method": config.method, "ogls.model": config.model.path}
-    tags |= {"ogls.version": str(code()["version"]), "mlflow.source.name": "ogls train"}
-    if revision := code()["revision"]:
+    tags |= {"ogls.version": str(code_version()["version"]), "mlflow.source.name": "ogls train"}
+    if revision := code_version()["revision"]:
         tags["mlflow.source.git.commit"] = revision
     run_id = str(client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id)
-    run.records.write_json(_MEMORY, {"uri": without_secrets(tracking.uri), "run_id": run_id})
+    run.records.write_json(_MEMORY, {"uri": redact_credentials(tracking.uri), "run_id": run_id})
     for key, value in flatten(config.model_dump(mode="json", exclude={"tracking", "execution"})):
-        client.log_param(run_id, key, without_secrets(str(value))[:_MOST_PARAM])
-    client.log_text(run_id, without_secrets(to_toml(config)), "config.toml")
+        client.log_param(run_id, key, redact_credentials(str(value))[:_MOST_PARAM])
+    client.log_text(run_id, redact_credentials(to_toml(config)), "config.toml")
     client.log_inputs(run_id, [_dataset(run, split, source) for split, source in _sources(config).items()])
     return run_id
 
@@ -151,7 +153,7 @@ def _dataset(run: Run, split: str, source: str) -> Any:
         name=f"{Path(source).stem}-{split}",
         digest=run.split_digest(split),
         source_type="ogls-sd",
-        source=json.dumps({"source": without_secrets(source)}),
+        source=json.dumps({"source": redact_credentials(source)}),
         schema=json.dumps({"mlflow_colspec": columns}),
         profile=json.dumps({"num_rows": len(problems)}),
     )
@@ -193,10 +195,10 @@ def _tag_health(client: Any, run_id: str, row: RoundRow) -> None:
 def _log_adapter(client: Any, run_id: str, run: Run, round_: int) -> None:
     manifest = run.records.manifest("updates", round_)
     with tempfile.TemporaryDirectory() as folder:
-        for entry in manifest.of(POLICY) if manifest else []:
+        for entry in manifest.files_of(POLICY) if manifest else []:
             name = Path(entry.path).name
             if name not in ("optimizer.safetensors", "ema.safetensors"):
-                Path(folder, name).write_bytes(run.attachment(round_, name))
+                Path(folder, name).write_bytes(run.read_attachment(round_, name))
         client.log_artifacts(run_id, folder, f"adapters/round={round_:03d}")
 
 
@@ -225,7 +227,7 @@ def _register(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
         made = client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0)
         versions[row.round] = made.version
     best = row.health.get("best")
-    if best in versions and _beats(client, name, run_id, first_summary(run.records, best)["accuracy"]):
+    if best in versions and _beats(client, name, run_id, read_first_summary(run.records, best)["accuracy"]):
         client.set_registered_model_alias(name, "best", versions[best])
 
 
@@ -242,7 +244,7 @@ def _beats(client: Any, name: str, run_id: str, accuracy: float) -> bool:
 
 def _log_report(client: Any, run_id: str, run: Run, round_: int) -> None:
     """The report of the whole run, once it is over."""
-    if over(run, round_) and (page := read_report(run)):
+    if is_last_round(run, round_) and (page := read_report(run)):
         client.log_text(run_id, page, REPORT_ARTIFACT)
 
 

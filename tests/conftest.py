@@ -17,14 +17,13 @@ from typing import Any
 import pytest
 import torch
 
-from ogls.batching import TrainItem
-from ogls.config import AdapterConfig, ModelConfig, RunConfig
-from ogls.configfile import load_config
-from ogls.policy import Policy
-from ogls.prompts import Prompter
-from ogls.run import Run
-from ogls.stages import STAGES
+from ogls.config import AdapterConfig, ModelConfig, RunConfig, load_config
+from ogls.models.policy import Policy
+from ogls.problems.prompts import Prompter
+from ogls.stages.registry import STAGES
+from ogls.stages.run import Run
 from ogls.tinyworld.seedmodel import PROMPTS
+from ogls.training.batching import TrainItem
 
 REPO = Path(__file__).parents[1]
 TINY = REPO / "deployments" / "runs" / "tiny-world.toml"
@@ -49,9 +48,15 @@ SMALL = (
 )
 
 
+_SHARED = {
+    "up": ("test_deployments", "test_faults", "test_ui"),
+    "trained": ("test_flow_runs", "test_tracking", "test_errors"),
+}
+
+
 def _group(file: str) -> str:
-    """A file's tests run in one process, and so do those of the files that share `up`."""
-    return "up" if Path(file).stem in ("test_deployments", "test_faults", "test_ui") else file
+    """A file's tests run in one process, and so do those of files that share services (`up`, `trained`)."""
+    return next((group for group, files in _SHARED.items() if Path(file).stem in files), file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -144,6 +149,25 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with Up(tmp_path_factory.mktemp("up")) as services:
         yield services
+
+
+@pytest.fixture(scope="session")
+def trained(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Any, Any]:
+    """A run trained for one round, then resumed to two: its configuration and both flow runs."""
+    from flow_helpers import newest_flow_run, tracked
+
+    from flows.train import train_flow
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPO)
+        root = tmp_path_factory.mktemp("flow")
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
+        watched = ("name=flow-test", "tracking.report=tokens", "tracking.system_metrics=true")
+        train_flow(tracked(root, *watched, "rounds=1"))
+        first = newest_flow_run("train flow-test")
+        config = tracked(root, *watched, "rounds=2")
+        train_flow(config)
+    return config, first, newest_flow_run("train flow-test")
 
 
 def content(run: Run) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from conftest import carry_out, small_config
 from upped import Up, kill_service
 
 from ogls.config import RunConfig
-from ogls.run import Run
+from ogls.stages.run import Run
 
 _MINUTE, _WATCH = 60.0, 5.0
 

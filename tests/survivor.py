@@ -23,8 +23,9 @@ from typing import Any
 import psutil
 from conftest import REPO, carry_out, small_config
 
-from ogls import stages, teacher
-from ogls.writer import StageWriter
+from ogls.distillation import teacher
+from ogls.stages import registry as stages
+from ogls.store.writer import StageWriter
 
 
 def attempt(root: Path | str, stage: str = "none", round_: int = 0, where: str = "progress") -> int:
@@ -80,7 +81,7 @@ def _carry_out(what: tuple[str, str, int, str], environment: dict[str, str], err
 
 def _arm(stage: str, round_: int, where: str) -> None:
     """Have a stage of a round killed, or starved."""
-    real_work, real_commit, real_score = stages.STAGES.get(stage), StageWriter.commit, teacher.score
+    real_work, real_commit, real_score = stages.STAGES.get(stage), StageWriter.commit, teacher.score_rollouts
     if where == "progress" and real_work:
         stages.STAGES[stage] = lambda run, r: real_work(run, r, _die if r == round_ else lambda *_: None)
     elif where == "commit":
@@ -99,7 +100,7 @@ def _arm(stage: str, round_: int, where: str) -> None:
                     size //= 2
             return real_score(*arguments, **others)
 
-        teacher.score = starve
+        teacher.score_rollouts = starve
 
 
 def _die(*_: object) -> None:

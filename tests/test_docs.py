@@ -13,7 +13,7 @@ import pytest
 from browser import open_browser
 from conftest import REPO
 
-from ogls.run import Run
+from ogls.stages.run import Run
 
 PAGES = REPO / "docs" / "pages"
 
@@ -64,7 +64,7 @@ def test_every_message_that_is_explained_is_said_by_the_code() -> None:
 
 def test_the_pages_name_no_setting_query_or_command_that_there_is_not() -> None:
     from flows.cli import app
-    from ogls.query import named_queries
+    from ogls.store import named_queries
 
     text = "\n".join(p.read_text() for p in PAGES.rglob("*.md"))
     queries = set(re.findall(r"ogls query --name (\w+)", text)) - {"x"}
@@ -74,7 +74,7 @@ def test_the_pages_name_no_setting_query_or_command_that_there_is_not() -> None:
 
 
 def test_the_notebook_goes_from_a_run_to_a_figure(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OGLS_STORE", finished.records.store.root)
+    monkeypatch.setenv("OGLS_STORE", finished.store.root)
     monkeypatch.setenv("OGLS_RUN", "tiny")
     spec = importlib.util.spec_from_file_location("curve", REPO / "docs" / "notebooks" / "curve.py")
     assert spec

@@ -18,15 +18,15 @@ from conftest import small_config
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.console import visible
+from flows.console import escape_control_characters
 from ogls.config import VerifyConfig
-from ogls.prompts import Prompter
-from ogls.query import query
+from ogls.problems.prompts import Prompter
 from ogls.records import TRAJECTORIES, VERDICTS
-from ogls.run import Run
-from ogls.schema import to_arrow
-from ogls.verify import Case, Verifier
-from ogls.writer import StageWriter
+from ogls.records.schema import to_arrow
+from ogls.stages.run import Run
+from ogls.store import run_query
+from ogls.store.writer import StageWriter
+from ogls.verifiers.pool import Case, Verifier
 from tasks.publish import _rollout
 
 PIECES = (
@@ -159,20 +159,20 @@ def stored(hostile: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
         for (p, s), text in zip(keys, hostile, strict=True)
     ]
     writer = StageWriter(run.records, TRAJECTORIES, 1, "f")
-    writer.shard(0, to_arrow(TRAJECTORIES, rows))
+    writer.write_shard(0, to_arrow(TRAJECTORIES, rows))
     writer.commit("sample", {})
     verdicts = [
         {"problem_id": p, "sample": s, "verdict": "incorrect", "outcome": "failed", "answer": text[:50] or None}
         for (p, s), text in zip(keys, hostile, strict=True)
     ]
     writer = StageWriter(run.records, VERDICTS, 1, "f")
-    writer.shard(0, to_arrow(VERDICTS, verdicts))
+    writer.write_shard(0, to_arrow(VERDICTS, verdicts))
     writer.commit("verify", {})
     return run
 
 
 def test_the_store_gives_back_what_it_was_given(stored: Run, hostile: list[str]) -> None:
-    rows = query(stored.records.store, "SELECT text FROM trajectories ORDER BY problem_id[2:]::INT, sample").to_pylist()
+    rows = run_query(stored.store, "SELECT text FROM trajectories ORDER BY problem_id[2:]::INT, sample").to_pylist()
     assert [r["text"] for r in rows] == hostile
 
 
@@ -198,7 +198,7 @@ def test_no_control_code_reaches_a_terminal(stored: Run, hostile: list[str]) -> 
     done = CliRunner().invoke(app, ["query", "SELECT text FROM trajectories LIMIT 900", "--root", stored.config.root])
     assert done.exit_code == 0
     assert not set(done.stdout) & {"\x1b", "\x00", "\x07", "\x7f", "\u202e", "\x9b"}
-    assert visible("\x1b[31mred") == r"\x1b[31mred"
+    assert escape_control_characters("\x1b[31mred") == r"\x1b[31mred"
 
 
 class Tags(html.parser.HTMLParser):

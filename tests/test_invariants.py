@@ -9,19 +9,20 @@ import pytest
 import torch
 from conftest import random_items, small_config
 
-from ogls import columns, exemplars, teacher
-from ogls.batching import TrainItem, collate
+import ogls.stages.train as train_stage
 from ogls.config import AdapterConfig, ModelConfig, Recipe, SteerConfig, TrainConfig
+from ogls.distillation import exemplars, teacher
+from ogls.distillation.steering import steer_tokens
 from ogls.errors import NonFiniteLoss
-from ogls.head import coarsen
-from ogls.losses import divergence, target_bins
-from ogls.policy import Policy
-from ogls.prompts import Prompter
+from ogls.models.head import binned_logprobs
+from ogls.models.policy import Policy
+from ogls.problems.prompts import Prompter
 from ogls.records import Problem, Rollout
-from ogls.run import Run
-from ogls.stages import STAGES
-from ogls.steering import steer
-from ogls.train import Trainer
+from ogls.stages.registry import STAGES
+from ogls.stages.run import Run
+from ogls.training.batching import TrainItem, collate
+from ogls.training.losses import divergence, target_bins
+from ogls.training.trainer import Trainer
 
 POOLS = ("base", "reference", "correct", "incorrect")
 
@@ -53,14 +54,14 @@ def group(policy: Policy, prompter: Prompter) -> tuple[Problem, list[Rollout]]:
 
 
 def plan_and_score(policy: Policy, prompter: Prompter, group: tuple, config, batch_tokens: int = 4096):
-    planner = exemplars.Planner(config, prompter, policy.context)
+    planner = exemplars.ContextPlanner(config, prompter, policy.context)
     plan = planner.group(*group)
-    return plan, teacher.score(policy, plan.scored, batch_tokens)
+    return plan, teacher.score_rollouts(policy, plan.scored, batch_tokens)
 
 
 def test_lambda_zero_gives_the_base(head: torch.Tensor) -> None:
-    recipe = SteerConfig(recipe="ogls-sd", strength=0.0).resolved()
-    target = steer(random_states(), torch.zeros(6, dtype=torch.long), recipe, head, 50)
+    recipe = SteerConfig(recipe="ogls-sd", strength=0.0).to_recipe()
+    target = steer_tokens(random_states(), torch.zeros(6, dtype=torch.long), recipe, head, 50)
     assert torch.equal(target.target_logprobs, target.base_logprobs)
     assert target.kl.abs().max() == 0
 
@@ -68,8 +69,8 @@ def test_lambda_zero_gives_the_base(head: torch.Tensor) -> None:
 def test_equal_pools_give_the_base(head: torch.Tensor) -> None:
     states = random_states()
     states["incorrect"] = states["correct"]
-    recipe = SteerConfig(recipe="ogls-sd", strength=2.0).resolved()
-    target = steer(states, torch.zeros(6, dtype=torch.long), recipe, head, 50)
+    recipe = SteerConfig(recipe="ogls-sd", strength=2.0).to_recipe()
+    target = steer_tokens(states, torch.zeros(6, dtype=torch.long), recipe, head, 50)
     torch.testing.assert_close(target.target_logprobs, target.base_logprobs, atol=1e-5, rtol=0)
     assert target.direction_norm.max() == 0
 
@@ -97,9 +98,9 @@ def test_a_constant_added_to_a_pools_logits_changes_no_target(head: torch.Tensor
     states = {p: torch.cat([s, torch.zeros(6, 1)], dim=1) for p, s in random_states().items()}
     recipe = Recipe(base=0.5, reference=0.5, correct=0.7, incorrect=-0.7)
     ids = torch.zeros(6, dtype=torch.long)
-    before = steer(states, ids, recipe, head, 10)
+    before = steer_tokens(states, ids, recipe, head, 10)
     states[pool] = states[pool] + torch.cat([torch.zeros(16), torch.tensor([3.0])])
-    after = steer(states, ids, recipe, head, 10)
+    after = steer_tokens(states, ids, recipe, head, 10)
     assert torch.equal(before.ids, after.ids)
     for name in ("target_logprobs", "base_logprobs", "tail_mass", "direction_norm", "kl"):
         torch.testing.assert_close(getattr(before, name), getattr(after, name), atol=1e-5, rtol=1e-5)
@@ -144,28 +145,28 @@ def test_shared_prefix_equals_one_sequence_per_context(policy: Policy, batch_tok
     ]
     with torch.no_grad():
         for (i, tokens), states in zip(
-            pairs, teacher.continuations(policy, prefixes, pairs, batch_tokens), strict=True
+            pairs, teacher.run_continuations(policy, prefixes, pairs, batch_tokens), strict=True
         ):
-            full = policy.hidden(torch.tensor([prefixes[i] + tokens])).last_hidden_state[0]
+            full = policy.run_body(torch.tensor([prefixes[i] + tokens])).last_hidden_state[0]
             torch.testing.assert_close(states, full[len(prefixes[i]) - 1 : -1], atol=1e-4, rtol=0)
 
 
 def test_the_loss_does_not_depend_on_micro_batches(policy: Policy) -> None:
     """Loss and gradient norm of one step, split into one, some and one-item micro-batches, to 1e-6."""
-    start, seen = policy.adapter(), []
+    start, seen = policy.copy_adapter(), []
     for tokens in (10_000, 40, 1):
-        policy.use(start)
+        policy.use_adapter(start)
         trainer = Trainer(policy, TrainConfig(micro_batch_tokens=tokens, tail_weight=0.5))
-        row = trainer.update(random_items())
+        row = trainer.optimizer_step(random_items())
         seen.append((row["loss"], row["grad_norm"]))
-    policy.use(None)
+    policy.use_adapter(None)
     for loss, norm in seen[1:]:
         assert loss == pytest.approx(seen[0][0], abs=1e-6)
         assert norm == pytest.approx(seen[0][1], abs=1e-5)
 
 
 def test_a_rollout_is_never_its_own_exemplar(policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path) -> None:
-    planner = exemplars.Planner(small_config(tmp_path), prompter, policy.context)
+    planner = exemplars.ContextPlanner(small_config(tmp_path), prompter, policy.context)
     plan = planner.group(*group)
     assert len(plan.scored) == 6 * 4
     for item in plan.scored:
@@ -189,7 +190,7 @@ def test_top_k_with_tail_approaches_the_full_vocabulary(kind: str) -> None:
     errors = []
     for k in (2, 5, 10, 20, 40):
         top = target.topk(k)
-        bins = coarsen(student, torch.eye(40), top.indices)
+        bins = binned_logprobs(student, torch.eye(40), top.indices)
         tail = (1 - top.values.exp().sum(-1)).clamp(min=0)
         errors.append(
             (divergence(kind, target_bins(top.values, tail, bins.shape[-1]), bins) - full).abs().mean().item()
@@ -211,7 +212,7 @@ def test_stop_tokens_carry_loss_even_where_pad_is_eos(policy: Policy) -> None:
 
 
 def test_the_stop_token_of_a_finished_run_is_distilled(finished: Run) -> None:
-    stop = finished.policy().stop_ids[0]
+    stop = finished.load_policy().stop_ids[0]
     targets = finished.records.read("targets", 1, ["token_id"])["token_id"].to_pylist()
     assert targets.count(stop) >= 4
 
@@ -219,7 +220,7 @@ def test_the_stop_token_of_a_finished_run_is_distilled(finished: Run) -> None:
 def test_the_adapter_trained_is_the_adapter_sampled(finished: Run) -> None:
     trained = finished.policy_hash(1)
     assert trained != "base"
-    assert finished.adapter(1).hash == trained
+    assert finished.load_adapter(1).hash == trained
     assert set(finished.records.read("trajectories", 2, ["policy"])["policy"].to_pylist()) == {trained}
     assert set(finished.records.read("scores", 1, ["policy"])["policy"].to_pylist()) == {trained}
     assert set(finished.records.read("trajectories", 1, ["policy"])["policy"].to_pylist()) == {"base"}
@@ -230,12 +231,12 @@ def test_sampled_logprobs_are_those_of_the_adapter(finished: Run) -> None:
     rows = finished.records.read("trajectories", 2).to_pylist()[:4]
     errors = {}
     for round_ in (0, 1):
-        policy = finished.policy(round_)
+        policy = finished.load_policy(round_)
         worst = 0.0
         for row in rows:
             ids = torch.tensor([row["prompt_ids"] + row["token_ids"]])
             with torch.no_grad():
-                hidden = policy.hidden(ids).last_hidden_state[0, len(row["prompt_ids"]) - 1 : -1]
+                hidden = policy.run_body(ids).last_hidden_state[0, len(row["prompt_ids"]) - 1 : -1]
             logprobs = policy.logits(hidden).log_softmax(-1).gather(1, torch.tensor(row["token_ids"])[:, None])[:, 0]
             worst = max(worst, (logprobs - torch.tensor(row["logprobs"])).abs().max().item())
         errors[round_] = worst
@@ -249,7 +250,7 @@ def test_a_non_finite_loss_stops_the_stage_with_the_key(tmp_path: Path, monkeypa
     STAGES["prepare"](run, 0)
     for name in ("sample", "verify", "teach", "steer"):
         STAGES[name](run, 1)
-    real = columns.train_items
+    real = train_stage.distillation_items
 
     def spoiled(*args):
         items = real(*args)
@@ -257,7 +258,7 @@ def test_a_non_finite_loss_stops_the_stage_with_the_key(tmp_path: Path, monkeypa
         spoiled.key = items[3].key
         return items
 
-    monkeypatch.setattr(columns, "train_items", spoiled)
+    monkeypatch.setattr(train_stage, "distillation_items", spoiled)
     with pytest.raises(NonFiniteLoss) as caught:
         STAGES["train"](run, 1)
     problem, sample = spoiled.key

@@ -11,9 +11,9 @@ import pytest
 from browser import keep, open_browser
 from conftest import carry_out, small_config
 
-from ogls.htmlreport import report
-from ogls.run import Run
-from ogls.stages.looking import token_view, view_page
+from ogls.analysis.report import render_report
+from ogls.analysis.token_view import build_token_view, render_token_view
+from ogls.stages.run import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -41,12 +41,12 @@ _RATIO = """element => {
 
 @pytest.fixture(scope="module")
 def data(finished: Run) -> dict[str, Any]:
-    return token_view(finished, most=15, each=1)
+    return build_token_view(finished, most=15, each=1)
 
 
 @pytest.fixture(scope="module")
 def view(data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("view") / "v.html", view_page(data))
+    return written(tmp_path_factory.mktemp("view") / "v.html", render_token_view(data))
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_no_text_of_a_run_is_markup_or_script(page: Any, data: dict[str, Any], t
     }
     vocabulary = dict.fromkeys(data["vocabulary"], HOSTILE[0])
     hostile = data | {"run": HOSTILE[0], "model": HOSTILE[1], "rollouts": [rollout], "vocabulary": vocabulary}
-    page.goto(f"file://{written(tmp_path / 'h.html', view_page(hostile))}")
+    page.goto(f"file://{written(tmp_path / 'h.html', render_token_view(hostile))}")
     page.get_by_text("Problem, reference and what the teacher read").click()
     page.locator("#t0-1").hover()
     assert page.evaluate("window.hit") is None
@@ -200,7 +200,7 @@ def test_no_text_of_a_run_is_markup_or_script(page: Any, data: dict[str, Any], t
 
 def test_the_report_leads_into_the_token_view(page: Any, finished: Run, tmp_path: Path) -> None:
     other = carry_out(small_config(tmp_path / "store", "name=in-browser", "steer.recipe=sdpo", "rounds=1"))
-    path = written(tmp_path / "r.html", report([finished, other]))
+    path = written(tmp_path / "r.html", render_report([finished, other]))
     page.goto(f"file://{path}")
     assert page.get_by_role("img").count() == 5
     for heading in ("Summary", "Curve", "Health", "Steering", "Configuration, and how to reproduce it"):

@@ -14,11 +14,9 @@ from conftest import REPO, again, carry_out, content, small_config
 from s3server import CREDENTIALS, S3Server
 from survivor import attempt
 
-from ogls import lease
-from ogls.errors import ConfigError, RunLocked, StoreAway, StoreError, UserError
-from ogls.query import query
-from ogls.run import Run
-from ogls.store import Store
+from ogls.errors import ConfigError, RunLocked, StoreError, StoreUnavailable, UserError
+from ogls.stages.run import Run
+from ogls.store import Store, lease, run_query
 
 pytestmark = pytest.mark.slow
 
@@ -49,15 +47,15 @@ def test_a_run_through_a_failing_server_ends_with_the_same_bits(finished: Run, s
 
 def test_queries_read_the_bucket_and_nothing_else(root: str, server: S3Server) -> None:
     run = carry_out(small_config(root), rounds=1)
-    store = run.records.store
-    answer = query(store, "SELECT round, count(*) AS n FROM trajectories GROUP BY round")
+    store = run.store
+    answer = run_query(store, "SELECT round, count(*) AS n FROM trajectories GROUP BY round")
     assert answer.to_pylist() == [{"round": 1, "n": 32}]
     assert [r.name for r in store.runs()] == ["tiny"]
     other = Store(server.bucket("somebody-elses"))
-    other.write_bytes("x/secret.csv", b"a\n1\n")
+    other.storage.write_bytes("x/secret.csv", b"a\n1\n")
     for source in ("s3://somebody-elses/runs/x/secret.csv", str(REPO / "README.md")):
         with pytest.raises(UserError, match=r"disabled|not allowed|Permission"):
-            query(store, f"SELECT * FROM read_csv('{source}')")
+            run_query(store, f"SELECT * FROM read_csv('{source}')")
 
 
 @pytest.mark.parametrize("stage", ["sample", "teach", "train"])
@@ -70,7 +68,7 @@ def test_an_upload_that_is_cut_leaves_no_object(server: S3Server, root: str) -> 
     """A file of several parts, its writer killed between them: the object is not there, nor half of it."""
     script = (
         "import os, sys, signal; from ogls.store import Store\n"
-        "out = Store(sys.argv[1]).fs.open(Store(sys.argv[1]).path + '/big', 'wb')\n"
+        "out = Store(sys.argv[1]).storage.fs.open(Store(sys.argv[1]).storage.path + '/big', 'wb')\n"
         "out.write(b'x' * (24 << 20)); out.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     before = server.seen["answered"]
@@ -78,19 +76,23 @@ def test_an_upload_that_is_cut_leaves_no_object(server: S3Server, root: str) -> 
     assert killed.returncode == -signal.SIGKILL
     assert server.seen["answered"] - before >= 2  # begun, and a part or more arrived
     store = Store(root)
-    assert store.read_bytes("big") is None
-    assert store.names_in("") == []
+    assert store.storage.read_bytes("big") is None
+    assert store.storage.list_names("") == []
 
 
 def test_a_server_that_is_away_may_come_back(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ogls.filesystem._ATTEMPTS", 1)
+    monkeypatch.setattr("ogls.store.storage._ATTEMPTS", 1)
     away = Store("s3://bucket/runs?endpoint_override=http://127.0.0.1:1")
-    for act in (lambda: away.read_bytes("x"), lambda: away.write_bytes("x", b""), lambda: away.names_in("x")):
-        with pytest.raises(StoreAway, match="s3://bucket/runs/x"):
+    for act in (
+        lambda: away.storage.read_bytes("x"),
+        lambda: away.storage.write_bytes("x", b""),
+        lambda: away.storage.list_names("x"),
+    ):
+        with pytest.raises(StoreUnavailable, match="s3://bucket/runs/x"):
             act()
     with pytest.raises(StoreError, match="NO_SUCH_BUCKET") as none:
-        Store(root.replace("bucket-", "no-bucket-")).write_bytes("x", b"1")
-    assert not isinstance(none.value, StoreAway)  # waiting does not make a bucket
+        Store(root.replace("bucket-", "no-bucket-")).storage.write_bytes("x", b"1")
+    assert not isinstance(none.value, StoreUnavailable)  # waiting does not make a bucket
 
 
 @pytest.mark.parametrize("url", ["s3://key:secret@bucket/runs", "s3://bucket/runs?password=secret"])
@@ -126,6 +128,6 @@ def test_a_living_holder_keeps_its_run_though_clocks_jump(
 def test_a_dead_holders_lease_lapses_whatever_the_clock(root: str, quick: None) -> None:
     run = Store(root).run("held")
     ahead = b'{"pid": 1, "host": "gone", "purpose": "train", "since": "-", "held": true, "expires": 9999999999}'
-    run.store.write_bytes("held/lock/gone.json", ahead)
+    run.storage.write_bytes("held/lock/gone.json", ahead)
     with run.lock("train"):
         pass

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from conftest import ROUND, again, carry_out, content, small_config
 
-from ogls import columns
 from ogls.config import TrainConfig
 from ogls.errors import ConfigError, DataError, ModelError, StoreError
-from ogls.run import Run
-from ogls.stages import STAGES
+from ogls.stages import columns
+from ogls.stages.registry import STAGES
+from ogls.stages.run import Run
+from ogls.training.items import correct_rollout_items, reference_items
 
 
 @pytest.fixture
 def copy(finished: Run, tmp_path: Path) -> Run:
     """The finished run in a folder of its own, to be spoiled."""
-    shutil.copytree(Path(finished.records.store.path) / "tiny", tmp_path / "tiny")
+    shutil.copytree(Path(finished.records.storage.path) / "tiny", tmp_path / "tiny")
     return Run(small_config(tmp_path))
 
 
@@ -86,7 +87,7 @@ def test_a_damaged_adapter_is_not_used(copy: Run, tmp_path: Path) -> None:
     path = tmp_path / "tiny/policy/round=001/adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StoreError, match=r"adapter_model\.safetensors has \d+ bytes instead of \d+; run the training"):
-        copy.adapter(1)
+        copy.load_adapter(1)
 
 
 def test_an_adapter_that_is_not_the_one_trained_is_found(copy: Run, tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_an_adapter_that_is_not_the_one_trained_is_found(copy: Run, tmp_path: Pa
     entry["sha256"] = hashlib.sha256(swapped.read_bytes()).hexdigest()
     path.write_text(json.dumps(manifest))
     with pytest.raises(StoreError, match=r"the adapter's hash is \w+, but \w+ was trained"):
-        copy.adapter(1)
+        copy.load_adapter(1)
 
 
 def test_a_run_with_gradient_checkpointing_is_the_same_run(finished: Run, tmp_path: Path) -> None:
@@ -175,10 +176,10 @@ def test_problems_longer_than_the_context_are_refused_before_the_first_rollout(t
 
 
 def test_states_that_overflow_their_type_are_refused(copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ogls import teacher
+    from ogls.distillation import teacher
 
-    real = teacher.score
-    monkeypatch.setattr(teacher, "score", lambda *a: {k: v * 1e6 for k, v in real(*a).items()})
+    real = teacher.score_rollouts
+    monkeypatch.setattr(teacher, "score_rollouts", lambda *a: {k: v * 1e6 for k, v in real(*a).items()})
     config = small_config(copy.config.root, "teacher.max_exemplars=3")
     with pytest.raises(ModelError, match=r"hidden states do not fit float16 .* set teacher.state_dtype to bfloat16"):
         STAGES["teach"](Run(config), 1)
@@ -218,7 +219,7 @@ def test_methods_without_a_teacher_have_no_teacher_stages(tmp_path: Path) -> Non
     run = carry_out(small_config(tmp_path, "train.objective=grpo"))
     assert run.records.rounds("updates") == [1, 2]
     assert run.records.rounds("teacher_states") == run.records.rounds("targets") == []
-    groups = columns.rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
+    groups = columns.to_rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
     mixed = [g for g in groups.values() if {"correct", "failed"} <= {r.outcome for r in g}]
     updates = run.records.read("updates", 1).to_pylist()
     assert sum(u["rollouts"] for u in updates) == sum(map(len, mixed))
@@ -230,14 +231,14 @@ def test_sft_learns_the_reference_solutions_and_rft_the_correct_rollouts(tmp_pat
     for objective in ("sft", "rft"):
         run = carry_out(small_config(tmp_path / objective, f"train.objective={objective}"), rounds=1)
         posed = {p.problem_id: p for p in run.problems("train")}
-        groups = columns.rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
-        tokenizer = run.policy().tokenizer
+        groups = columns.to_rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
+        tokenizer = run.load_policy().tokenizer
         if objective == "sft":
-            items = columns.reference_items(groups, posed, tokenizer, tokenizer.eos_token_id, 64)
+            items = reference_items(groups, posed, tokenizer, tokenizer.eos_token_id, 64)
             texts = {i.key[0]: tokenizer.decode(i.token_ids, skip_special_tokens=True) for i in items}
             assert texts == {name: posed[name].solution for name in groups}
         else:
-            items = columns.likelihood_items(groups)
+            items = correct_rollout_items(groups)
             right = [r for g in groups.values() for r in g if r.outcome == "correct"]
             assert [i.token_ids for i in items] == [r.token_ids for r in right]
         updates = run.records.read("updates", 1).to_pylist()

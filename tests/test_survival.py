@@ -16,8 +16,8 @@ from conftest import ROUND, carry_out, content, small_config
 from survivor import attempt
 
 from ogls.errors import StoreError
-from ogls.run import Run
-from ogls.verify import Case, Verifier
+from ogls.stages.run import Run
+from ogls.verifiers.pool import Case, Verifier
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,7 @@ def test_the_clock_jumps_between_and_in_stages(finished: Run, tmp_path: Path, mo
 
 def test_workers_of_the_verifier_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it judges: the answer it was at is judged again, and no verdict is lost or another."""
-    monkeypatch.setattr("ogls.verify._STALL_SECONDS", 10.0)
+    monkeypatch.setattr("ogls.verifiers.pool._STALL_SECONDS", 10.0)
     verifier = Verifier(small_config(tmp_path).verify)
     cases = [Case(rf"\boxed{{{i}+{i}}}", "stop", str(2 * i)) for i in range(400)]
     kills = 0

@@ -14,28 +14,28 @@ def _():
 
     import marimo as mo
 
-    from ogls.query import named_queries
-    from ogls.store import Store
+    from ogls.store import Store, named_queries, run_query
 
     store = Store(os.environ.get("OGLS_STORE", "data/runs"))
     run = os.environ.get("OGLS_RUN", "tiny")
     mo.md(f"# {run}\n\nEvery table of the store is a view in DuckDB; answers come as Arrow.")
-    return mo, named_queries, run, store
+    return mo, named_queries, run, run_query, store
 
 
 @app.cell
-def _(named_queries, run, store):
+def _(named_queries, run, run_query, store):
     import polars
 
-    curve = polars.from_arrow(store.sql(named_queries()["rounds"], run))
+    curve = polars.from_arrow(run_query(store, named_queries()["rounds"], run))
     curve  # noqa: B018
     return (curve,)
 
 
 @app.cell
-def _(run, store):
+def _(run, run_query, store):
     # Where the target moves the sampled token most: the digit after the equals sign, not the words.
-    before = store.sql(
+    before = run_query(
+        store,
         """
         SELECT lag(token) OVER (PARTITION BY round, problem_id, sample ORDER BY position) AS token_before,
                abs(token_target_logprob - token_base_logprob) AS moved

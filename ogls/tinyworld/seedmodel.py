@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from ogls.config import AdapterConfig, ModelConfig, PromptsConfig, SamplingConfig
-from ogls.policy import Policy
-from ogls.prompts import Prompter
+from ogls.models.policy import Policy
+from ogls.problems.prompts import Prompter
+from ogls.progress import Progress, no_progress
 from ogls.records import Problem
-from ogls.rollout import make_sampler, requests_for
+from ogls.samplers.choose import create_sampler
+from ogls.samplers.requests import build_requests
 from ogls.tinyworld.tokenizer import train_tokenizer
 from ogls.tinyworld.world import World, boxed, problem_rows
 
@@ -42,7 +43,7 @@ class SeedRecipe:
     seed: int = 0
 
 
-def make_seed_model(out: str | Path, recipe: SeedRecipe, progress: Callable[[int, int], None] = lambda *_: None) -> Any:
+def make_seed_model(out: str | Path, recipe: SeedRecipe, progress: Progress = no_progress) -> Any:
     """Write `out/model` (safetensors, tokenizer, card), `out/train.jsonl` and `out/test.jsonl`.
 
     Returns the last hundred steps' mean loss, in nats a completion token. Raises FileExistsError rather than
@@ -144,10 +145,10 @@ def _sampled_accuracy(path: Path, rows: list[dict[str, str]], prompter: Prompter
     """Share of right answers among 8 completions of every problem at temperature 1."""
     policy = Policy(ModelConfig(path=str(path)), AdapterConfig())
     problems = [Problem(row["id"], row["problem"], row["answer"]) for row in rows]
-    requests = requests_for(problems, prompter, 8, 0, "card")
+    requests = build_requests(problems, prompter, 8, 0, "card")
     sampling = SamplingConfig(max_tokens=64)
     answers = {row["id"]: boxed(int(row["answer"])) for row in rows}
-    completions = make_sampler("transformers", policy).sample(requests, sampling)
+    completions = create_sampler("transformers", policy).sample(requests, sampling)
     right = [c.text.endswith(answers[r.problem_id]) for r, c in zip(requests, completions, strict=True)]
     return sum(right) / len(right)
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from ogls.training.items import distillation_items
+
 sys.path[:0] = ["tests"]
 
 from measured import publish
@@ -30,30 +32,31 @@ RATE = 5e-4
 
 def ours(root: str) -> list[float]:
     """Seconds of each step."""
-    from ogls import columns, exemplars, teacher
-    from ogls.run import open_run
-    from ogls.steering import steer
-    from ogls.train import Trainer
+    from ogls.distillation import exemplars, teacher
+    from ogls.distillation.steering import steer_tokens
+    from ogls.stages import columns
+    from ogls.stages.run import open_run
+    from ogls.training.trainer import Trainer
 
     run = open_run(root, "drawn")
     config = run.config
-    policy = run.policy(0)
+    policy = run.load_policy(0)
     trainer = Trainer(policy, config.train)
-    groups = columns.rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
+    groups = columns.to_rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
     posed = {p.problem_id: p for p in run.problems("train")}
-    recipe = config.steer.resolved()
+    recipe = config.steer.to_recipe()
     seconds = []
     for _ in range(STEPS):
         began = time.perf_counter()
-        student = policy.adapter()
-        planner = exemplars.Planner(config, run.prompter(policy.tokenizer), policy.context)
+        student = policy.copy_adapter()
+        planner = exemplars.ContextPlanner(config, run.prompter(policy.tokenizer), policy.context)
         scored = [s for name, group in groups.items() for s in planner.group(posed[name], group).scored]
-        policy.use(None)
+        policy.use_adapter(None)
         wanted = [s for s in scored if s.pool != "base"]
         states: dict[Any, dict[Any, torch.Tensor]] = {}
-        for (key, pool), found in teacher.score(policy, wanted, config.teacher.batch_tokens).items():
+        for (key, pool), found in teacher.score_rollouts(policy, wanted, config.teacher.batch_tokens).items():
             states.setdefault(key, {})[pool] = found
-        policy.use(student)
+        policy.use_adapter(student)
         rollouts = {r.key: r for group in groups.values() for r in group}
         tables = []
         head = policy.head.float()
@@ -61,10 +64,10 @@ def ours(root: str) -> list[float]:
         tokens = [torch.tensor(rollouts[k].token_ids) for k in keys]
         pools = {p: torch.cat([states[k][p] for k in keys]) for p in states[keys[0]]}
         pools["base"] = pools["correct"]  # what the KL to the base would be measured from: no part of the loss
-        target = steer(pools, torch.cat(tokens), recipe, head, SUPPORT)
+        target = steer_tokens(pools, torch.cat(tokens), recipe, head, SUPPORT)
         tables.append(columns.target_rows(keys, tokens, target, policy.tokenizer))
-        items = columns.train_items(groups, columns.joined(tables), None, config.steer, config.train)
-        trainer.update(items)
+        items = distillation_items(groups, columns.concat_targets(tables), None, config.train)
+        trainer.optimizer_step(items)
         seconds.append(time.perf_counter() - began)
     return seconds
 
@@ -76,12 +79,12 @@ def theirs(root: str) -> list[float]:
     from transformers import AutoModelForCausalLM
     from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
-    from ogls import columns
-    from ogls.run import open_run
+    from ogls.stages import columns
+    from ogls.stages.run import open_run
 
     run = open_run(root, "drawn")
     config = run.config
-    groups = columns.rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
+    groups = columns.to_rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
     posed = {p.problem_id: p for p in run.problems("train")}
     drawn = {group[0].prompt_ids: [list(r.token_ids) for r in group] for group in groups.values()}
     right = {tuple(r.token_ids) for group in groups.values() for r in group if r.outcome == "correct"}
@@ -119,7 +122,7 @@ def theirs(root: str) -> list[float]:
             reward_funcs=reward,
             args=settings,
             train_dataset=Dataset.from_list(rows),
-            processing_class=run.prompter(run.policy().tokenizer).tokenizer,
+            processing_class=run.prompter(run.load_policy().tokenizer).tokenizer,
             peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(config.adapter.modules)),
         )
 
@@ -150,7 +153,7 @@ def theirs(root: str) -> list[float]:
 def main(out: Path) -> None:
     from conftest import carry_out, small_config
 
-    from ogls.stages import STAGES
+    from ogls.stages.registry import STAGES
 
     with tempfile.TemporaryDirectory() as root:
         sdpo = ("steer.recipe=sdpo", "train.rollouts=all", "train.divergence=reverse_kl", f"steer.support={SUPPORT}")

@@ -28,16 +28,16 @@ EXEMPLAR = 4  # times a rollout's length
 
 
 def main(out: Path, tokens: int, dtype: str) -> None:
-    from ogls.configfile import build_config
-    from ogls.policy import Policy
-    from ogls.shape import shape_of
+    from ogls.config import build_config
+    from ogls.models.policy import Policy
+    from ogls.models.shape import read_shape
 
     with tempfile.TemporaryDirectory() as folder:
         path = random_model(Path(folder) / "model", dtype, **QWEN3_1_7B)
         sizes = {"micro_batch_tokens": GROUP * (tokens + PROMPT)}
         data = {"evaluate": {"benchmarks": [{}]}, "model": {"path": str(path), "dtype": dtype}, "train": sizes}
         config = build_config(data | {"adapter": {"rank": 64}})
-        policy, shape = Policy(config.model, config.adapter), shape_of(config)
+        policy, shape = Policy(config.model, config.adapter), read_shape(config)
     rates = flop_rate(policy), copy_rate(policy)
     print(f"{rates[0] / 1e12:.2f} TFLOP/s, {rates[1] / 1e9:.0f} GB/s on {device_name(policy)}", flush=True)
     rows = []
@@ -76,15 +76,15 @@ def main(out: Path, tokens: int, dtype: str) -> None:
 
 def teaching(policy: Any, config: Any, shape: Any, tokens: int) -> tuple[float, float, Any, float]:
     """Operations, bytes, the call, and the memory planned, of scoring a group by each other's rollouts."""
-    from ogls.exemplars import Context, Scored
-    from ogls.plan import teaching_bytes
-    from ogls.teacher import score
+    from ogls.distillation.exemplars import Context, ScoredRollout
+    from ogls.distillation.teacher import score_rollouts
+    from ogls.planning.plan import teaching_bytes
 
     prefix = PROMPT + EXEMPLAR * tokens
     contexts = [Context("teacher", drawn(prefix)) for _ in range(GROUP)]
     rollouts = [drawn(tokens) for _ in range(GROUP)]
     scored = [
-        Scored(
+        ScoredRollout(
             ("p", j), "correct", rollouts[j], tuple((c, 1 / (GROUP - 1)) for c in contexts if c is not contexts[j]), ()
         )
         for j in range(GROUP)
@@ -97,14 +97,14 @@ def teaching(policy: Any, config: Any, shape: Any, tokens: int) -> tuple[float, 
     passes = 1 + -(-pairs // max(1, batch // (prefix + tokens)))
     sized = config.model_copy(update={"teacher": config.teacher.model_copy(update={"batch_tokens": batch})})
     planned = teaching_bytes(sized, shape)
-    return flop, passes * weights(policy), lambda: score(policy, scored, batch), planned
+    return flop, passes * weights(policy), lambda: score_rollouts(policy, scored, batch), planned
 
 
 def training(policy: Any, config: Any, shape: Any, tokens: int) -> tuple[float, float, Any, float]:
     """The same of one optimizer step on a group's rollouts, on a support of 64 tokens."""
-    from ogls.batching import TrainItem
-    from ogls.plan import training_bytes
-    from ogls.train import Trainer
+    from ogls.planning.plan import training_bytes
+    from ogls.training.batching import TrainItem
+    from ogls.training.trainer import Trainer
 
     items = []
     for i in range(GROUP):
@@ -119,7 +119,7 @@ def training(policy: Any, config: Any, shape: Any, tokens: int) -> tuple[float, 
     flop += 3 * 4 * shape.layers * shape.heads * shape.head_dim * GROUP * length * length / 2
     flop += 4 * shape.vocabulary * shape.hidden * GROUP * tokens
     already = 12 * shape.trained  # the adapter and AdamW's state, there before the step that is measured
-    return flop, 2 * weights(policy), lambda: trainer.update(items), training_bytes(config, shape) - already
+    return flop, 2 * weights(policy), lambda: trainer.optimizer_step(items), training_bytes(config, shape) - already
 
 
 def drawn(count: int) -> tuple[int, ...]:
@@ -160,7 +160,7 @@ def device_name(policy: Any) -> str:
 
 def stated_rate(policy: Any) -> float | None:
     """The peak that its maker states for 16-bit products, if `ogls plan` knows the device."""
-    from ogls.shape import GPUS
+    from ogls.planning.gpus import GPUS
 
     name = device_name(policy).lower().replace(" ", "")
     known = [gpu.flops for gpu in GPUS.values() if gpu.name != "cpu" and gpu.name.split("-")[0] in name]

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from ogls import columns
-from ogls.configfile import load_config
-from ogls.evaluate import summarise
+from ogls.config import load_config
+from ogls.evaluation.metrics import summarize
 from ogls.records import (
     CONTEXTS,
     HEALTH,
@@ -31,10 +30,10 @@ from ogls.records import (
     UPDATES,
     VERDICTS,
 )
-from ogls.runstore import RunStore
-from ogls.schema import Table, to_arrow
-from ogls.store import Store
-from ogls.writer import StageWriter
+from ogls.records.schema import Table, to_arrow
+from ogls.stages import columns
+from ogls.store import RunStore, Store
+from ogls.store.writer import StageWriter
 
 GROUPS, SAMPLES, ROUNDS, SUPPORT = 128, 8, 49, 8
 BATCH, SHARD = 256, 64  # rollouts a shard: rollout.batch_size, and teacher.shard_groups x samples
@@ -84,7 +83,7 @@ def _round(run: RunStore, round_: int, names: list[str], draw: Draw) -> None:
     shards = [states.slice(i, 3 * SHARD) for i in range(0, len(states), 3 * SHARD)]
     _stage(run, TEACHER_STATES, round_, shards, [(CONTEXTS, read)])
     targets = [_targets(ids, samples, lengths, draw)]  # a round of this size is one shard of `steer`
-    steered = columns.steered_rows(pa.concat_tables(targets), columns.stops(rollouts))
+    steered = columns.steered_rows(pa.concat_tables(targets), columns.stop_positions(rollouts))
     _stage(run, TARGETS, round_, targets, [(STEERED, to_arrow(STEERED, steered))])
     _watched(run, round_, skill, draw)
 
@@ -176,7 +175,7 @@ def _watched(run: RunStore, round_: int, skill: float, draw: Draw) -> None:
         for i in range(50)
         for greedy, sample in [(False, s) for s in range(4)] + [(True, 0)]
     ]
-    summary = summarise(scores, "tiny", 0, 100, 0)
+    summary = summarize(scores, "tiny", 0, 100, 0)
     _stage(run, SCORES, round_, [to_arrow(SCORES, scores)], [(SUMMARIES, to_arrow(SUMMARIES, [summary]))])
     for table in (UPDATES, STYLE, HEALTH):
         row = {f.name: _some(f.type) for f in table.schema}
@@ -205,9 +204,9 @@ def _stage(
 ) -> None:
     writer = StageWriter(run, table, round_, "generated")
     for index, shard in enumerate(shards):
-        writer.shard(index, shard, {"tokens": len(shard)})
+        writer.write_shard(index, shard, {"tokens": len(shard)})
     for other, rows in more:
-        writer.also(other, rows)
+        writer.write_extra(other, rows)
     metrics = {"seconds": 1.0, "policy": "0123456789abcdef", "state": "ok", "accuracy": {}}
     writer.commit(table.stage, metrics)
 

@@ -21,6 +21,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ogls.store import run_query
+
 sys.path[:0] = ["tests"]
 
 import measured
@@ -33,11 +35,11 @@ def measure(root: str) -> dict[str, Any]:
     from typer.testing import CliRunner
 
     from flows.cli import app
-    from ogls.query import define, named_queries
-    from ogls.store import Store
+    from ogls.store import Store, named_queries
+    from ogls.store.query import define_views as define
 
     store = Store(root)
-    seconds = {name: measured.seconds(lambda sql=sql: store.sql(sql)) for name, sql in named_queries().items()}
+    seconds = {name: measured.seconds(lambda sql=sql: run_query(store, sql)) for name, sql in named_queries().items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds["(ogls runs)"] = measured.seconds(lambda: CliRunner().invoke(app, ["runs", "--root", root]))
     older = (files("ogls") / "sql" / "older" / "steered.sql").read_text().replace("{targets}", "FROM targets")
@@ -52,8 +54,8 @@ def measure(root: str) -> dict[str, Any]:
 
     ratios = {
         "every view made first": measured.seconds(every_view) / seconds["rounds"],
-        "rollouts' sums from targets": measured.seconds(lambda: store.sql(f"{most} ({older})"))
-        / measured.seconds(lambda: store.sql(f"{most} steered")),
+        "rollouts' sums from targets": measured.seconds(lambda: run_query(store, f"{most} ({older})"))
+        / measured.seconds(lambda: run_query(store, f"{most} steered")),
     }
     return {"seconds": seconds, "ratios": ratios, "peak_mib": peak}
 
@@ -86,7 +88,7 @@ def figure(rows: list[dict[str, Any]]) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from ogls.figures import line_style
+    from ogls.analysis.figures import line_style
 
     last = max(r["rollouts"] for r in rows)
     slowest = sorted((r for r in rows if r["rollouts"] == last), key=lambda r: -r["seconds"])[:6]

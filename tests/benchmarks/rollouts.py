@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = ["tests", "tests/engines"]
+sys.path[:0] = ["tests", "tests/unit/samplers"]
 
 from measured import publish
 
@@ -29,19 +29,19 @@ def measure(model: str, way: str) -> dict[str, float]:
     from conftest import small_config
 
     from ogls.config import SamplingConfig
-    from ogls.engines.vllm import VllmSampler, engine_settings, request_settings
-    from ogls.problems import Report, load_problems
-    from ogls.prompts import Prompter
-    from ogls.rollout import requests_for
+    from ogls.problems.load import Exclusions, load_problems
+    from ogls.problems.prompts import Prompter
+    from ogls.samplers.requests import build_requests
+    from ogls.samplers.vllm import VllmSampler, engine_settings, request_settings
     from ogls.tinyworld.seedmodel import PROMPTS as WORDS
 
     config = small_config("x", "rollout.engine=vllm", f"model.path={model}")
     sampler = VllmSampler(config)
-    posed = load_problems(config.problems, "train", Report())[:PROMPTS]
-    requests = requests_for(posed, Prompter(sampler.tokenizer, WORDS), SAMPLES, 0, "bench")
+    posed = load_problems(config.problems, "train", Exclusions())[:PROMPTS]
+    requests = build_requests(posed, Prompter(sampler.tokenizer, WORDS), SAMPLES, 0, "bench")
     sampling = SamplingConfig(max_tokens=64)
     if way == "engine":
-        sampler.use(None)
+        sampler.use_adapter(None)
 
         def run() -> int:
             return sum(len(c.token_ids) for c in sampler.sample(requests, sampling))

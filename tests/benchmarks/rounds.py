@@ -17,7 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = ["tests", "tests/engines"]
+from ogls.store import run_query
+
+sys.path[:0] = ["tests", "tests/unit/samplers"]
 
 from measured import publish
 
@@ -59,7 +61,7 @@ def measure(engine: str, overrides: list[str]) -> Iterator[dict[str, Any]]:
         settings += [f"tracking.uri=sqlite:///{root}/mlflow.db"]
         command = [sys.executable, "-m", "flows.cli", "train", "deployments/runs/tiny.toml"]
         subprocess.run([*command, *(w for s in settings for w in ("--set", s))], check=True, capture_output=True)
-        found = Store(root).sql(QUESTION, run="round").to_pylist()
+        found = run_query(Store(root), QUESTION, run="round").to_pylist()
     wall = found[0]["wall"]
     found.append({"stage": "between the stages", "seconds": wall - sum(row["seconds"] for row in found)})
     for row in found:

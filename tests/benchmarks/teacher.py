@@ -35,9 +35,9 @@ def main(out: Path) -> None:
 
 def prefixes(out: Path) -> None:
     """Tokens and time of both ways."""
-    from ogls import exemplars, teacher
     from ogls.config import AdapterConfig, ModelConfig
-    from ogls.policy import Policy
+    from ogls.distillation import exemplars, teacher
+    from ogls.models.policy import Policy
 
     with tempfile.TemporaryDirectory() as folder:
         policy = Policy(ModelConfig(path=str(random_model(Path(folder) / "model"))), AdapterConfig(rank=4))
@@ -49,7 +49,7 @@ def prefixes(out: Path) -> None:
     contexts = [exemplars.Context("teacher", draw(EXEMPLAR + 64)) for _ in range(GROUP)]
     rollouts = [draw(TARGET) for _ in range(GROUP)]
     scored = [
-        exemplars.Scored((f"p{i}", j), "correct", rollouts[j], ((contexts[i], 1.0),), (i,))
+        exemplars.ScoredRollout((f"p{i}", j), "correct", rollouts[j], ((contexts[i], 1.0),), (i,))
         for i in range(GROUP)
         for j in range(GROUP)
         if i != j
@@ -62,12 +62,12 @@ def prefixes(out: Path) -> None:
             for start in range(0, len(scored), step):
                 part = scored[start : start + step]
                 ids = torch.tensor([[*s.shares[0][0].prompt_ids, *s.token_ids[:-1]] for s in part])
-                states = policy.hidden(ids, torch.ones_like(ids)).last_hidden_state
+                states = policy.run_body(ids, torch.ones_like(ids)).last_hidden_state
                 found |= {(s.key, s.pool): h[-TARGET:] for s, h in zip(part, states, strict=True)}
         return found
 
     def shared() -> dict[Any, torch.Tensor]:
-        return teacher.score(policy, scored, BATCH)
+        return teacher.score_rollouts(policy, scored, BATCH)
 
     ours, theirs = shared(), full()
     worst = max((ours[key] - theirs[key]).abs().max().item() for key in theirs)
@@ -103,7 +103,7 @@ def cache(out: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ogls import columns
+    from ogls.stages import columns
 
     generator = torch.Generator().manual_seed(0)
 
@@ -149,19 +149,19 @@ def errors(out: Path) -> None:
     """KL(exact target || target from stored states), nats a token, on a round of the tiny world."""
     from conftest import carry_out, small_config
 
-    from ogls.policy import load_head
-    from ogls.stages.common import cached_rollouts
-    from ogls.steering import combine
+    from ogls.distillation.steering import combine_states
+    from ogls.models.load import load_head
+    from ogls.stages.groups import cached_rollouts
 
     with tempfile.TemporaryDirectory() as folder:
         run = carry_out(small_config(folder, "teacher.state_dtype=float32"), rounds=1)
-        head, recipe = load_head(run.config.model), run.config.steer.resolved()
+        head, recipe = load_head(run.config.model), run.config.steer.to_recipe()
         found: dict[str, list[torch.Tensor]] = {}
         for _, _, states in cached_rollouts(run, 1, head.device):
-            exact = (combine(states, recipe) @ head.T).log_softmax(-1)
+            exact = (combine_states(states, recipe) @ head.T).log_softmax(-1)
             for kind in ("float32", "float16", "bfloat16"):
                 kept = {p: s.to(getattr(torch, kind)) for p, s in states.items()}
-                stored = (combine(kept, recipe) @ head.T).log_softmax(-1)
+                stored = (combine_states(kept, recipe) @ head.T).log_softmax(-1)
                 found.setdefault(kind, []).append((exact.exp() * (exact - stored)).sum(-1))
     kls = {kind: torch.cat(parts).clamp(min=0) for kind, parts in found.items()}
     rows = [{"type": kind, "mean": kl.mean().item(), "largest": kl.max().item()} for kind, kl in kls.items()]

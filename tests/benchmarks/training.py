@@ -29,11 +29,11 @@ def measure(folder: str, way: str) -> dict[str, float]:
     """Peak MiB beyond the model, seconds a step, and the loss, to see that both ways compute the same."""
     import torch
 
-    from ogls.batching import Batch, TrainItem
     from ogls.config import AdapterConfig, ModelConfig, TrainConfig
-    from ogls.losses import divergence, target_bins
-    from ogls.policy import Policy
-    from ogls.train import Trainer
+    from ogls.models.policy import Policy
+    from ogls.training.batching import Batch, TrainItem
+    from ogls.training.losses import divergence, target_bins
+    from ogls.training.trainer import Trainer
 
     policy = Policy(ModelConfig(path=folder), AdapterConfig(rank=16))
     generator = torch.Generator().manual_seed(0)
@@ -49,7 +49,7 @@ def measure(folder: str, way: str) -> dict[str, float]:
         """All logits of a micro-batch at once, alive until its backward pass; the losses as one writes them first."""
 
         def _backward(self, batch: Batch, token_scale: float, tail_scale: float) -> tuple[float, float]:
-            hidden = self.policy.hidden(batch.ids, batch.mask).last_hidden_state
+            hidden = self.policy.run_body(batch.ids, batch.mask).last_hidden_state
             logprobs = self.policy.logits(hidden[batch.row, batch.place]).log_softmax(-1)
             inside = logprobs.gather(-1, batch.target_ids)
             rest = torch.log1p(-inside.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
@@ -61,8 +61,8 @@ def measure(folder: str, way: str) -> dict[str, float]:
     config = TrainConfig(head_tokens=1024 if way == WAYS[0] else int(way), learning_rate=1e-6)
     trainer = (Plain if way == WAYS[0] else Trainer)(policy, config)
     losses: list[float] = []
-    took = seconds(lambda: losses.append(trainer.update(items)["loss"]))
-    return {"peak_mib": peak_bytes(lambda: trainer.update(items)) / 2**20, "seconds": took, "loss": losses[0]}
+    took = seconds(lambda: losses.append(trainer.optimizer_step(items)["loss"]))
+    return {"peak_mib": peak_bytes(lambda: trainer.optimizer_step(items)) / 2**20, "seconds": took, "loss": losses[0]}
 
 
 def main(out: Path) -> None:

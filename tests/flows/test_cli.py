@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import REPO, SMALL, TINY
 
-from ogls.run import Run
+from ogls.stages.run import Run
 
 OGLS = [sys.executable, "-m", "flows.cli"]
 
@@ -31,7 +31,7 @@ def ogls(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def root(finished: Run) -> str:
-    return finished.records.store.path
+    return finished.records.storage.path
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import REPO, SMALL
 
-from flows.services import adopts
+from flows.services import adopts_orphans
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -113,7 +113,7 @@ def test_a_killed_study_leaves_no_process_behind(tmp_path: Path) -> None:
     process.wait()
     _, alive = psutil.wait_procs([p for p in family if p not in servers], timeout=30)
     assert alive == []
-    if (parent := servers[0].parent()) and not adopts(parent):
+    if (parent := servers[0].parent()) and not adopts_orphans(parent):
         servers[0].terminate()  # here orphans belong to a process that may be their rightful owner
         return
     small = [part for pair in (*SMALL, "rounds=0", f"root={tmp_path}/other") for part in ("--set", pair)]

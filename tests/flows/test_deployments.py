@@ -15,10 +15,9 @@ import yaml
 from conftest import REPO, small_config
 from upped import Up, ended
 
-from flows.services import Services, answers
-from ogls.config import RunConfig
-from ogls.configfile import load_config
-from ogls.run import Run
+from flows.services import Services, responds
+from ogls.config import RunConfig, load_config
+from ogls.stages.run import Run
 
 SHIPPED = yaml.safe_load((REPO / "deployments/prefect.yaml").read_text())
 
@@ -143,5 +142,5 @@ def test_a_server_that_was_there_is_used_and_left_alone(up: Up, tmp_path: Path) 
     assert said.count("that was not started here answers") == 2
     assert set(Services(guest.folder).running()) == {"worker"}
     assert guest.ogls("down").splitlines() == ["worker: stopped"]
-    assert answers(f"{up.api}/health", "true")
+    assert responds(f"{up.api}/health", "true")
     assert set(Services(up.folder).running()) >= {"prefect", "mlflow"}

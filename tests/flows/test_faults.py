@@ -12,7 +12,7 @@ from conftest import content, small_config
 from upped import Up, flow_processes, kill_service, wait_for
 
 from ogls.config import RunConfig
-from ogls.run import Run
+from ogls.stages.run import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

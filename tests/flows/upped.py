@@ -15,8 +15,7 @@ import psutil
 from conftest import REPO
 
 from flows.services import Services
-from ogls.config import RunConfig
-from ogls.configfile import to_toml
+from ogls.config import RunConfig, to_toml
 
 ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 

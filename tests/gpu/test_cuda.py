@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import carry_out, small_config
 
-from ogls import teacher
 from ogls.config import AdapterConfig, ModelConfig
-from ogls.policy import Policy
+from ogls.distillation import teacher
+from ogls.models.policy import Policy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -28,7 +28,7 @@ def test_teacher_states_agree(policies: dict[str, Policy]) -> None:
     prefixes = [torch.randint(3, 320, (n,), generator=generator).tolist() for n in (5, 40, 12)]
     pairs = [(i, torch.randint(3, 320, (20,), generator=generator).tolist()) for i in (0, 1, 1, 2)]
     with torch.no_grad():
-        on = {d: list(teacher.continuations(p, prefixes, pairs, 4096)) for d, p in policies.items()}
+        on = {d: list(teacher.run_continuations(p, prefixes, pairs, 4096)) for d, p in policies.items()}
     for cpu, cuda in zip(on["cpu"], on["cuda"], strict=True):
         torch.testing.assert_close(cuda.cpu(), cpu, atol=1e-3, rtol=1e-3)
 

@@ -1,12 +1,57 @@
-"""The direction of imports (DESIGN section 3), as import-linter's contracts in pyproject.toml have it."""
+"""The direction of imports (DESIGN section 3): contracts, circles, sizes, and what loads on a bare machine."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 from conftest import REPO
+
+PACKAGES = ("ogls", "tasks", "flows")
+FILES = sorted(p for package in PACKAGES for p in (REPO / package).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    """Every module of the project that a syntax tree imports, late imports included, type-checking imports not."""
+    found: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & set(MODULES)
+            found |= submodules or {node.module or ""}
+        found |= imports_of(node)
+    return found & set(MODULES)
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that can be reached from themselves, each with the path that leads back."""
+    found = []
+    for start in graph:
+        paths = [[start, then] for then in graph[start]]
+        seen: set[str] = set()
+        while paths:
+            path = paths.pop()
+            if path[-1] == start:
+                found.append(path)
+                break
+            if path[-1] not in seen:
+                seen.add(path[-1])
+                paths += [[*path, then] for then in graph[path[-1]]]
+    return found
 
 
 def test_import_contracts_hold() -> None:
@@ -15,12 +60,38 @@ def test_import_contracts_hold() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_no_circle_of_modules() -> None:
+    graph = {name: imports_of(ast.parse(path.read_text())) - {name} for name, path in MODULES.items()}
+    assert len(graph["ogls.stages.train"]) > 5  # the graph is not empty
+    assert circles(graph) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    late = ast.parse("def f():\n    from ogls.store import Store\n")
+    assert imports_of(late) == {"ogls.store"}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"], ["c", "b", "c"]]
+
+
+def test_modules_and_functions_stay_small() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    assert {name: n for name, n in lengths.items() if n > 300} == {}
+    assert median(n for n in lengths.values() if n > 12) <= 130  # without the packages' docstrings
+    long = {
+        f"{name}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    }
+    assert long == {}
+
+
 def test_ogls_imports_where_prefect_mlflow_duckdb_and_vllm_are_missing() -> None:
-    """A GPU machine may have torch, transformers, peft and pyarrow alone; every stage must load there."""
+    """A GPU machine may have torch, transformers, peft and pyarrow alone; every module must load there."""
+    missing = ("prefect", "mlflow", "duckdb", "vllm", "typer", "rich", "scipy")
+    names = [name for name in MODULES if name.startswith("ogls")]
     code = (
-        "import sys\n"
-        "for name in ('prefect', 'mlflow', 'duckdb', 'vllm', 'typer', 'rich'): sys.modules[name] = None\n"
-        "import ogls.stages, ogls.report, ogls.teacher, ogls.train, ogls.engines.transformers, ogls.query"
+        f"import sys\nfor name in {missing!r}: sys.modules[name] = None\n"
+        f"import importlib\nfor name in {names!r}: importlib.import_module(name)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,223 @@
+"""Commands that look at the store, and one that tidies it: query, tables, runs, config, gc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.console import Config, Root, Set, err, out, show_table, write_file
+from ogls.errors import RunLocked, UserError
+from ogls.store import run_query
+
+Format = Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")]
+OneRun = Annotated[str | None, typer.Option("--run", help="Only this run.")]
+
+
+def register(app: Any) -> None:
+    """Add the commands to the command line."""
+    for command in (query, dataset, view, report, export, tables, runs, gc):
+        app.command()(command)
+    app.command("config")(show_config)
+
+
+def query(
+    sql: Annotated[str | None, typer.Argument(help="One SELECT over the tables that `ogls tables` lists.")] = None,
+    name: Annotated[str | None, typer.Option(help="A named query; a wrong name lists them.")] = None,
+    run: OneRun = None,
+    root: Root = "data/runs",
+    format_: Format = "table",
+    to: Annotated[Path | None, typer.Option("--out", help="Write to a file.")] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export-db", help="Write a DuckDB file of views for any DuckDB client instead.")
+    ] = None,
+) -> None:
+    """Ask the stored trajectories, verdicts, targets and scores a question in SQL."""
+    from ogls.store import Store, export_database, named_queries
+
+    shipped = named_queries()
+    if export:
+        if sql or name:
+            raise UserError("--export-db takes no question: the file has every table and every named query as a view")
+        export_database(Store(root), export, run)
+        out.print(f"{export}: open it with any DuckDB client, such as `duckdb {export}`", soft_wrap=True)
+        return
+    if (sql is None) == (name is None):
+        raise UserError(f"give one SELECT, or --name with one of: {', '.join(shipped)}")
+    if name is not None and name not in shipped:
+        listed = "\n  ".join(f"{n}: {text.splitlines()[0].removeprefix('-- ')}" for n, text in shipped.items())
+        raise UserError(f"no query named {name}; there are\n  {listed}")
+    show_table(run_query(Store(root), sql or shipped[name or ""], run), format_, to)
+
+
+def dataset(
+    to: Annotated[Path, typer.Argument(metavar="OUT", help="A .jsonl file, or a new folder for a dataset.")],
+    kind: Annotated[str, typer.Option(help="rollouts, sft or preference.")] = "rollouts",
+    where: Annotated[str, typer.Option(help="A SQL condition on rollouts: round >= 3 AND n_tokens < 900.")] = "true",
+    pairs: Annotated[int, typer.Option(help="preference: most pairs a group.", min=1)] = 1,
+    run: OneRun = None,
+    root: Root = "data/runs",
+) -> None:
+    """Export rollouts for other trainers: a Hugging Face dataset folder or JSON Lines, for SFT or preferences."""
+    from ogls.analysis.export import KINDS, select_rows, write_dataset
+    from ogls.store import Store
+
+    chosen = next((k for k in KINDS if k == kind), None)
+    if chosen is None:
+        raise UserError(f"no kind {kind}; there are {', '.join(KINDS)}")
+    rows = select_rows(Store(root), chosen, where, run, pairs)
+    origin = f"Made by `ogls dataset` from {run or 'all runs'}: rollouts for which `{where}`."
+    write_dataset(rows, to, chosen, origin)
+    out.print(f"{len(rows)} rows of {kind} in {to}", soft_wrap=True, highlight=False)
+
+
+def view(
+    run: Annotated[str, typer.Argument(help="A run, by name.")],
+    rounds: Annotated[list[int] | None, typer.Option("--round", help="Only this round. Repeatable.")] = None,
+    problem: Annotated[str, typer.Option(help="The rollouts of this problem.")] = "",
+    sample: Annotated[int | None, typer.Option(help="With --problem: only this sample.")] = None,
+    which: Annotated[str, typer.Option("--show", help="all, steered, collapsed, fixed, correct or failed.")] = "all",
+    most: Annotated[int, typer.Option(help="Most rollouts.", min=1)] = 20,
+    policy: Annotated[
+        bool, typer.Option(help="Run the policies for the student's own numbers; --no-policy needs only the head.")
+    ] = True,
+    to: Annotated[Path | None, typer.Option("--out", help="The HTML file; <run>-tokens.html if none.")] = None,
+    root: Root = "data/runs",
+) -> None:
+    """Read rollouts token by token: which were pushed, in what direction, and what another recipe would do."""
+    from ogls.analysis.select_rollouts import SHOW
+    from ogls.analysis.token_view import build_token_view, render_token_view
+    from ogls.stages.run import open_run
+    from tasks.progress import show_progress_on, terminal_progress
+
+    if which not in SHOW:
+        raise UserError(f"--show takes {', '.join(SHOW)}, not {which}")
+    opened = open_run(root, run)
+    show_progress_on(err)
+    with terminal_progress("view", rounds[0] if rounds else 0) as progress:
+        data = build_token_view(opened, rounds or (), problem, sample, which, most, policy=policy, progress=progress)
+    path = to or Path(f"{run}-tokens.html")
+    write_file(path, render_token_view(data))
+    out.print(f"{len(data['rollouts'])} rollouts in {path}: open it in a browser", soft_wrap=True, highlight=False)
+
+
+def report(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, by name; the first is compared with.")],
+    to: Annotated[Path | None, typer.Option("--out", help="The HTML file; <run>-report.html if none.")] = None,
+    tokens: Annotated[bool, typer.Option(help="Embed the token view of some rollouts.")] = True,
+    policy: Annotated[bool, typer.Option(help="Let the token view run the policies.")] = True,
+    root: Root = "data/runs",
+) -> None:
+    """Write the report of a run, or of several compared: one self-contained HTML file."""
+    from ogls.analysis.report import render_report as make
+    from ogls.stages.run import open_run
+    from tasks.progress import show_progress_on, terminal_progress
+
+    show_progress_on(err)
+    with terminal_progress("report", 0) as progress:
+        page = make([open_run(root, name) for name in names], tokens, policy, progress)
+    path = to or Path(f"{names[0]}-report.html")
+    write_file(path, page)
+    out.print(f"{path}: open it in a browser", soft_wrap=True, highlight=False)
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run, by name.")],
+    to: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    round_: Annotated[int | None, typer.Option("--round", help="A trained round; the newest if none.")] = None,
+    root: Root = "data/runs",
+) -> None:
+    """Write a round's policy as a merged Hugging Face folder with a model card."""
+    from ogls.analysis.model_card import export_model
+    from ogls.stages.run import open_run
+
+    opened = open_run(root, run)
+    newest = opened.records.newest_manifest("updates")
+    number = round_ if round_ is not None else newest.round if newest else 0
+    export_model(opened, number, to)
+    out.print(f"round {number} of {run} in {to}", soft_wrap=True, highlight=False)
+
+
+def tables() -> None:
+    """List the tables and their columns."""
+    from ogls.records import ALL_TABLES
+    from ogls.store.query import STAGES_ABOUT, STAGES_COLUMNS
+
+    for table in ALL_TABLES:
+        out.print(f"[bold]{table.name}[/bold]  {table.about} Written by {table.stage}.", highlight=False)
+        names = ", ".join(["run", "round", *table.schema.names])
+        out.print(f"    {names}", highlight=False, style="dim")
+    out.print(f"[bold]stages[/bold]  {STAGES_ABOUT}", highlight=False)
+    out.print(f"    {', '.join(STAGES_COLUMNS)}", highlight=False, style="dim")
+
+
+def runs(root: Root = "data/runs", format_: Format = "table") -> None:
+    """List the runs, oldest first."""
+    import pyarrow as pa
+
+    from ogls.stages.summaries import read_first_summary
+    from ogls.store import Store
+
+    rows = []
+    for run in Store(root).runs():
+        about = run.read_info() or {}
+        trained, evaluated = run.newest_manifest("updates"), run.newest_manifest("scores")
+        rows.append(
+            {
+                "run": run.name,
+                "created": about["created"],
+                "method": about["config"]["steer"]["recipe"],
+                "model": about["config"]["model"]["path"],
+                "rounds": trained.round if trained else 0,
+                "accuracy": read_first_summary(run, evaluated.round)["accuracy"] if evaluated else None,
+                "held_by": run.describe_holder(),
+            }
+        )
+    names = ("run", "created", "method", "model", "rounds", "accuracy", "held_by")
+    types = [pa.string()] * 4 + [pa.int64(), pa.float64(), pa.string()]
+    show_table(pa.Table.from_pylist(rows, schema=pa.schema(list(zip(names, types, strict=True)))), format_, None)
+
+
+def show_config(config: Config, set_: Set = None) -> None:
+    """Print the resolved configuration, every value in its place, as TOML."""
+    from ogls.config import load_config, to_toml
+
+    typer.echo(to_toml(load_config(config, set_ or [])), nl=False)
+
+
+def gc(
+    keep: Annotated[int, typer.Option(help="Trained rounds whose teacher states stay.", min=1)] = 1,
+    run: OneRun = None,
+    root: Root = "data/runs",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Show which teacher states are old, then drop them. Trajectories, targets and adapters always stay."""
+    import pyarrow as pa
+
+    from ogls.store import Store
+    from ogls.store.retention import drop_states, list_droppable
+
+    opened = [r for r in Store(root).runs() if run in (None, r.name)]
+    if run and not opened:
+        raise UserError(f"no run {run} in {root}; `ogls runs --root {root}` lists those there are")
+    found = [(r, d) for r in opened for d in list_droppable(r, keep)]
+    if not found:
+        out.print(f"nothing to drop: no run has trained rounds with teacher states besides the newest {keep}")
+        return
+    rows = [{"run": d.run, "round": d.round, "files": d.files, "mebibytes": d.bytes / 2**20} for _, d in found]
+    show_table(pa.Table.from_pylist(rows), "table", None)
+    total = sum(d.bytes for _, d in found)
+    if not (yes or typer.confirm(f"Drop the teacher states of {len(found)} rounds, {total / 2**20:.1f} MiB?")):
+        raise typer.Exit(1)
+    freed = 0
+    for records in opened:
+        mine = [d for r, d in found if r is records]
+        try:
+            with records.lock("gc"):
+                for d in mine:
+                    drop_states(records, d.round)
+                    freed += d.bytes
+        except RunLocked as error:
+            err.print(f"left alone: {error}", style="yellow", markup=False, soft_wrap=True)
+    out.print(f"dropped {freed / 2**20:.1f} MiB", highlight=False)

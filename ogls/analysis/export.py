@@ -1,0 +1,148 @@
+"""Any selection of rollouts as a dataset for other trainers: a Hugging Face dataset folder, or JSON Lines.
+
+Kinds: `rollouts` (a row a rollout, with its problem and verdict), `sft` (conversations that end in a correct rollout)
+and `preference` (a correct and a failed rollout of one group, as chosen and rejected). Conversations have the run's
+own student prompt; `messages`, `prompt`, `chosen` and `rejected` are what TRL's trainers read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ogls.config import PromptsConfig
+from ogls.errors import DataError
+from ogls.problems.prompts import fill_template
+from ogls.store import Store, run_query
+from ogls.store.atomic import atomic_write
+
+Kind = Literal["rollouts", "sft", "preference"]
+
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+_TALK = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_KEY = [("run", pa.string()), ("round", pa.int32()), ("problem_id", pa.string())]
+_SCHEMAS = {
+    "sft": pa.schema([("messages", _TALK), *_KEY, ("sample", pa.int32())]),
+    "preference": pa.schema(
+        [
+            *(("prompt", _TALK), ("chosen", _TALK), ("rejected", _TALK), *_KEY),
+            *(("chosen_sample", pa.int32()), ("rejected_sample", pa.int32())),
+        ]
+    ),
+}
+
+
+_ROLLOUTS = """
+SELECT run, round, problem_id, sample, problem, solution, problems.answer AS expected, text, verdict, outcome,
+       verdicts.answer AS answer, n_tokens, finish_reason, policy
+FROM trajectories JOIN verdicts USING (run, round, problem_id, sample)
+JOIN (SELECT * EXCLUDE (round) FROM problems WHERE split = 'train') AS problems USING (run, problem_id)
+"""
+
+
+def select_rows(store: Store, kind: Kind, where: str = "true", run: str | None = None, pairs: int = 1) -> pa.Table:
+    """The rows of a dataset, in the order of their keys, from the rollouts for which the SQL condition `where` holds.
+
+    `where` may name any column of kind `rollouts`. A group gives at most `pairs` preference pairs, in the order of
+    its samples, and no rollout stands in two of them. Raises DataError if nothing is selected.
+    """
+    sql = f"SELECT * FROM ({_ROLLOUTS}) WHERE ({where}\n) ORDER BY run, round, problem_id, sample"
+    table = run_query(store, sql, run)
+    if kind != "rollouts":
+        prompts = {name: _prompts(store, name) for name in table["run"].unique().to_pylist()}
+        made = _conversations if kind == "sft" else _preferences
+        rows = list(made(table.to_pylist(), prompts, pairs))
+        table = pa.Table.from_pylist(rows, schema=_SCHEMAS[kind])
+    if not len(table):
+        needs = {"sft": "correct ones", "preference": "groups with both outcomes", "rollouts": "any"}[kind]
+        raise DataError(f"no rows: among the rollouts for which {where} there are not {needs}; see `ogls runs`")
+    return table
+
+
+def write_dataset(table: pa.Table, out: Path, kind: Kind, origin: str) -> None:
+    """Write rows to a `.jsonl` file, or else to a new folder that `datasets.load_dataset` opens, with a card.
+
+    Whole or not at all; `origin` says in the card where the rows come from. UserError if `out` is there already.
+    """
+    with atomic_write(out) as place:
+        if out.suffix == ".jsonl":
+            with open(place, "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+        else:
+            (place / "data").mkdir(parents=True)
+            pq.write_table(table, place / "data" / "train-00000-of-00001.parquet", compression="zstd")
+            (place / "README.md").write_text(_card(table, kind, origin), encoding="utf-8")
+
+
+def _prompts(store: Store, run: str) -> PromptsConfig:
+    about = store.run(run).read_info() or {}
+    return PromptsConfig.model_validate(about["config"]["prompts"])
+
+
+def _asked(row: dict[str, Any], prompts: dict[str, PromptsConfig]) -> list[dict[str, str]]:
+    mine = prompts[row["run"]]
+    system = [{"role": "system", "content": mine.system}] if mine.system else []
+    return [*system, {"role": "user", "content": fill_template(mine.student, problem=row["problem"])}]
+
+
+def _said(row: dict[str, Any]) -> dict[str, str]:
+    return {"role": "assistant", "content": row["text"]}
+
+
+def _conversations(
+    rows: Iterable[dict[str, Any]], prompts: dict[str, PromptsConfig], _: int
+) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        if row["outcome"] == "correct":
+            key = {n: row[n] for n in ("run", "round", "problem_id", "sample")}
+            yield {"messages": [*_asked(row, prompts), _said(row)], **key}
+
+
+def _preferences(
+    rows: Iterable[dict[str, Any]], prompts: dict[str, PromptsConfig], pairs: int
+) -> Iterator[dict[str, Any]]:
+    for (run, round_, name), members in groupby(rows, key=lambda r: (r["run"], r["round"], r["problem_id"])):
+        group = list(members)
+        correct = [r for r in group if r["outcome"] == "correct"]
+        failed = [r for r in group if r["outcome"] == "failed"]
+        for chosen, rejected in list(zip(correct, failed, strict=False))[:pairs]:
+            yield {
+                "prompt": _asked(chosen, prompts),
+                "chosen": [_said(chosen)],
+                "rejected": [_said(rejected)],
+                "run": run,
+                "round": round_,
+                "problem_id": name,
+                "chosen_sample": chosen["sample"],
+                "rejected_sample": rejected["sample"],
+            }
+
+
+def _card(table: pa.Table, kind: Kind, origin: str) -> str:
+    columns = "\n".join(f"- `{f.name}`: {f.type}" for f in table.schema)
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+tags:
+- ogls-sd
+- {kind}
+---
+
+# {kind} rows from OGLS-SD rollouts
+
+{len(table)} rows. {origin}
+
+{columns}
+"""

@@ -1,0 +1,190 @@
+"""A study: methods x seeds at equal rollouts, and what their runs say together, as plain rows.
+
+Every run of a study has the study's problems and sampling seeds; methods differ by their configuration alone. The
+result is the last round, never the best one. Two kinds of interval: over problems (bootstrap, within a run) and over
+seeds (Student's t, between runs).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError, model_validator
+
+from ogls.config import RunConfig, Section, load_config, setting
+from ogls.errors import ConfigError
+
+
+class Method(Section):
+    """One method: a configuration file and overrides."""
+
+    name: str = setting("ogls-sd", "Name in tables and figures.", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    config: str = setting("tiny.toml", "TOML file, relative to the study's.")
+    set: tuple[str, ...] = setting((), "Overrides, section.key=value.")
+
+
+class Tuning(Section):
+    """A grid over one setting, the same for every method, tried before the study on seeds of its own."""
+
+    key: str = setting("train.learning_rate", "The setting, section.key.")
+    values: tuple[float, ...] = setting((1e-4, 3e-4, 1e-3), "What is tried.", min_length=2)
+    seeds: tuple[int, ...] = setting((100,), "Seeds; none of them may be the study's.", min_length=1)
+    rounds: int = setting(6, "Rounds of a tuning run; the last one's mean accuracy decides.", ge=1)
+    set: tuple[str, ...] = setting((), "Overrides of the tuning runs alone: section.key=value.")
+
+
+class StudyConfig(Section):
+    """Methods x seeds."""
+
+    name: str = setting(
+        "study", "Name of the study; its runs are <name>-<method>-s<seed>.", pattern=r"^[a-z0-9][a-z0-9._-]*$"
+    )
+    root: str = setting("data/runs", "The store of the runs.")
+    out: str = setting("data/studies", "Where the study's page and figures go, in a folder of its name.")
+    seeds: tuple[int, ...] = setting((0, 1, 2), "Seeds; every method gets each.", min_length=1)
+    set: tuple[str, ...] = setting((), "Overrides of every method: section.key=value.")
+    at_once: int = setting(1, "Runs at once, each in a process of its own.", ge=1)
+    reference: str = setting("ogls-sd", "The method that the others are compared with.")
+    methods: tuple[Method, ...] = setting((Method(),), "The methods.", min_length=1)
+    tune: Tuning | None = setting(None, "A setting that is tuned for each method first.")
+
+    @model_validator(mode="after")
+    def _names(self) -> StudyConfig:
+        names = [m.name for m in self.methods]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two methods are named {', '.join(twice)}")
+        if self.reference not in names:
+            raise ValueError(f"the reference {self.reference} is none of the methods {', '.join(names)}")
+        if self.tune and (shared := sorted(set(self.tune.seeds) & set(self.seeds))):
+            raise ValueError(f"seeds {shared} are the study's and tuning's: tune on others")
+        return self
+
+
+class StudyRuns(NamedTuple):
+    """A study with the configuration of each of its runs."""
+
+    study: StudyConfig
+    tuning: dict[tuple[str, float, int], RunConfig]  # by method, value and seed
+    runs: dict[tuple[str, int], RunConfig]  # by method and seed, before tuning
+
+
+def load_study(path: str | Path) -> StudyRuns:
+    """Read a study's file. Raises ConfigError as load_config does, and where the runs would not sample alike."""
+    path = Path(path)
+    try:
+        study = StudyConfig.model_validate(tomllib.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ConfigError(f"no study {path}; the shipped ones are in deployments/studies/") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{path}: " + "\n  ".join(lines)) from None
+    runs, tuning = {}, {}
+    for method in study.methods:
+
+        def config(kind: str, seed: int, *more: str, method: Method = method) -> RunConfig:
+            own = [f"name={study.name}-{kind}{method.name}-s{seed}", f"root={study.root}", f"seed={seed}"]
+            return load_config(path.parent / method.config, [*study.set, *method.set, *own, *more])
+
+        for seed in study.seeds:
+            runs[method.name, seed] = config("", seed)
+        tune = study.tune
+        for place, value in enumerate(tune.values if tune else ()):
+            for seed in tune.seeds if tune else ():
+                tried = (f"{tune.key}={value}", f"rounds={tune.rounds}", *tune.set) if tune else ()
+                tuning[method.name, value, seed] = config(f"tune{place}-", seed, *tried)
+    budgets = {(c.problems.per_round, c.rollout.samples, c.rounds, c.rollout.max_tokens) for c in runs.values()}
+    if len(budgets) > 1:
+        raise ConfigError(
+            f"{path}: the methods do not sample alike: (problems.per_round, rollout.samples, rounds, "
+            f"rollout.max_tokens) is {' and '.join(map(str, sorted(budgets)))}"
+        )
+    return StudyRuns(study, tuning, runs)
+
+
+def tuning_rows(found: Mapping[tuple[str, float], Sequence[float]]) -> list[dict[str, Any]]:
+    """A row a method and value: mean accuracy over tuning seeds, and whether it is the method's best (the least of
+    equals)."""
+    means = {key: sum(values) / len(values) for key, values in found.items()}
+    best = {m: max((v for n, v in means if n == m), key=lambda v: (means[m, v], -v)) for m, _ in means}
+    return [{"method": m, "value": v, "accuracy": mean, "chosen": best[m] == v} for (m, v), mean in means.items()]
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of values, one a seed, and its 95% interval by Student's t (no width for a single seed)."""
+    from scipy import stats
+
+    n = len(values)
+    mean = sum(values) / n
+    if n == 1:
+        return mean, mean, mean
+    error = (sum((v - mean) ** 2 for v in values) / (n - 1) / n) ** 0.5
+    half = error * float(stats.t.ppf(0.975, n - 1))
+    return mean, mean - half, mean + half
+
+
+CURVES = ("accuracy", "greedy_accuracy", "mean_length", "entropy", "kl_base", "truncated", "distinct_answers")
+
+
+def curve_rows(runs: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]], measure: str) -> list[dict[str, Any]]:
+    """Mean over seeds and its interval, of one measure, by method and round (those that all its seeds evaluated)."""
+    rows = []
+    for method in dict.fromkeys(m for m, _ in runs):
+        mine = [summaries for (m, _), summaries in runs.items() if m == method]
+        for round_ in sorted({s["round"] for summaries in mine for s in summaries}):
+            values = [s[measure] for summaries in mine for s in summaries if s["round"] == round_]
+            if None not in values and len(values) == len(mine):
+                mean, low, high = mean_and_interval(values)
+                rows.append({"method": method, "round": round_, "mean": mean, "low": low, "high": high})
+    return rows
+
+
+def rounds_to_most(curve: Iterable[Mapping[str, Any]], share: float = 0.9) -> int | None:
+    """First round at which a method's mean has made `share` of its final gain; None if it did not gain."""
+    points = [(row["round"], row["mean"]) for row in curve]
+    start, end = points[0][1], points[-1][1]
+    if end <= start:
+        return None
+    return next(r for r, value in points if value >= start + share * (end - start))
+
+
+def result_rows(
+    runs: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+    seconds: Mapping[tuple[str, int], float],
+    reference: str,
+) -> list[dict[str, Any]]:
+    """A row a method: the last round over seeds, and the differences from the reference, paired by seed."""
+    last = {key: summaries[-1] for key, summaries in runs.items()}
+    common = set.intersection(*({s["round"] for s in summaries} for summaries in runs.values()))
+    curves, rows = curve_rows(runs, "accuracy"), []
+    for method in dict.fromkeys(m for m, _ in runs):
+        seeds = [s for m, s in runs if m == method]
+        mine = [last[method, s] for s in seeds]
+        accuracy, low, high = mean_and_interval([s["accuracy"] for s in mine])
+        pairs = [last[method, s]["accuracy"] - last[reference, s]["accuracy"] for s in seeds if (reference, s) in last]
+        difference = mean_and_interval(pairs) if pairs and method != reference else None
+        rows.append(
+            {
+                "method": method,
+                "seeds": len(seeds),
+                "accuracy": accuracy,
+                "accuracy_low": low,
+                "accuracy_high": high,
+                "problem_interval": sum(s["accuracy_high"] - s["accuracy_low"] for s in mine) / 2 / len(mine),
+                "difference": difference,
+                **{name: _mean([s[name] for s in mine]) for name in CURVES[1:]},
+                "rounds_to_90": rounds_to_most(c for c in curves if c["method"] == method and c["round"] in common),
+                "seconds": _mean([seconds[method, s] for s in seeds]),
+            }
+        )
+    return rows
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,168 @@
+"""Which contexts score which rollouts: a context is a prompt that holds one exemplar.
+
+The pools of a rollout are its group's other rollouts by outcome and the reference solution. Its mean over a pool is
+a set of contexts with shares; equal contexts count as one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ogls.config import Pool, RunConfig
+from ogls.errors import ModelError
+from ogls.problems.prompts import Prompter
+from ogls.records import Key, Problem, Rollout
+
+REFERENCE = -1  # the "sample" of a reference solution among exemplars
+
+
+@dataclass(frozen=True)
+class Context:
+    """A prompt that scores rollouts; `weights` says whose logits are wanted."""
+
+    weights: Literal["teacher", "policy"]
+    prompt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """One rollout and pool: contexts with their shares of the mean, and the samples that they stand for."""
+
+    key: Key
+    pool: Pool
+    token_ids: tuple[int, ...]
+    shares: tuple[tuple[Context, float], ...]
+    exemplars: tuple[int, ...]
+
+
+@dataclass
+class TeacherPlan:
+    """What the teacher pass has to do for some groups."""
+
+    scored: list[ScoredRollout] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
+
+    def extend(self, other: TeacherPlan) -> None:
+        self.scored += other.scored
+        self.left_out += other.left_out
+        self.cut += other.cut
+
+
+class ContextPlanner:
+    """Chooses exemplars. The choice depends on the texts of a group, not on the order of its rollouts."""
+
+    def __init__(self, config: RunConfig, prompter: Prompter, context: int):
+        self.config, self.prompter, self.context = config, prompter, context
+        self.required = set(config.steer.to_recipe().pools())
+
+    def group(self, problem: Problem, rollouts: Sequence[Rollout]) -> TeacherPlan:
+        """Plan one group: every rollout to be trained, and a reason for each that is left out."""
+        plan = TeacherPlan()
+        by_outcome = {o: self._ordered([r for r in rollouts if r.outcome == o]) for o in ("correct", "failed")}
+        mixed = all(by_outcome.values())
+        contexts = _Contexts(self, problem)
+        for rollout in rollouts:
+            reason = self._not_trained(rollout, mixed)
+            pools = None if reason else self._pools(rollout, problem, by_outcome)
+            missing = [] if pools is None else sorted(p for p in self.required if not pools.get(p))
+            if reason or missing:
+                plan.left_out[reason or f"no_{missing[0]}_exemplar"] += 1
+                continue
+            tokens = rollout.token_ids[: self.config.train.tokens]
+            for pool, exemplars in (pools or {}).items():
+                if exemplars or pool == "base":
+                    plan.scored.append(contexts.scored(rollout.key, pool, tokens, exemplars))
+        plan.cut = contexts.cut
+        return plan
+
+    def _not_trained(self, rollout: Rollout, mixed: bool) -> str:
+        chosen = self.config.train.rollouts
+        if rollout.outcome == "undecided":
+            return "undecided"
+        if chosen == "incorrect" and rollout.outcome == "correct":
+            return "already_correct"
+        if chosen == "correct" and rollout.outcome == "failed":
+            return "failed"
+        return "group_not_mixed" if chosen == "mixed_groups" and not mixed else ""
+
+    def _pools(
+        self, rollout: Rollout, problem: Problem, by_outcome: dict[str, list[Rollout]]
+    ) -> dict[Pool, list[Rollout | None]]:
+        """Exemplars a pool; None among them is the reference. `base` has a placeholder of its own."""
+        most = self.config.teacher.max_exemplars
+        reference: list[Rollout | None] = [None] if problem.solution else []
+        pools: dict[Pool, list[Rollout | None]] = {}
+        for pool in self.config.pools():
+            if pool == "base":
+                pools[pool] = [None]
+            elif pool == "reference":
+                pools[pool] = list(reference)
+            else:
+                outcome = "correct" if pool == "correct" else "failed"
+                others: list[Rollout | None] = [r for r in by_outcome[outcome] if r.sample != rollout.sample]
+                told = reference if pool == "correct" and self.config.teacher.reference_exemplar else []
+                pools[pool] = [*told, *others][:most]
+        if self.config.teacher.empty_pool == "reference" and pools.get("correct") == []:
+            pools["correct"] = list(reference)
+        alone = rollout.outcome == "correct" and pools.get("incorrect") == []
+        if alone and self.config.teacher.unanimous == "anchor":
+            pools["incorrect"] = pools.get("correct", [])  # the same contexts: the direction is exactly 0
+        return pools
+
+    def _ordered(self, rollouts: list[Rollout]) -> list[Rollout]:
+        """Shuffled by content: permuting the rollouts of a group changes nothing."""
+        seed = str(self.config.seed).encode()
+        return sorted(rollouts, key=lambda r: hashlib.blake2b(repr(r.token_ids).encode(), key=seed[:64]).digest())
+
+
+class _Contexts:
+    """The contexts of one problem, each rendered once."""
+
+    def __init__(self, planner: ContextPlanner, problem: Problem):
+        self.planner, self.problem = planner, problem
+        self.rendered: dict[tuple[Pool, tuple[int, ...]], Context] = {}
+        self.cut = 0
+
+    def scored(self, key: Key, pool: Pool, tokens: tuple[int, ...], exemplars: list[Rollout | None]) -> ScoredRollout:
+        contexts = [self.context(pool, e) for e in exemplars]
+        counts = Counter(contexts)
+        shares = tuple((c, counts[c] / len(contexts)) for c in sorted(counts, key=lambda c: c.prompt_ids))
+        samples = () if pool == "base" else tuple(REFERENCE if e is None else e.sample for e in exemplars)
+        return ScoredRollout(key, pool, tokens, shares, samples)
+
+    def context(self, pool: Pool, exemplar: Rollout | None) -> Context:
+        config, prompter = self.planner.config, self.planner.prompter
+        if pool == "base":
+            same = config.teacher.weights == "live"  # then teacher and policy are one: run them together
+            whose: Literal["teacher", "policy"] = "teacher" if same else config.teacher.anchor
+            return Context(whose, tuple(prompter.student(self.problem.problem)))
+        tokens = exemplar.token_ids if exemplar else self._solution()
+        if (pool, tokens) not in self.rendered:
+            text = self._text(tokens, pool == "reference")
+            ids = prompter.teacher(self.problem.problem, text, reference=pool == "reference")
+            self.rendered[pool, tokens] = Context("teacher", tuple(ids))
+        return self.rendered[pool, tokens]
+
+    def _solution(self) -> tuple[int, ...]:
+        return tuple(self.planner.prompter.tokenizer(self.problem.solution, add_special_tokens=False)["input_ids"])
+
+    def _text(self, tokens: tuple[int, ...], reference: bool) -> str:
+        """The exemplar as text, cut to what the setting and the model's context leave room for."""
+        planner, config = self.planner, self.planner.config
+        frame = len(planner.prompter.teacher(self.problem.problem, "", reference=reference))
+        continuation = min(config.train.tokens, config.rollout.max_tokens)
+        room = planner.context - frame - continuation
+        if room < 1:
+            raise ModelError(
+                f"problem {self.problem.problem_id}: {frame} tokens of prompt and {continuation} of rollout leave no "
+                f"room for an exemplar in a context of {planner.context}; lower train.tokens"
+            )
+        most = min(config.teacher.exemplar_tokens, room)
+        self.cut += len(tokens) > most
+        text: str = planner.prompter.tokenizer.decode(tokens[:most], skip_special_tokens=True)
+        return text

@@ -1,0 +1,111 @@
+"""Outcome-guided logit steering (OGLS-SD, arXiv 2605.12400), and every relative that is a weighting of pools.
+
+    direction = z_correct - z_incorrect
+    target    = softmax(z_base + lambda * direction) = softmax(sum over pools p of w_p z_p),  sum of w_p = 1
+
+z_p is the mean over a pool's contexts of the teacher's logits. The head is linear: sum_p w_p z_p is the head
+of sum_p w_p h_p, with h_p the pool's averaged hidden states, and so one matrix product gives the exact target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ogls.config import Pool, Recipe
+from ogls.distillation.concatenate import concatenate
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Target:
+    """The steered target of T tokens on its own top-K support; all log-probs in nats, fp32."""
+
+    ids: Int[Tensor, "T K"]
+    base_logprobs: Float[Tensor, "T K"]
+    target_logprobs: Float[Tensor, "T K"]
+    tail_mass: Float[Tensor, " T"]
+    direction_norm: Float[Tensor, " T"]
+    kl: Float[Tensor, " T"]
+    token_base_logprob: Float[Tensor, " T"]
+    token_target_logprob: Float[Tensor, " T"]
+    base_entropy: Float[Tensor, " T"]
+    target_entropy: Float[Tensor, " T"]
+
+
+def combine_states(
+    states: Mapping[Pool, Float[Tensor, "T D"]], recipe: Recipe, temperature: float = 1.0
+) -> Float[Tensor, "T D"]:
+    """sum_p w_p h_p / temperature in fp32: the state whose logits are the target's. KeyError names a missing pool."""
+    weighted = [getattr(recipe, pool) * states[pool].float() for pool in recipe.pools()]
+    total = weighted[0]
+    for term in weighted[1:]:
+        total = total + term
+    return total / temperature
+
+
+def steer_tokens(
+    states: Mapping[Pool, Float[Tensor, "T D"]],
+    token_ids: Int[Tensor, " T"],
+    recipe: Recipe,
+    head: Float[Tensor, "V D"],
+    support: int,
+    batch_tokens: int = 1024,
+    temperature: float = 1.0,
+) -> Target:
+    """The exact full-vocabulary target, kept on the K = min(support, V) tokens that are its own likeliest.
+
+    `states` needs base and the recipe's pools. One support is chosen from the steered distribution: top-K
+    lists of different contexts have different supports, and their average would mean nothing. Logits [*, V]
+    of at most `batch_tokens` tokens are alive at once.
+    """
+
+    head = head.float()
+    parts = []
+    for start in range(0, len(token_ids), batch_tokens):
+        part = slice(start, start + batch_tokens)
+        here = {p: s[part] for p, s in states.items()}
+        parts.append(_steer(here, token_ids[part], recipe, head, support, temperature))
+    return concatenate(parts)
+
+
+def _steer(
+    states: Mapping[Pool, Tensor], token_ids: Tensor, recipe: Recipe, head: Tensor, support: int, temperature: float
+) -> Target:
+    base = (states["base"].float() @ head.T).log_softmax(-1)
+    target = (combine_states(states, recipe, temperature) @ head.T).log_softmax(-1)
+    ids = target.topk(min(support, head.shape[0]), dim=-1).indices
+    token = token_ids[:, None].long()
+    return Target(
+        ids=ids,
+        base_logprobs=base.gather(-1, ids),
+        target_logprobs=target.gather(-1, ids),
+        tail_mass=target.exp().scatter(-1, ids, 0.0).sum(-1),
+        direction_norm=centred_norm(direction(states, recipe) @ head.T),
+        kl=(target.exp() * (target - base)).sum(-1).clamp(min=0),
+        token_base_logprob=base.gather(-1, token)[:, 0],
+        token_target_logprob=target.gather(-1, token)[:, 0],
+        base_entropy=entropy(base),
+        target_entropy=entropy(target),
+    )
+
+
+def entropy(logprobs: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
+    """Entropy in nats of log-probs over the whole vocabulary."""
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def direction(states: Mapping[Pool, Float[Tensor, "T D"]], recipe: Recipe) -> Float[Tensor, "T D"]:
+    """h_correct - h_incorrect where both pools are there; else what the recipe adds to the base."""
+    if "correct" in states and "incorrect" in states:
+        return states["correct"].float() - states["incorrect"].float()
+    return combine_states(states, recipe) - states["base"].float()
+
+
+def centred_norm(logits: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
+    """L2 norm over the vocabulary after taking out the mean, which no softmax sees."""
+    return (logits - logits.mean(-1, keepdim=True)).norm(dim=-1)

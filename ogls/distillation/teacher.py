@@ -1,0 +1,167 @@
+"""The teacher pass: the averaged final hidden states of rollouts under the contexts of their exemplars.
+
+A context is a prompt that holds one exemplar (`exemplars.py`). Each is prefilled once and every rollout that it
+scores is run as a continuation of that cache: G prefills and G (G - 1) short continuations for a group, in place
+of G (G - 1) full sequences. No head is applied here. It is linear, so the head of the mean state over a pool is
+the mean of the pool's logits (DESIGN, "The head is linear"), and [T, D] stands for [T, V].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ogls.config import Pool
+from ogls.distillation.exemplars import ScoredRollout
+from ogls.errors import ModelError
+from ogls.models.head import nll
+from ogls.models.policy import Policy
+from ogls.progress import Progress, no_progress
+from ogls.records import Key
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+_HEAD_TOKENS = 1024  # tokens whose full-vocabulary logits are alive at once
+
+
+def score_rollouts(
+    policy: Policy, scored: Sequence[ScoredRollout], batch_tokens: int, progress: Progress = no_progress
+) -> dict[tuple[Key, Pool], Float[Tensor, "T D"]]:
+    """Averaged final hidden states (fp32, on the CPU) with the weights that the policy has in use.
+
+    State t of a rollout is the one whose logits predict its token t.
+    """
+
+    wanted: dict[tuple[int, ...], dict[tuple[int, ...], list[tuple[tuple[Key, Pool], float]]]] = {}
+    for item in scored:  # equal contexts and equal rollouts are run once
+        for context, share in item.shares:
+            rows = wanted.setdefault(context.prompt_ids, {}).setdefault(item.token_ids, [])
+            rows.append(((item.key, item.pool), share))
+    means: dict[tuple[Key, Pool], Tensor] = {}
+    done, total = 0, sum(len(rows) for rows in wanted.values())
+    for batch in _batches(list(wanted), [max(map(len, wanted[c])) for c in wanted], batch_tokens):
+        pairs = [(i, tokens) for i, context in enumerate(batch) for tokens in wanted[context]]
+        for (i, tokens), states in zip(pairs, _fitting(policy, batch, pairs, batch_tokens), strict=True):
+            for slot, share in wanted[batch[i]][tokens]:
+                part = states * share
+                means[slot] = means[slot] + part if slot in means else part
+        done += len(pairs)
+        progress(done, total)
+    return means
+
+
+def _fitting(
+    policy: Policy, prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]], batch_tokens: int
+) -> list[Float[Tensor, "T D"]]:
+    """`continuations`, in fp32 on the CPU; where memory does not suffice, in halves, down to one of each.
+
+    Raises ModelError where a single prefix with a single continuation does not fit.
+    """
+    import torch
+
+    try:
+        with torch.inference_mode():
+            return [states.float().cpu() for states in run_continuations(policy, prefixes, pairs, batch_tokens)]
+    except torch.OutOfMemoryError:
+        pass  # outside the handler, so that what it holds is let go of
+    if policy.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(pairs) == 1:
+        size = len(prefixes[pairs[0][0]]) + len(pairs[0][1])
+        raise ModelError(f"no memory for one sequence of {size} tokens: lower teacher.exemplar_tokens or train.tokens")
+    half = len(pairs) // 2
+    return [
+        states
+        for part in (pairs[:half], pairs[half:])
+        for states in _fitting(policy, *_only_used(prefixes, part), batch_tokens)
+    ]
+
+
+def _only_used(
+    prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]]
+) -> tuple[list[Sequence[int]], list[tuple[int, Sequence[int]]]]:
+    """The prefixes that some pairs name, and the pairs as these are counted."""
+    used = list(dict.fromkeys(i for i, _ in pairs))
+    return [prefixes[i] for i in used], [(used.index(i), tokens) for i, tokens in pairs]
+
+
+def run_continuations(
+    policy: Policy, prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]], batch_tokens: int
+) -> Iterable[Float[Tensor, "T D"]]:
+    """For each (prefix index, tokens) the states that predict the tokens; every prefix is prefilled once."""
+    import torch
+    from transformers import DynamicCache
+
+    lengths = torch.tensor([len(p) for p in prefixes], device=policy.device)
+    ids, mask = _right_pad(prefixes, policy.device)
+    out = policy.run_body(ids, mask, past_key_values=DynamicCache(), use_cache=True)
+    first = out.last_hidden_state[torch.arange(len(prefixes), device=policy.device), lengths - 1]
+    longest = max(len(tokens) for _, tokens in pairs)
+    step = max(1, batch_tokens // (ids.shape[1] + longest))
+    for start in range(0, len(pairs), step):
+        part = pairs[start : start + step]
+        index = torch.tensor([i for i, _ in part], device=policy.device)
+        tokens, token_mask = _right_pad([t[:-1] for _, t in part], policy.device)
+        states = None
+        if tokens.shape[1]:
+            cache = DynamicCache()
+            for layer, kept in enumerate(out.past_key_values.layers):
+                cache.update(kept.keys[index], kept.values[index], layer)
+            position = lengths[index, None] + torch.arange(tokens.shape[1], device=policy.device)
+            states = policy.run_body(
+                tokens,
+                torch.cat([mask[index], token_mask], 1),
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+        for row, (i, sequence) in enumerate(part):
+            rest = [states[row, : len(sequence) - 1]] if states is not None else []
+            yield torch.cat([first[i][None], *rest])
+
+
+def rollout_logprobs(
+    policy: Policy, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[tuple[int, ...]], batch_tokens: int
+) -> list[float]:
+    """Log-probability (nats) of each rollout given its prompt, with the weights in use; equal prompts run once."""
+    import torch
+
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(prompt, []).append(place)
+    longest = [max(len(rollouts[i]) for i in places[p]) for p in places]
+    found = [0.0] * len(prompts)
+    for batch in _batches(list(places), longest, batch_tokens):
+        pairs = [(n, i) for n, prompt in enumerate(batch) for i in places[prompt]]
+        with torch.inference_mode():
+            all_states = run_continuations(policy, batch, [(n, rollouts[i]) for n, i in pairs], batch_tokens)
+            for (_, i), states in zip(pairs, all_states, strict=True):
+                ids = torch.tensor(rollouts[i], device=states.device)
+                for part, part_ids in zip(states.split(_HEAD_TOKENS), ids.split(_HEAD_TOKENS), strict=True):
+                    found[i] -= float(nll(part, policy.head, part_ids).sum())
+    return found
+
+
+def _batches(contexts: list[tuple[int, ...]], longest: list[int], batch_tokens: int) -> Iterable[list[tuple[int, ...]]]:
+    """Contexts of like length together, as many as a padded prefill of `batch_tokens` holds."""
+    order = sorted(range(len(contexts)), key=lambda i: (len(contexts[i]), longest[i], contexts[i]))
+    batch: list[tuple[int, ...]] = []
+    for i in order:
+        if batch and (len(batch) + 1) * len(contexts[i]) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(contexts[i])
+    if batch:
+        yield batch
+
+
+def _right_pad(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.tensor([list(r) + [0] * (width - len(r)) for r in rows], dtype=torch.long, device=device)
+    mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], dtype=torch.long, device=device)
+    return ids.reshape(len(rows), width), mask.reshape(len(rows), width)

@@ -1,0 +1,167 @@
+"""The model: loading, its body and head, and the adapter. The only import of peft.
+
+Only what comes before the head is ever trained, so logits are always `body(tokens) @ head.T` with the base
+model's own head. That is what lets the teacher cache hold states in place of logits; a model whose logits
+are anything else (bias, soft cap, scale) is refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from ogls.config import AdapterConfig, ModelConfig
+from ogls.errors import ModelError
+from ogls.models.adapter import BASE, Adapter
+from ogls.models.head import head_logits
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+from ogls.models.load import collect_stop_ids, load_causal, load_tokenizer, resolve_device
+
+
+class Policy:
+    """A base model with one set of trainable weights, which can be exchanged."""
+
+    def __init__(self, model: ModelConfig, adapter: AdapterConfig, seed: int = 0):
+        import torch
+
+        self.tokenizer = load_tokenizer(model)
+        self.device = resolve_device(model)
+        causal = load_causal(model).to(self.device).eval()
+        self.head: Tensor = _check_head(causal, model.path)
+        self.context: int = getattr(causal.config.get_text_config(), "max_position_embeddings", 1 << 30)
+        self.stop_ids = collect_stop_ids(causal.generation_config, self.tokenizer)
+        for parameter in causal.parameters():
+            parameter.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = _with_lora(causal, adapter) if adapter.kind == "lora" else causal
+        self.body = causal.base_model
+        if adapter.kind == "full":
+            frozen = {
+                id(p) for e in (causal.get_input_embeddings(), causal.get_output_embeddings()) for p in e.parameters()
+            }
+            for parameter in causal.parameters():
+                if id(parameter) not in frozen:
+                    parameter.data = parameter.data.float()  # as peft's are: see _autocast
+                    parameter.requires_grad_(True)
+        self.parameters = {_peft_name(n): p for n, p in self.model.named_parameters() if p.requires_grad}
+        self._initial = {n: p.detach().clone() for n, p in self.parameters.items()}  # LoRA's B is zero: the base
+        self.hash = BASE
+
+    def use_adapter(self, adapter: Adapter | None) -> None:
+        """Make `adapter` the weights in use; None stands for the base model."""
+        import torch
+
+        weights = adapter.weights if adapter else self._initial
+        if set(weights) != set(self.parameters):
+            odd = sorted(set(weights) ^ set(self.parameters))
+            raise ModelError(f"the adapter is of another model or kind: {len(odd)} names differ, such as {odd[0]}")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if parameter.shape != weights[name].shape:
+                    raise ModelError(
+                        f"the adapter's {name} is {tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
+                    )
+                parameter.copy_(weights[name])
+        self.hash = adapter.hash if adapter else BASE
+
+    def copy_adapter(self) -> Adapter:
+        """A copy of the weights in use."""
+        return Adapter.from_weights({n: p.detach().cpu().clone() for n, p in self.parameters.items()})
+
+    def initial_adapter(self) -> Adapter:
+        """The trainable weights as they are before any training."""
+        return Adapter.from_weights(self._initial)
+
+    def run_body(self, ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"] | None = None, **more: Any) -> Any:
+        """The body's output; `last_hidden_state` [B, L, D] is what the head is applied to."""
+        with self._autocast():
+            return self.body(input_ids=ids, attention_mask=mask, **more)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Trained weights are kept in fp32, where updates of 1e-5 count, and run in the model's type."""
+        import torch
+
+        kind = self.head.dtype
+        return nullcontext() if kind == torch.float32 else torch.autocast(self.device.type, dtype=kind)
+
+    @contextmanager
+    def checkpointing(self, on: bool) -> Iterator[None]:
+        """Within, if `on`, layers drop their activations in the forward pass and compute them again in the backward.
+
+        Only within: such a layer takes no cache of keys and values, which every other pass lives by.
+        """
+        if not on:
+            yield
+            return
+        self.body.gradient_checkpointing_enable({"use_reentrant": False})
+        layers = [m for m in self.body.modules() if hasattr(type(m), "gradient_checkpointing")]
+        for layer in layers:
+            layer.training = True  # its own flag alone; what is in it stays in evaluation: no dropout
+        try:
+            yield
+        finally:
+            self.body.gradient_checkpointing_disable()
+            for layer in layers:
+                layer.training = False
+
+    def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """The head's logits in fp32, whatever the model's type."""
+        return head_logits(hidden, self.head)
+
+
+def _check_head(causal: Any, path: str) -> Tensor:
+    """The head's matrix [V, D], once it is sure that logits are states times it and nothing else."""
+    import torch
+
+    head = causal.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise ModelError(f"{path}: its LM head is missing or has a bias; cached states could not give its logits")
+    device = head.weight.device
+    ids = torch.arange(4, device=device)[None]
+    with torch.inference_mode():
+        got = causal(input_ids=ids).logits.float()
+        want = (causal.base_model(input_ids=ids).last_hidden_state @ head.weight.T).float()
+    error = (got - want).abs().max() / want.abs().max().clamp(min=1)
+    if not error < (1e-4 if head.weight.dtype == torch.float32 else 3e-2):
+        cap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
+        why = f"it soft-caps its logits at {cap}" if cap else f"they differ by {error:.2g}"
+        raise ModelError(f"{path}: logits are not hidden states times the head ({why}); such a model cannot be steered")
+    return head.weight.detach()
+
+
+def _with_lora(causal: Any, adapter: AdapterConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    trained = {"lm_head", "embed_tokens"} & set(adapter.modules)
+    if trained:
+        raise ModelError(f"adapter.modules names {', '.join(sorted(trained))}: cached states need an untrained head")
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=0.0,
+        target_modules=list(adapter.modules),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft warns of tied embeddings, which are not trained here
+            adapted = get_peft_model(causal, config)
+    except ValueError as error:
+        raise ModelError(f"adapter.modules: {error}") from error
+    for module in adapted.modules():
+        if isinstance(module, BaseTunerLayer):
+            # Else an fp32 copy of each module's input is kept for the backward pass: see Policy._autocast.
+            module.cast_input_dtype_enabled = False  # type: ignore[assignment]
+    return adapted
+
+
+def _peft_name(name: str) -> str:
+    """A parameter's name as peft writes it to disk."""
+    return name.replace(".default.", ".")

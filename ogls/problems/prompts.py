@@ -1,0 +1,60 @@
+"""Every word put before a model, the student's and the teacher's. Text in, text and token ids out.
+
+The student sees the problem. The teacher sees the problem and one exemplar, in a template that is the same
+for correct and failed rollouts, so that its effect on style cancels in their difference (arXiv 2605.12400).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ogls.config import PromptsConfig
+
+_PLACEHOLDER = re.compile(r"\{(problem|exemplar)\}")
+
+
+class Prompter:
+    """Renders and tokenizes prompts with one tokenizer and one thinking flag, alike in every stage."""
+
+    def __init__(self, tokenizer: Any, prompts: PromptsConfig, thinking: bool = False):
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.thinking = thinking
+        self._special = sorted({t for t in tokenizer.get_added_vocab() if len(t) > 1}, key=len, reverse=True)
+
+    def student(self, problem: str) -> list[int]:
+        """Token ids of the student's prompt, generation prompt included."""
+        return self._ids(fill_template(self.prompts.student, problem=self.escape_control_tokens(problem)))
+
+    def teacher(self, problem: str, exemplar: str, *, reference: bool = False) -> list[int]:
+        """Token ids of the teacher's prompt around one exemplar."""
+        template = self.prompts.reference if reference else self.prompts.exemplar
+        return self._ids(
+            fill_template(
+                template, problem=self.escape_control_tokens(problem), exemplar=self.escape_control_tokens(exemplar)
+            )
+        )
+
+    def render(self, user: str) -> str:
+        """The chat template around one user message, up to where the assistant speaks."""
+        messages = [{"role": "user", "content": user}]
+        if self.prompts.system:
+            messages.insert(0, {"role": "system", "content": self.prompts.system})
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=self.thinking
+        )
+
+    def escape_control_tokens(self, text: str) -> str:
+        """Break up control tokens spelled out in a problem or rollout, so that text cannot pose as a turn."""
+        for token in self._special:
+            text = text.replace(token, token[0] + " " + token[1:])
+        return text
+
+    def _ids(self, user: str) -> list[int]:
+        return self.tokenizer(self.render(user), add_special_tokens=False)["input_ids"]
+
+
+def fill_template(template: str, **values: str) -> str:
+    """Put values for `{problem}` and `{exemplar}` in one pass: braces inside the values stay as they are."""
+    return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), template)

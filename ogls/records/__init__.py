@@ -1,0 +1,48 @@
+"""The shared vocabulary: the Arrow schema of every table, the stages that write them, and small frozen types.
+
+Belongs here: what is stored and the types that packages exchange.
+Does not belong here: how and where it is stored (`store`), and how it is computed.
+"""
+
+from ogls.records.diagnostics import HEALTH, STYLE, SWEEP_AGREEMENT, SWEEP_POSITIONS, SWEEPS
+from ogls.records.tables import (
+    ALL_TABLES,
+    CONTEXTS,
+    PROBLEMS,
+    SCORES,
+    STEERED,
+    SUMMARIES,
+    TABLES,
+    TARGETS,
+    TEACHER_STATES,
+    TRAJECTORIES,
+    UPDATES,
+    VERDICTS,
+)
+from ogls.records.types import Completion, Key, Problem, Request, Rollout, StageResult
+
+__all__ = [
+    "ALL_TABLES",
+    "CONTEXTS",
+    "HEALTH",
+    "PROBLEMS",
+    "SCORES",
+    "STEERED",
+    "STYLE",
+    "SUMMARIES",
+    "SWEEPS",
+    "SWEEP_AGREEMENT",
+    "SWEEP_POSITIONS",
+    "TABLES",
+    "TARGETS",
+    "TEACHER_STATES",
+    "TRAJECTORIES",
+    "UPDATES",
+    "VERDICTS",
+    "Completion",
+    "Key",
+    "Problem",
+    "Request",
+    "Rollout",
+    "StageResult",
+]

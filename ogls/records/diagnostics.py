@@ -1,0 +1,95 @@
+"""The Arrow schemas of the tables that measure a round: style, health and sweeps."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from ogls.records.schema import Table, column, columns
+
+_RECIPE = column("recipe", pa.string(), "Name of the recipe.")
+_STRENGTH = column("strength", pa.float64(), "Its strength; null for recipes without one.", nullable=True)
+SWEEPS = Table(
+    "sweeps",
+    "sweep",
+    "One row a recipe and strength, measured on a round's cached states (`ogls sweep`).",
+    columns(
+        _RECIPE,
+        _STRENGTH,
+        column("w_base", pa.float64(), "Weight of the pool base."),
+        column("w_reference", pa.float64(), "Weight of the pool reference."),
+        column("w_correct", pa.float64(), "Weight of the pool correct."),
+        column("w_incorrect", pa.float64(), "Weight of the pool incorrect."),
+        column("tokens", pa.int64(), "Tokens measured."),
+        column("kl", pa.float64(), "Mean KL(target || base) in nats a token."),
+        column("entropy", pa.float64(), "Mean entropy of the target in nats."),
+        column("moved_correct", pa.float64(), "Mean p_target - p_base of correct rollouts' tokens.", nullable=True),
+        column("moved_failed", pa.float64(), "Mean p_target - p_base of failed rollouts' tokens.", nullable=True),
+        column("auc", pa.float64(), "AUC, correct over failed, of rollouts' mean log-prob ratio.", nullable=True),
+        column("token_auc", pa.float64(), "AUC, correct over failed, of tokens' log-prob ratio.", nullable=True),
+    ),
+)
+
+
+SWEEP_POSITIONS = Table(
+    "sweep_positions",
+    "sweep",
+    "The same by position in the rollout.",
+    columns(
+        _RECIPE,
+        _STRENGTH,
+        column("position_from", pa.int32(), "First position of the bin."),
+        column("position_to", pa.int32(), "Last position of the bin."),
+        column("correct_tokens", pa.int32(), "Tokens of correct rollouts in the bin."),
+        column("failed_tokens", pa.int32(), "Tokens of failed rollouts in the bin."),
+        column("auc", pa.float64(), "AUC, correct over failed, of tokens' log-prob ratio.", nullable=True),
+        column("kl", pa.float64(), "Mean KL(target || base) in nats a token."),
+    ),
+    owner="sweeps",
+)
+
+
+SWEEP_AGREEMENT = Table(
+    "sweep_agreement",
+    "sweep",
+    "One row a pair of recipes and strengths: how far their targets agree.",
+    columns(
+        column("a", pa.string(), "One recipe and its strength."),
+        column("b", pa.string(), "The other."),
+        column("same_top", pa.float64(), "Share of tokens at which both have the same likeliest token."),
+        column("correlation", pa.float64(), "Correlation of their log-prob ratios.", nullable=True),
+    ),
+    owner="sweeps",
+)
+
+
+STYLE = Table(
+    "style",
+    "style",
+    "One row a signal, class of the sampled token and bin of positions: how far the signal lies from the base pool.",
+    columns(
+        column(
+            "signal", pa.string(), "target, direction (base + correct - incorrect), reference (the OPSD gap), correct."
+        ),
+        column("token_class", pa.string(), "Class of the sampled token: a name of style.classes, or rest."),
+        column("position_from", pa.int32(), "First position of the bin."),
+        column("position_to", pa.int32(), "Last position of the bin."),
+        column("tokens", pa.int64(), "Tokens measured."),
+        column("kl", pa.float64(), "Mean KL(signal || base) in nats a token."),
+        column("style", pa.float64(), "The part of kl that moves between classes or within the rest."),
+        column("norm", pa.float64(), "Mean L2 norm of the centred difference of the logits."),
+    ),
+)
+
+
+HEALTH = Table(
+    "health",
+    "health",
+    "One row a check and evaluated round.",
+    columns(
+        column("check", pa.string(), "Name of the check, as in [health]."),
+        column("value", pa.float64(), "What was found.", nullable=True),
+        column("limit", pa.float64(), "What it was held against.", nullable=True),
+        column("failed", pa.bool_(), "Whether it failed; null where the value or limit is not known.", nullable=True),
+        column("action", pa.string(), "off, warn, stop or rollback."),
+    ),
+)

@@ -1,0 +1,35 @@
+"""The stages of a run, declared once: the table that each writes, what its progress counts, and whether it uses the
+device.
+
+prepare -> evaluate, health (round 0), then every round:
+sample -> verify -> teach -> steer -> style -> train -> evaluate -> health
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage; `table` is the table whose manifest proves that the stage is done."""
+
+    name: str
+    table: str
+    unit: str = ""  # what progress(done, total) counts; empty for stages too short to show
+    on_device: bool = False  # runs the model or its head, so it takes a slot of execution.limit
+    in_rounds: bool = False  # has a column of seconds in the table of rounds
+
+
+STAGES = (
+    Stage("prepare", "problems"),
+    Stage("sample", "trajectories", "rollouts", on_device=True, in_rounds=True),
+    Stage("verify", "verdicts", "answers", in_rounds=True),
+    Stage("teach", "teacher_states", "groups", on_device=True, in_rounds=True),
+    Stage("steer", "targets", on_device=True, in_rounds=True),
+    Stage("style", "style", on_device=True),
+    Stage("train", "updates", "steps", on_device=True, in_rounds=True),
+    Stage("evaluate", "scores", "completions", on_device=True, in_rounds=True),
+    Stage("health", "health"),
+)
+STAGES_BY_NAME = {stage.name: stage for stage in STAGES}

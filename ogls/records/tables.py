@@ -1,0 +1,231 @@
+"""The Arrow schema of every table, declared once, and the small frozen types: the shared vocabulary.
+
+Every table is partitioned by `round`, which is read from its path; queries add the column `run`. The writer
+enforces these schemas, and `data/README.md` is generated from them.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from ogls.records.diagnostics import HEALTH, STYLE, SWEEP_AGREEMENT, SWEEP_POSITIONS, SWEEPS
+from ogls.records.schema import Table, column, columns
+
+_ID = column("problem_id", pa.string(), "Id of the problem.")
+_SAMPLE = column("sample", pa.int32(), "Number of the rollout within its group, from 0.")
+_INTS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
+PROBLEMS = Table(
+    "problems",
+    "prepare",
+    "The problems of a run, in round 0.",
+    columns(
+        _ID,
+        column("split", pa.string(), "train, or the name of a benchmark."),
+        column("problem", pa.string(), "The question."),
+        column("solution", pa.string(), "The reference solution.", nullable=True),
+        column("answer", pa.string(), "The expected answer, as math-verify is given it."),
+    ),
+)
+
+
+TRAJECTORIES = Table(
+    "trajectories",
+    "sample",
+    "One row a training rollout. Nobody edits it afterwards.",
+    columns(
+        _ID,
+        _SAMPLE,
+        column("prompt_ids", _INTS, "Token ids of the rendered student prompt."),
+        column("token_ids", _INTS, "Sampled token ids, the stop token included."),
+        column("logprobs", _FLOATS, "Log-probability (nats) of each sampled token under the policy at temperature 1."),
+        column("n_tokens", pa.int32(), "Length of token_ids."),
+        column("text", pa.string(), "The completion as text, control tokens left out."),
+        column("finish_reason", pa.string(), "stop (a stop token) or length (max_tokens reached)."),
+        column("policy", pa.string(), "Hash of the adapter that sampled; base for none."),
+        column("seed", pa.int64(), "Seed of this rollout."),
+    ),
+    float_lists=("prompt_ids", "token_ids", "logprobs"),
+)
+
+
+VERDICTS = Table(
+    "verdicts",
+    "verify",
+    "One row a rollout: what verification made of it.",
+    columns(
+        _ID,
+        _SAMPLE,
+        column("verdict", pa.string(), "correct, incorrect, no_answer, truncated, timeout or error."),
+        column("outcome", pa.string(), "correct, failed (verify.failed) or undecided."),
+        column("answer", pa.string(), "The answer found in the completion.", nullable=True),
+    ),
+)
+
+
+TEACHER_STATES = Table(
+    "teacher_states",
+    "teach",
+    "One row a scored rollout and pool: the teacher's final hidden states, averaged over the pool's contexts.",
+    columns(
+        _ID,
+        _SAMPLE,
+        column("pool", pa.string(), "base, reference, correct or incorrect."),
+        column("exemplars", _INTS, "Samples of the group whose texts were the contexts; -1 is the reference."),
+        column("tokens", pa.int32(), "T: states kept, one for each of the rollout's first T tokens."),
+        column("dim", pa.int32(), "D: hidden size."),
+        column("dtype", pa.string(), "float16, bfloat16 or float32."),
+        column(
+            "states", pa.large_binary(), "[T, D] row-major little-endian; state t is the one that predicts token t."
+        ),
+    ),
+    opaque=("states",),
+)
+
+
+CONTEXTS = Table(
+    "contexts",
+    "teach",
+    "One row a scored rollout and pool: who read what. Kept when the states are dropped.",
+    columns(
+        _ID,
+        _SAMPLE,
+        column("pool", pa.string(), "base, reference, correct or incorrect."),
+        column("exemplars", _INTS, "Samples of the group whose texts were the contexts; -1 is the reference."),
+    ),
+    owner="teacher_states",
+)
+
+
+TARGETS = Table(
+    "targets",
+    "steer",
+    "One row a distilled token: the steered target on its top-K support.",
+    columns(
+        _ID,
+        _SAMPLE,
+        column("position", pa.int32(), "Position in the rollout, from 0."),
+        column("token_id", pa.int32(), "The sampled token."),
+        column("token", pa.string(), "The sampled token as text."),
+        column("token_base_logprob", pa.float32(), "Its log-probability (nats) under the base pool."),
+        column("token_target_logprob", pa.float32(), "Its log-probability (nats) under the target."),
+        column("ids", _INTS, "The K likeliest tokens of the target, likeliest first."),
+        column("base_logprobs", _FLOATS, "Their log-probabilities (nats) under the base pool, rounded to fp16."),
+        column("target_logprobs", _FLOATS, "Their log-probabilities (nats) under the target, rounded to fp16."),
+        column("tail_mass", pa.float32(), "Probability of the target outside the support."),
+        column(
+            "direction_norm",
+            pa.float32(),
+            "L2 norm of the centred direction z_correct - z_incorrect; without both, of what the recipe adds.",
+        ),
+        column("kl", pa.float32(), "KL(target || base) in nats."),
+        column("base_entropy", pa.float32(), "Entropy of the base pool's distribution in nats.", nullable=True),
+        column("target_entropy", pa.float32(), "Entropy of the target in nats.", nullable=True),
+    ),
+    float_lists=("ids", "base_logprobs", "target_logprobs"),
+)
+
+
+STEERED = Table(
+    "steered",
+    "steer",
+    "One row a distilled rollout: what its targets amount to.",
+    columns(
+        _ID,
+        _SAMPLE,
+        column("tokens", pa.int32(), "Distilled tokens."),
+        column("kl", pa.float64(), "Mean KL(target || base) in nats a token."),
+        column("kl_max", pa.float32(), "Largest KL(target || base) of a token, in nats."),
+        column("kl_max_position", pa.int32(), "Position of that token in the rollout."),
+        column("gain", pa.float64(), "Mean of log p_target - log p_base of the sampled tokens, in nats."),
+        column("direction_norm", pa.float64(), "Mean L2 norm of the direction."),
+        column("direction_max", pa.float32(), "Largest L2 norm of the direction."),
+        column("direction_max_position", pa.int32(), "Position of that token in the rollout."),
+        column("base_entropy", pa.float64(), "Mean entropy of the base pool in nats a token.", nullable=True),
+        column("target_entropy", pa.float64(), "Mean entropy of the target in nats a token.", nullable=True),
+        column(
+            "stop_base", pa.float64(), "p_base of the stop token that ended it; null if cut or capped.", nullable=True
+        ),
+        column("stop_target", pa.float64(), "p_target of it.", nullable=True),
+    ),
+    owner="targets",
+)
+
+
+UPDATES = Table(
+    "updates",
+    "train",
+    "One row an optimizer step.",
+    columns(
+        column("step", pa.int64(), "Optimizer step, counted over the run from 1."),
+        column("epoch", pa.int32(), "Pass over the round's rollouts, from 0."),
+        column("loss", pa.float32(), "token_loss + train.tail_weight * tail_nll (rft and sft: tail_nll alone)."),
+        column("token_loss", pa.float32(), "Mean divergence (grpo: surrogate) a trained token, in nats."),
+        column("tail_nll", pa.float32(), "Mean NLL a tail token, in nats.", nullable=True),
+        column("grad_norm", pa.float32(), "L2 norm of the gradient before clipping."),
+        column("learning_rate", pa.float64(), "Rate of this step."),
+        column("rollouts", pa.int32(), "Rollouts of this step."),
+        column("tokens", pa.int32(), "Trained tokens of this step, without the tail's."),
+        column("tail_tokens", pa.int32(), "Tail tokens of this step."),
+    ),
+)
+
+
+SCORES = Table(
+    "scores",
+    "evaluate",
+    "One row an evaluation completion, after so many rounds (0: the base model).",
+    columns(
+        column("benchmark", pa.string(), "Name of the benchmark."),
+        _ID,
+        _SAMPLE,
+        column("greedy", pa.bool_(), "Drawn greedily; its sample is 0."),
+        column("verdict", pa.string(), "correct, incorrect, no_answer, truncated, timeout or error."),
+        column("answer", pa.string(), "The answer found in the completion.", nullable=True),
+        column("n_tokens", pa.int32(), "Length in tokens, the stop token included."),
+        column("finish_reason", pa.string(), "stop or length."),
+        column("logprob", pa.float32(), "Log-probability (nats) of the completion under the policy at temperature 1."),
+        column("base_logprob", pa.float32(), "The same under the base model (evaluate.base_kl).", nullable=True),
+        column("last_logprob", pa.float32(), "Log-probability (nats) of its last token: the stop token, unless cut."),
+        column("repeated", pa.bool_(), "Ends in a loop: an n-gram said four times or more, over 16 tokens or more."),
+        column("text", pa.string(), "The completion."),
+        column("policy", pa.string(), "Hash of the adapter that was evaluated; base for none."),
+        column("seed", pa.int64(), "Seed of this completion."),
+    ),
+)
+
+
+SUMMARIES = Table(
+    "summaries",
+    "evaluate",
+    "One row a benchmark and evaluated round.",
+    columns(
+        column("benchmark", pa.string(), "Name of the benchmark."),
+        column("place", pa.int32(), "Its place in the configuration, from 0; curves show place 0."),
+        column("problems", pa.int32(), "Problems evaluated."),
+        column("samples", pa.int32(), "k: sampled completions a problem."),
+        column("accuracy", pa.float64(), "avg@k: mean over problems of the share of correct samples."),
+        column("accuracy_low", pa.float64(), "Lower end of its 95% bootstrap interval over problems."),
+        column("accuracy_high", pa.float64(), "Upper end of it."),
+        column("greedy_accuracy", pa.float64(), "Share of problems solved greedily."),
+        column("pass_at_k", pa.float64(), "Unbiased pass@k at k = samples."),
+        column("mean_length", pa.float64(), "Mean tokens a sampled completion."),
+        column("length_p50", pa.float64(), "Median of it."),
+        column("length_p95", pa.float64(), "95th percentile of it."),
+        column("truncated", pa.float64(), "Share of sampled completions cut at max_tokens."),
+        column("repeated", pa.float64(), "Share of sampled completions that end in a loop."),
+        column("stop_mass", pa.float64(), "Mean probability of the stop token where a completion ended; 0 where cut."),
+        column("distinct_answers", pa.float64(), "Mean number of different answers a problem among its samples."),
+        column("entropy", pa.float64(), "Minus the mean log-probability of sampled tokens: nats a token."),
+        column("kl_base", pa.float64(), "KL(policy || base) estimated on the samples: nats a token.", nullable=True),
+    ),
+    owner="scores",
+)
+
+
+ALL_TABLES = (
+    *(PROBLEMS, TRAJECTORIES, VERDICTS, TEACHER_STATES, CONTEXTS, TARGETS, STEERED, UPDATES, SCORES, SUMMARIES),
+    *(STYLE, HEALTH, SWEEPS, SWEEP_POSITIONS, SWEEP_AGREEMENT),
+)
+
+
+TABLES = {t.name: t for t in ALL_TABLES}

@@ -1,0 +1,70 @@
+"""The small frozen types that packages exchange."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Key = tuple[str, int]  # (problem_id, sample): names a rollout within its round
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem that can be posed and judged."""
+
+    problem_id: str
+    problem: str
+    answer: str
+    solution: str | None = None
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to sample: a rendered prompt, and the seed that decides every draw."""
+
+    problem_id: str
+    sample: int
+    prompt_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a sampler returns for a request. `logprobs` are at temperature 1, in nats, one a token."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A trajectory with its verdict, as the teacher and the trainer read it."""
+
+    problem_id: str
+    sample: int
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    outcome: str  # correct, failed or undecided
+    logprobs: tuple[float, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return self.problem_id, self.sample
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage tells its caller: small enough to cross Prefect."""
+
+    stage: str
+    round: int
+    rows: int
+    seconds: float
+    metrics: dict[str, Any] = field(default_factory=dict)
+    reused: bool = False
+    notice: str = ""
+    redone: str = ""  # why finished work was done again

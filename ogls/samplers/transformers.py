@@ -1,0 +1,135 @@
+"""Sampling with transformers: a plain decoding loop over the key-value cache.
+
+Each draw inverts the distribution's CDF at a uniform number that comes from the rollout's own counter-based
+stream, so neither the batch nor its order decides what is sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from ogls.config import SamplingConfig
+from ogls.models.adapter import Adapter
+from ogls.models.policy import Policy
+from ogls.records import Completion, Request
+from ogls.samplers.base import make_completion
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+
+class TransformersSampler:
+    """Samples from a loaded policy (see `rollout.Sampler`)."""
+
+    restarts = 0
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+
+    @property
+    def hash(self) -> str:
+        return self.policy.hash
+
+    def use_adapter(self, adapter: Adapter | None) -> None:
+        self.policy.use_adapter(adapter)
+
+    def release_memory(self) -> None:
+        """Nothing to give back: the policy is the caller's."""
+
+    def sample(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
+        """One completion a request; `sampling.batch_size` of them are decoded together."""
+        size = sampling.batch_size
+        batches = (requests[i : i + size] for i in range(0, len(requests), size))
+        return [completion for batch in batches for completion in self._batch(batch, sampling)]
+
+    @torch.inference_mode()
+    def _batch(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
+        policy, device = self.policy, self.policy.device
+        uniforms = torch.from_numpy(np.stack([_uniforms(r.seed, sampling.max_tokens) for r in requests])).to(device)
+        stops = torch.tensor(policy.stop_ids, device=device)
+        ids, mask = _left_pad([r.prompt_ids for r in requests], policy.tokenizer.pad_token_id or 0)
+        ids, mask = ids.to(device), mask.to(device)
+        position = mask.sum(1, keepdim=True)
+        cache = DynamicCache(config=policy.body.config)
+        out = policy.run_body(
+            ids, mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache, use_cache=True
+        )
+        alive = torch.arange(len(requests), device=device)
+        steps: list[tuple[Tensor, Tensor, Tensor]] = []
+        for t in range(sampling.max_tokens):
+            logits = policy.logits(out.last_hidden_state[:, -1])
+            cuts = sampling.top_k, sampling.top_p, sampling.min_p
+            token = sample_tokens(logits, uniforms[alive, t], sampling.temperature, *cuts)
+            logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)
+            steps.append((alive, token, logprob))
+            going = ~torch.isin(token, stops)
+            if not going.any() or t + 1 == sampling.max_tokens:
+                break
+            keep = going.nonzero()[:, 0]
+            if len(keep) < len(alive):
+                cache.batch_select_indices(keep)
+                alive, token, mask, position = alive[keep], token[keep], mask[keep], position[keep]
+            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
+            out = policy.run_body(token[:, None], mask, position_ids=position, past_key_values=cache, use_cache=True)
+            position = position + 1
+        return self._completions(len(requests), steps)
+
+    def _completions(self, count: int, steps: list[tuple[Tensor, Tensor, Tensor]]) -> list[Completion]:
+        tokens: list[list[int]] = [[] for _ in range(count)]
+        logprobs: list[list[float]] = [[] for _ in range(count)]
+        for rows, token, logprob in steps:
+            for row, i, p in zip(rows.tolist(), token.tolist(), logprob.tolist(), strict=True):
+                tokens[row].append(i)
+                logprobs[row].append(p)
+        texts = self.policy.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        stops = set(self.policy.stop_ids)
+        return [make_completion(ids, lps, text, stops) for ids, lps, text in zip(tokens, logprobs, texts, strict=True)]
+
+
+def sample_tokens(
+    logits: Float[Tensor, "B V"],
+    uniform: Float[Tensor, " B"],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float = 0.0,
+) -> Int[Tensor, " B"]:
+    """Token ids by inverse CDF in fp64 at `uniform` in [0, 1); temperature 0 takes the likeliest.
+
+    The cuts come after the temperature and in the order min_p, top_k, top_p, as vLLM has them.
+    """
+    if temperature == 0:
+        return logits.argmax(1)
+    logits = logits.double() / temperature
+    if min_p:
+        floor = logits.max(1, keepdim=True).values + math.log(min_p)
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    if top_k:
+        floor = logits.topk(min(top_k, logits.shape[1])).values[:, -1:]
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    probs = logits.softmax(1)
+    if top_p < 1:
+        ordered, index = probs.sort(dim=1, descending=True)
+        ordered = ordered.masked_fill(ordered.cumsum(1) - ordered >= top_p, 0)  # the first to reach it stays
+        probs = torch.zeros_like(probs).scatter(1, index, ordered)
+    cdf = probs.cumsum(1)
+    token = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]
+    return token.clamp(max=logits.shape[1] - 1)
+
+
+def _uniforms(seed: int, count: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=seed)).random(count)
+
+
+def _left_pad(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(r)) + list(r) for r in rows])
+    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
+    return ids, mask

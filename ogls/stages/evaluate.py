@@ -1,0 +1,86 @@
+"""The stage `evaluate`: sample and judge the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ogls.distillation import teacher
+from ogls.evaluation.metrics import ends_in_loop, summarize
+from ogls.models.policy import Policy
+from ogls.progress import Progress, no_progress
+from ogls.records import SCORES, SUMMARIES, Completion, Request, StageResult
+from ogls.records.schema import to_arrow
+from ogls.samplers.requests import build_requests
+from ogls.stages.engine import sampler_for_round
+from ogls.stages.fingerprints import policy_inputs
+from ogls.stages.run import Run
+from ogls.stages.sample import trajectory_row
+from ogls.stages.shards import unfinished_shards
+from ogls.stages.verify import judge_rows
+from ogls.store.writer import StageWriter
+from ogls.verifiers.pool import Judgement
+
+
+def evaluate(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
+    """Sample and judge the benchmarks with the policy that the round ended with (0: the base model)."""
+    config = run.config
+    sampling = config.evaluate
+    inputs = {
+        **policy_inputs(run),
+        "evaluate": sampling.model_copy(update={"benchmarks": ()}),
+        "verify": config.verify,
+        "problems": run.digest("problems", 0),
+        "policy": run.policy_hash(round_),
+    }
+
+    def work(writer: StageWriter) -> dict[str, Any]:
+        sampler, prompter = sampler_for_round(run, round_)
+        base = run.load_policy() if sampling.base_kl else None
+        jobs: list[tuple[str, bool, Request]] = []
+        names = [*(b.name for b in sampling.benchmarks), *(["holdout"] if config.problems.holdout else [])]
+        for name in names:
+            posed = run.problems(name)
+            drawn = build_requests(posed, prompter, sampling.samples, config.seed, "evaluate", name)
+            jobs += [(name, False, r) for r in drawn] + [(name, True, r) for r in drawn if r.sample == 0]
+        jobs.sort(key=lambda job: job[1])  # a shard is sampled with one temperature
+        greedy = sampling.model_copy(update={"temperature": 0.0})
+        for index, part in unfinished_shards(jobs, sampling.batch_size, writer, progress, by=lambda job: job[1]):
+            completions = sampler.sample([r for _, _, r in part], greedy if part[0][1] else sampling)
+            rows = _scores(run, part, completions, sampler.hash, base)
+            writer.write_shard(index, to_arrow(SCORES, rows), {"tokens": sum(r["n_tokens"] for r in rows)})
+        sampler.release_memory()
+        rows = [row for _, e in sorted(writer.finished.items()) for row in run.records.read_shard(e).to_pylist()]
+        seed = run.seed("bootstrap")
+        summaries = [
+            summarize([r for r in rows if r["benchmark"] == name], name, place, sampling.bootstrap, seed)
+            for place, name in enumerate(names)
+        ]
+        writer.write_extra(SUMMARIES, to_arrow(SUMMARIES, summaries))
+        return {"policy": sampler.hash, "accuracy": {s["benchmark"]: s["accuracy"] for s in summaries}}
+
+    return run.carry_out("scores", round_, inputs, work)
+
+
+def _scores(
+    run: Run,
+    part: Sequence[tuple[str, bool, Request]],
+    completions: Sequence[Completion],
+    policy: str,
+    base: Policy | None,
+) -> list[dict[str, Any]]:
+    rows = []
+    under_base: list[float | None] = [None] * len(part)
+    if base:
+        prompts, tokens = [r.prompt_ids for _, _, r in part], [c.token_ids for c in completions]
+        under_base = list(teacher.rollout_logprobs(base, prompts, tokens, run.config.teacher.batch_tokens))
+    for (name, greedy, request), completion, base_logprob in zip(part, completions, under_base, strict=True):
+        row = trajectory_row(request, completion, policy)
+        kept = ("problem_id", "sample", "n_tokens", "text", "finish_reason", "policy", "seed")
+        sums = {"logprob": sum(completion.logprobs), "base_logprob": base_logprob}
+        end = {"last_logprob": completion.logprobs[-1], "repeated": ends_in_loop(completion.token_ids)}
+        rows.append({"benchmark": name, "greedy": greedy, **sums, **end, **{n: row[n] for n in kept}})
+    judged: list[Judgement] = []
+    for name in dict.fromkeys(row["benchmark"] for row in rows):
+        judged += judge_rows(run, name, [row for row in rows if row["benchmark"] == name])
+    return [{**row, "verdict": j.verdict, "answer": j.answer} for row, j in zip(rows, judged, strict=True)]

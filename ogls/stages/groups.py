@@ -1,0 +1,34 @@
+"""Reading the rollouts of a round from the store, with verdicts or with cached states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ogls.config import Pool
+from ogls.progress import Progress, no_progress
+from ogls.records import Rollout
+from ogls.stages import columns
+from ogls.stages.run import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def read_groups(run: Run, round_: int) -> dict[str, list[Rollout]]:
+    return columns.to_rollouts(run.records.read("trajectories", round_), run.records.read("verdicts", round_))
+
+
+def cached_rollouts(
+    run: Run, round_: int, device: Any, progress: Progress = no_progress
+) -> Iterator[tuple[Rollout, Tensor, dict[Pool, Tensor]]]:
+    """Every rollout of a taught round with its scored tokens [T] and its cached states [T, D] on a device."""
+    import torch
+
+    rollouts = {r.key: r for group in read_groups(run, round_).values() for r in group}
+    entries = run.records.list_shards("teacher_states", round_)
+    for done, entry in enumerate(entries, start=1):
+        for key, states in columns.unpack_states(run.records.read_shard(entry)).items():
+            tokens = torch.tensor(rollouts[key].token_ids[: len(states["base"])], device=device)
+            yield rollouts[key], tokens, {p: s.to(device) for p, s in states.items()}
+        progress(done, len(entries))

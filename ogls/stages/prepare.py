@@ -1,0 +1,64 @@
+"""The stage `prepare`: read, clean and split the problems."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ogls.problems.load import normalize_text
+from ogls.problems.sources import source_digest
+from ogls.problems.splits import split_problems
+from ogls.progress import Progress, no_progress
+from ogls.records import PROBLEMS, Problem, StageResult
+from ogls.records.schema import to_arrow
+from ogls.samplers.requests import check_context
+from ogls.stages.engine import record_probe
+from ogls.stages.run import Run
+from ogls.store.writer import StageWriter
+from ogls.verifiers.pool import shared_verifier
+
+
+def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> StageResult:
+    """Read, clean and split the problems; write them as the run's own copy."""
+    config = run.config
+    sources = [config.problems.source, *(b.source for b in config.evaluate.benchmarks)]
+    inputs = {
+        "problems": config.problems.model_copy(update={"per_round": 1}),
+        "benchmarks": config.evaluate.benchmarks,
+        "prompts": config.prompts,
+        "model": config.model,
+        "lengths": (config.rollout.max_tokens, config.evaluate.max_tokens),
+        "seed": config.seed,
+        "files": [source_digest(s) for s in sources],
+    }
+
+    def work(writer: StageWriter) -> dict[str, Any]:
+        policy = run.load_policy()  # an unusable model or adapter is found before the first rollout
+        prompter = run.prompter(policy.tokenizer)
+
+        def too_long(problem: Problem, max_tokens: int) -> str:
+            prompt = prompter.student(problem.problem)
+            return check_context(config.model, policy.context, len(prompt), max_tokens)
+
+        seen = {normalize_text(p) for name in config.problems.after for p in _trained_on(run, name)}
+        found, report = split_problems(config, shared_verifier(config.verify).can_verify, too_long, seen)
+        rows = [{n: getattr(p, n) for n in PROBLEMS.schema.names} for p in found]
+        writer.write_shard(0, to_arrow(PROBLEMS, rows))
+        listed = [f"{n} {reason} ({report.words(reason)})" for reason, n in report.counts.items()]
+        notice = f"left out of the problems: {'; '.join(listed)}" if listed else ""
+        policy.use_adapter(run.load_adapter(0))
+        first = next(p for p in found if p.split == "train")
+        return {
+            "left_out": dict(report.counts),
+            "splits": dict(Counter(p.split for p in found)),
+            "probe": record_probe(run, policy, first),
+            "notice": notice,
+        }
+
+    return run.carry_out("problems", 0, inputs, work)
+
+
+def _trained_on(run: Run, name: str) -> list[str]:
+    """The texts of another run's training problems."""
+    rows: list[dict[str, Any]] = run.store.run(name).read("problems", 0, ["split", "problem"]).to_pylist()
+    return [row["problem"] for row in rows if row["split"] == "train"]

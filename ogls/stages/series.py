@@ -1,0 +1,75 @@
+"""Continual training: a series of runs <name>-0001, -0002, ..., each on the problems that are new since the last.
+
+A run of a series starts from the adapter that the one before ended with, or from its best round's where health had
+stopped it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ogls.config import RunConfig
+from ogls.problems.load import Exclusions, load_problems, normalize_text
+from ogls.stages.run import POLICY, is_finished, open_run
+from ogls.store import RunStore, Store
+
+
+def series_runs(config: RunConfig) -> list[RunStore]:
+    """The runs of a series, oldest first."""
+    pattern = re.compile(re.escape(config.name) + r"-\d{4,}$")
+    return sorted((r for r in Store(config.root).runs() if pattern.match(r.name)), key=lambda r: r.name)
+
+
+def count_new_problems(config: RunConfig, earlier: list[RunStore]) -> int:
+    """How many problems of the source no earlier run of the series has trained on."""
+    seen = set()
+    for run in earlier:
+        for row in run.read("problems", 0, ["split", "problem"]).to_pylist():
+            seen.add(normalize_text(row["problem"]))  # a benchmark's problem is not new either
+    return sum(normalize_text(p.problem) not in seen for p in load_problems(config.problems, "train", Exclusions()))
+
+
+def handed_on_adapter(run: RunStore) -> str:
+    """Where the adapter lies that a run handed on; empty for the base model."""
+    health = run.newest_manifest("health")
+    trained = run.rounds("updates")
+    if health and health.metrics["state"] == "stop":
+        best = int(health.metrics["best"])
+    else:
+        best = trained[-1] if trained else 0
+    if best:
+        return run.url(run.folder(POLICY, best))
+    about = run.read_info()
+    return str(about["config"]["adapter"]["start"]) if about else ""
+
+
+def next_run(config: RunConfig) -> RunConfig | None:
+    """The configuration of the run to carry out now: the last one if it is unfinished, else the next one.
+
+    None where there is nothing new to train on.
+    """
+    earlier = series_runs(config)
+    if earlier and not is_finished(stored_config(earlier[-1])):
+        number = len(earlier)
+        earlier = earlier[:-1]
+    else:
+        number = len(earlier) + 1
+        if earlier and not count_new_problems(config, earlier):
+            return None
+    adapter = config.adapter.model_copy(
+        update={"start": handed_on_adapter(earlier[-1]) if earlier else config.adapter.start}
+    )
+    problems = config.problems.model_copy(update={"after": tuple(r.name for r in earlier)})
+    update = {"name": f"{config.name}-{number:04d}", "adapter": adapter, "problems": problems}
+    return config.model_copy(update=update)
+
+
+def newest_config(config: RunConfig) -> RunConfig | None:
+    """The configuration of the newest run of a series, as it was started; None for no run."""
+    earlier = series_runs(config)
+    return stored_config(earlier[-1]) if earlier else None
+
+
+def stored_config(run: RunStore) -> RunConfig:
+    """The configuration that a run was started with."""
+    return open_run(run.storage.root, run.name).config

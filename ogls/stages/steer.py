@@ -1,0 +1,92 @@
+"""The stage `steer`: turn cached states into targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ogls.config import Pool
+from ogls.distillation.steering import steer_tokens
+from ogls.models.load import load_head, load_tokenizer
+from ogls.progress import Progress, no_progress
+from ogls.records import STEERED, Key, StageResult
+from ogls.records.schema import to_arrow
+from ogls.stages import columns
+from ogls.stages.groups import read_groups
+from ogls.stages.run import Run
+from ogls.stages.shards import unfinished_shards
+from ogls.store.manifest import FileEntry
+from ogls.store.writer import StageWriter
+
+_SHARD_STATES = 2**18  # cached states (of all pools) whose targets are one shard
+_STEER_ROLLOUTS = 64  # rollouts whose targets are turned into rows together
+
+
+def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
+    """Turn cached states into targets. No model runs here but the head."""
+    import torch
+
+    config = run.config
+    recipe = config.steer.to_recipe()
+    states = run.digest("teacher_states", round_)
+    trajectories = run.digest("trajectories", round_)
+    inputs = {
+        "recipe": recipe,
+        "temperature": config.steer.temperature,
+        "support": config.steer.support,
+        "batch_tokens": config.steer.batch_tokens,
+        "model": config.model,
+        "teacher_states": states,
+        "trajectories": trajectories,
+    }
+
+    def work(writer: StageWriter) -> dict[str, Any]:
+        head, tokenizer = load_head(config.model), load_tokenizer(config.model)
+        rollouts = {r.key: r for group in read_groups(run, round_).values() for r in group}
+        entries = run.records.list_shards("teacher_states", round_)
+        folds = _folds(entries)
+        for index, part in unfinished_shards(
+            entries, len(entries), writer, progress, by=lambda entry: folds[entry.path]
+        ):
+            tables, sums = [], {"kl_sum": 0.0, "direction_sum": 0.0}
+            for cached in (columns.unpack_states(run.records.read_shard(entry)) for entry in part):
+                for keys in _alike(cached):
+                    tokens = [torch.tensor(rollouts[k].token_ids[: len(cached[k]["base"])]) for k in keys]
+                    pools = {p: torch.cat([cached[k][p] for k in keys]).to(head.device) for p in cached[keys[0]]}
+                    ids = torch.cat(tokens).to(head.device)
+                    limits = config.steer.support, config.steer.batch_tokens
+                    target = steer_tokens(pools, ids, recipe, head, *limits, config.steer.temperature)
+                    tables.append(columns.target_rows(keys, tokens, target, tokenizer))
+                    sums["kl_sum"] += target.kl.sum().item()
+                    sums["direction_sum"] += target.direction_norm.sum().item()
+            writer.write_shard(index, columns.concat_targets(tables), sums)
+        told = [run.records.read_shard(e, list(columns.STEERED_COLUMNS)) for _, e in sorted(writer.finished.items())]
+        ended = run.records.read("trajectories", round_, ["problem_id", "sample", "n_tokens", "finish_reason"])
+        steered = columns.steered_rows(columns.concat_targets(told), columns.stop_positions(ended))
+        writer.write_extra(STEERED, to_arrow(STEERED, steered))
+        rows = sum(entry.rows for entry in writer.finished.values())
+        total = writer.summed_metrics()
+        return {
+            "kl": total.get("kl_sum", 0.0) / max(rows, 1),
+            "direction_norm": total.get("direction_sum", 0.0) / max(rows, 1),
+        }
+
+    return run.carry_out("targets", round_, inputs, work)
+
+
+def _folds(entries: Sequence[FileEntry]) -> dict[str, int]:
+    """Which shard of targets each shard of states goes into: readers open files, so small ones are laid together."""
+    folds, before = {}, 0
+    for entry in entries:
+        folds[entry.path] = before // _SHARD_STATES
+        before += int(entry.metrics["tokens"])
+    return folds
+
+
+def _alike(cached: Mapping[Key, Mapping[Pool, Any]]) -> Iterator[list[Key]]:
+    """Some rollouts at a time that have the same pools."""
+    by_pools: dict[tuple[Pool, ...], list[Key]] = {}
+    for key, pools in cached.items():
+        by_pools.setdefault(tuple(pools), []).append(key)
+    for keys in by_pools.values():
+        yield from (keys[i : i + _STEER_ROLLOUTS] for i in range(0, len(keys), _STEER_ROLLOUTS))

@@ -1,0 +1,60 @@
+"""The stage `style`: which part of each signal is style and which is substance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ogls.distillation import style as styling
+from ogls.distillation.concatenate import concatenate
+from ogls.models.load import load_head, load_tokenizer
+from ogls.progress import Progress, no_progress
+from ogls.records import STYLE, StageResult
+from ogls.records.schema import to_arrow
+from ogls.stages.groups import cached_rollouts
+from ogls.stages.run import Run
+from ogls.store.writer import StageWriter
+
+
+def style(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
+    """Split what the target, the direction and each privileged pool change into style and substance."""
+    config = run.config
+    inputs = {
+        "style": config.style.model_dump(mode="json"),
+        "recipe": config.steer.to_recipe(),
+        "temperature": config.steer.temperature,
+        "model": config.model,
+        "states": run.digest("teacher_states", round_),
+        "trajectories": run.digest("trajectories", round_),
+    }
+
+    def work(writer: StageWriter) -> dict[str, Any]:
+        head, tokenizer = load_head(config.model), load_tokenizer(config.model)
+        classes = styling.classify(tokenizer, len(head), config.style.classes).to(head.device)
+        manifest = run.records.manifest("teacher_states", round_)
+        every = max(1, int(manifest.metrics.get("rollouts", 0)) // config.style.rollouts) if manifest else 1
+        parts: dict[str, list[styling.Shift]] = {}
+        tokens, places = [], []
+        for number, (_, ids, states) in enumerate(cached_rollouts(run, round_, head.device, progress)):
+            if number % every:
+                continue
+            if parts and not set(parts) <= set(styling.signal_recipes(tuple(states), config.steer.to_recipe())):
+                continue  # a rollout with fewer pools than the first has no say in the comparison
+            wanted = styling.signal_recipes(tuple(states), config.steer.to_recipe())
+            limits = config.steer.batch_tokens, config.steer.temperature
+            for name, shift in styling.measure_shifts(states, wanted, classes, head, *limits).items():
+                parts.setdefault(name, []).append(shift)
+            tokens.append(classes[ids].cpu().numpy())
+            places.append(np.arange(len(ids)))
+        shifts = {name: concatenate(some) for name, some in parts.items()}
+        names = [c.name for c in config.style.classes]
+        rows, metrics = [], {}
+        if shifts:
+            which = np.concatenate(tokens)
+            rows = list(styling.style_rows(shifts, which, np.concatenate(places), names))
+            metrics = styling.shift_metrics(shifts, which, names)
+        writer.write_shard(0, to_arrow(STYLE, rows))
+        return {"numbers": metrics, "rollouts": len(tokens)}
+
+    return run.carry_out("style", round_, inputs, work)

@@ -1,0 +1,103 @@
+"""The stage `train`: update the policy; save the adapter and the optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ogls.distillation.steering import combine_states
+from ogls.errors import StoreError
+from ogls.models.adapter import adapter_files
+from ogls.models.policy import Policy
+from ogls.progress import Progress, no_progress
+from ogls.records import UPDATES, Key, StageResult
+from ogls.records.schema import to_arrow
+from ogls.stages import columns
+from ogls.stages.engine import record_probe
+from ogls.stages.fingerprints import policy_inputs
+from ogls.stages.groups import read_groups
+from ogls.stages.run import POLICY, Run
+from ogls.stages.teach import teacher_adapter
+from ogls.store.writer import StageWriter
+from ogls.training.batching import TrainItem
+from ogls.training.items import correct_rollout_items, distillation_items, policy_gradient_items, reference_items
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CLIP_WARNING = "train.pointwise_clip reverses the gradient of clipped terms: for reproduction only"
+
+
+def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
+    """Distil the targets into the policy; write the updates, the adapter and the optimizer's state."""
+    from safetensors.torch import load, save
+
+    from ogls.training.trainer import Trainer
+
+    config = run.config
+    full = config.has_teacher and config.train.support == "full"
+    start, rate = run.start_point(round_)
+    before = run.policy_hash(start)
+    settings = config.train.model_copy(update={"learning_rate": config.train.learning_rate * rate})
+    inputs = {
+        **policy_inputs(run),
+        "train": settings,
+        "ema": config.teacher.ema_decay if config.teacher.weights == "ema" else None,
+        "round": round_,
+        "before": run.digest("updates", start) if start else None,
+        "trajectories": run.digest("trajectories", round_),
+        "verdicts": run.digest("verdicts", round_),
+        "targets": run.digest("targets", round_) if config.has_teacher else None,
+        "states": run.digest("teacher_states", round_) if full else None,
+    }
+
+    def work(writer: StageWriter) -> dict[str, Any]:
+        policy = run.load_policy(start)
+        items = _train_items(run, round_, policy)
+        if policy.hash != before:
+            raise StoreError(f"round {round_} was sampled by {before}, but {policy.hash} would be trained")
+        state = load(run.read_attachment(start, "optimizer.safetensors")) if start else None
+        trainer = Trainer(policy, settings, state)
+        rows = trainer.train_round(items, run.seed("train", round_), progress)
+        writer.write_shard(0, to_arrow(UPDATES, rows))
+        trained = policy.copy_adapter()
+        for name, content in adapter_files(trained, config.model, config.adapter).items():
+            writer.attach_file(POLICY, name, content)
+        writer.attach_file(POLICY, "optimizer.safetensors", save(trainer.state()))
+        if config.teacher.weights == "ema":
+            old = teacher_adapter(run, start) or policy.initial_adapter()
+            average = old.average(trained, config.teacher.ema_decay)
+            writer.attach_file(POLICY, "ema.safetensors", save(dict(average.weights)))
+        loss = sum(r["loss"] for r in rows) / len(rows) if rows else 0.0
+        notice = "" if rows else f"round {round_}: nothing to train on; the adapter stays as it was"
+        if config.train.pointwise_clip:
+            notice = " ".join([notice, _CLIP_WARNING]).strip()
+        tokens = sum(r["tokens"] for r in rows)
+        posed = run.problems("train")[0]
+        said = {"policy": trained.hash, "probe": record_probe(run, policy, posed), "notice": notice}
+        return {"loss": loss, "steps": len(rows), "tokens": tokens, **said}
+
+    return run.carry_out("updates", round_, inputs, work)
+
+
+def _train_items(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
+    """The rollouts to train on, with what the objective holds them to."""
+    config, groups = run.config, read_groups(run, round_)
+    if config.train.objective == "grpo":
+        return policy_gradient_items(groups, config.train)
+    if config.train.objective == "rft":
+        return correct_rollout_items(groups)
+    if config.train.objective == "sft":
+        posed = {p.problem_id: p for p in run.problems("train")}
+        stop = policy.tokenizer.eos_token_id
+        return reference_items(groups, posed, policy.tokenizer, stop, config.rollout.max_tokens)
+    states = _combined_states(run, round_) if config.train.support == "full" else None
+    return distillation_items(groups, run.records.read("targets", round_), states, config.train)
+
+
+def _combined_states(run: Run, round_: int) -> Iterator[tuple[Key, Tensor]]:
+    """The cached states of every rollout, combined by the recipe: the states whose logits are the target's."""
+    steer = run.config.steer
+    for entry in run.records.list_shards("teacher_states", round_):
+        for key, pools in columns.unpack_states(run.records.read_shard(entry)).items():
+            yield key, combine_states(pools, steer.to_recipe(), steer.temperature)

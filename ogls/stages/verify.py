@@ -1,0 +1,55 @@
+"""The stage `verify`: a verdict for every rollout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ogls.progress import Progress, no_progress
+from ogls.records import VERDICTS, StageResult
+from ogls.records.schema import to_arrow
+from ogls.stages.run import Run
+from ogls.store.writer import StageWriter
+from ogls.verifiers.pool import Case, Judgement, shared_verifier
+
+
+def judge_rows(run: Run, split: str, rows: list[dict[str, Any]], progress: Progress = no_progress) -> list[Judgement]:
+    expected = {p.problem_id: p.answer for p in run.problems(split)}
+    cases = [Case(row["text"], row["finish_reason"], expected[row["problem_id"]]) for row in rows]
+    return shared_verifier(run.config.verify).judge(cases, progress)
+
+
+def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
+    """Judge every rollout of the round."""
+    config = run.config.verify
+    inputs = {
+        "verify": config,
+        "trajectories": run.digest("trajectories", round_),
+        "problems": run.digest("problems", 0),
+    }
+
+    def work(writer: StageWriter) -> dict[str, Any]:
+        names = ["problem_id", "sample", "text", "finish_reason"]
+        rows = run.records.read("trajectories", round_, names).to_pylist()
+        judged = judge_rows(run, "train", rows, progress)
+        outcomes: dict[str, set[str]] = {}
+        out = []
+        for row, judgement in zip(rows, judged, strict=True):
+            failed = "failed" if judgement.verdict in config.failed else "undecided"
+            outcome = "correct" if judgement.verdict == "correct" else failed
+            outcomes.setdefault(row["problem_id"], set()).add(outcome)
+            key = {"problem_id": row["problem_id"], "sample": row["sample"]}
+            out.append({**key, "verdict": judgement.verdict, "outcome": outcome, "answer": judgement.answer})
+        writer.write_shard(0, to_arrow(VERDICTS, out))
+        mixed = sum({"correct", "failed"} <= o for o in outcomes.values())
+        verdicts = dict(Counter(j.verdict for j in judged))
+        notice = ""
+        if not mixed:
+            notice = (
+                f"round {round_}: 0 of {len(outcomes)} groups are mixed ({verdicts.get('correct', 0)} of {len(rows)} "
+                "rollouts are correct): there is no direction; raise rollout.samples, or use "
+                + ("easier problems" if not verdicts.get("correct") else "harder problems")
+            )
+        return {"groups": len(outcomes), "mixed_groups": mixed, "verdicts": verdicts, "notice": notice}
+
+    return run.carry_out("verdicts", round_, inputs, work)

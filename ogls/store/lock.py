@@ -1,0 +1,63 @@
+"""One live process a run. On a local disk the kernel keeps the lock, so a killed holder frees it at once;
+on other stores it is a lease that its holder renews and that expires.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+
+from ogls.errors import RunLocked, StoreError
+from ogls.store.holder import describe_holder, holder_info
+from ogls.store.lease import active_claim, hold_lease
+from ogls.store.storage import Storage
+
+
+@contextlib.contextmanager
+def hold_run(storage: Storage, run: str, purpose: str) -> Iterator[None]:
+    """Hold a run while the block runs. Raises RunLocked, naming the holder, if a live process has it."""
+    with _flock(storage, run, purpose) if storage.local else hold_lease(storage, run, holder_info(purpose)):
+        yield
+
+
+def find_holder(storage: Storage, run: str) -> str | None:
+    """Who holds the run, as one line; None if nobody does."""
+    if not storage.local:
+        claim = active_claim(storage, run)
+        return describe_holder(claim) if claim else None
+    try:
+        with open(_lock_path(storage, run), "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return describe_holder(file.read())
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def _lock_path(storage: Storage, run: str) -> str:
+    return f"{storage.path}/{run}/lock.json"
+
+
+@contextlib.contextmanager
+def _flock(storage: Storage, run: str, purpose: str) -> Iterator[None]:
+    path = _lock_path(storage, run)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        file = open(path, "a+b")  # noqa: SIM115 - closed below, after the lock is released
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; set root to a folder that can be written") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunLocked(f"run {run} is held by {describe_holder(file.read())}; wait for it or stop it") from None
+        file.truncate(0)
+        file.write(json.dumps(holder_info(purpose)).encode())
+        file.flush()
+        yield

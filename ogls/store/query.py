@@ -1,0 +1,189 @@
+"""Questions to the store, in SQL: a DuckDB view a table over finished stages, read-only and locked in.
+
+Views name the files that manifests vouch for, so a torn or half-written shard is never read. Every table has
+`run` and `round` besides its own columns; the table `stages` has a row for every finished stage. Only the tables that
+a statement names are made: reading manifests and opening files is what a question to a large store costs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Collection, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from ogls.errors import StoreError, UserError
+from ogls.records import TABLES
+from ogls.records.schema import Table
+from ogls.store.atomic import atomic_write
+from ogls.store.manifest import Manifest
+from ogls.store.run_store import RunStore
+from ogls.store.store import Store
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+STAGES_ABOUT = "One row a finished stage: seconds it took, rows it wrote, its metrics as JSON."
+_STAGES = pa.schema(
+    [
+        ("run", pa.string()),
+        ("round", pa.int32()),
+        ("stage", pa.string()),
+        ("seconds", pa.float64()),
+        ("rows", pa.int64()),
+        ("written", pa.string()),
+        ("metrics", pa.string()),
+    ]
+)
+
+
+STAGES_COLUMNS = tuple(_STAGES.names)
+_MEMORY = "4GiB"  # of one question; DuckDB spills what is more to the temporary folder
+_ALL = ("stages", *TABLES)
+
+
+def named_queries() -> dict[str, str]:
+    """Name to SQL of the shipped queries; the first line of each is a comment that says what it answers."""
+    folder = files("ogls.store") / "sql"
+    return {
+        f.name[:-4]: f.read_text() for f in sorted(folder.iterdir(), key=lambda f: f.name) if f.name.endswith(".sql")
+    }
+
+
+def run_query(store: Store, sql: str, run: str | None = None) -> pa.Table:
+    """The answer to one SELECT over all runs or one. Raises UserError for anything else, and for what DuckDB refuses.
+
+    Nothing but the store can be read, and nothing be written.
+    """
+    import duckdb
+
+    # DuckDB lets a query read where it spills to, so that is a folder which nobody else has anything in.
+    with tempfile.TemporaryDirectory(prefix="ogls-duckdb-") as spill:
+        con = duckdb.connect(":memory:", config={"memory_limit": _MEMORY, "temp_directory": spill})
+        return _run_locked_in(con, store, sql, run)
+
+
+def _run_locked_in(con: duckdb.DuckDBPyConnection, store: Store, sql: str, run: str | None) -> pa.Table:
+    import duckdb
+
+    try:
+        statements = con.extract_statements(sql)
+        kinds = [s.type.name for s in statements]
+        if kinds != ["SELECT"]:
+            raise UserError(f"one SELECT, please: this is {', '.join(kinds) or 'empty'}")
+        define_views(con, store, run, _tables_named_in(sql))
+        _restrict_access(con, store)
+        return con.sql(statements[0].query).to_arrow_table()
+    except duckdb.Error as error:
+        listed = f"\nthe tables are {', '.join(_ALL)} (ogls tables)" if "Table with name" in str(error) else ""
+        raise UserError(f"the query failed: {str(error).strip()}{listed}") from None
+    finally:
+        con.close()
+
+
+def _tables_named_in(sql: str) -> Collection[str]:
+    """The tables whose names stand in a statement, wherever; all of them if it asks the catalogue what there is."""
+    words = set(re.findall(r"\w+", sql.lower()))
+    return _ALL if any(w.startswith(("information_schema", "duckdb_", "pg_", "sqlite_")) for w in words) else words
+
+
+def export_database(store: Store, path: Path, run: str | None = None) -> None:
+    """Write a DuckDB file that any client opens: a view a table, `stages`, and every named query in the schema `named`.
+
+    The views read the store's files where they lie; export again to see later rounds. An old file is replaced, whole
+    or not at all. Raises UserError for a store that is no directory (a client would need its credentials).
+    """
+    import duckdb
+
+    if not store.storage.local:
+        raise UserError(f"--export-db needs a store in a directory, not {store.root}: copy the run, or use ogls query")
+    with atomic_write(path, replace=True, errors=(duckdb.Error, OSError)) as file, duckdb.connect(str(file)) as con:
+        define_views(con, store, run)
+        con.execute("CREATE SCHEMA named")
+        for name, sql in named_queries().items():
+            con.execute(f"CREATE VIEW named.{name} AS {sql}")
+
+
+def define_views(
+    con: duckdb.DuckDBPyConnection, store: Store, run: str | None = None, names: Collection[str] = _ALL
+) -> None:
+    """Make the views `names` in a connection. Raises StoreError naming the runs there are."""
+    runs = store.runs()
+    if run is not None:
+        there = ", ".join(r.name for r in runs) or "none"
+        runs = [r for r in runs if r.name == run]
+        if not runs:
+            raise StoreError(f"no run {run} in {store.root}; there are: {there}")
+    if not store.storage.local:
+        con.register_filesystem(store.storage.fs)
+    for table in (t for n, t in TABLES.items() if n in names):
+        parts = [p for r in runs for p in _selects(r, table, r.manifests(table.name))]
+        con.execute(f"CREATE VIEW {table.name} AS {' UNION ALL BY NAME '.join([_empty_select(table), *parts])}")
+    if "stages" in names:
+        found = [(r.name, m) for r in runs for t in TABLES.values() if not t.owner for m in r.manifests(t.name)]
+        con.register("finished", pa.Table.from_pylist([_stage_row(*pair) for pair in found], schema=_STAGES))
+        con.execute("CREATE TABLE stages AS SELECT * FROM finished ORDER BY written")
+        con.unregister("finished")
+
+
+def _restrict_access(con: duckdb.DuckDBPyConnection, store: Store) -> None:
+    root = store.storage.path if store.storage.local else store.storage.fs.unstrip_protocol(store.storage.path)
+    con.execute(f"SET allowed_directories=[{quote(root)}]")
+    con.execute("SET enable_external_access=false")
+    con.execute("SET lock_configuration=true")
+
+
+def _selects(run: RunStore, table: Table, manifests: Sequence[Manifest]) -> list[str]:
+    """One run's share of a view; the run's name is a constant, so DuckDB skips runs that are not asked for.
+
+    Files of one schema version have the same columns, so that DuckDB need not open all of them to know.
+    """
+    parts = []
+    for version in sorted({m.schema_version for m in manifests}):
+        mine = [m for m in manifests if m.schema_version == version]
+        if paths := [run.url(f.path) for m in mine for f in m.files_of(table.name)]:
+            parts.append(_select(run.name, paths))
+        elif table.owner and (older := files("ogls.store") / "sql" / "older" / f"{table.name}.sql").is_file():
+            source = [run.url(f.path) for m in mine for f in m.files_of(table.owner)]
+            if source:
+                parts.append(f"({older.read_text().replace('{' + table.owner + '}', _select(run.name, source))})")
+    return parts
+
+
+def _select(run: str, paths: Sequence[str]) -> str:
+    listed = ", ".join(quote(p) for p in paths)
+    return (
+        f"SELECT {quote(run)} AS run, * FROM read_parquet([{listed}], "
+        "hive_partitioning=true, hive_types={'round': INTEGER})"
+    )
+
+
+def _empty_select(table: Table) -> str:
+    """An empty select with the table's columns, so that a view exists before its first row does."""
+    types = {pa.string(): "VARCHAR", pa.int32(): "INTEGER", pa.int64(): "BIGINT", pa.bool_(): "BOOLEAN"}
+    types |= {pa.float32(): "FLOAT", pa.float64(): "DOUBLE", pa.large_binary(): "BLOB"}
+    types |= {pa.list_(pa.int32()): "INTEGER[]", pa.list_(pa.float32()): "FLOAT[]"}
+    columns = ", ".join(f"NULL::{types[f.type]} AS {f.name}" for f in table.schema)
+    return f"SELECT NULL::VARCHAR AS run, NULL::INTEGER AS round, {columns} WHERE false"
+
+
+def _stage_row(run: str, manifest: Manifest) -> dict[str, object]:
+    return {
+        "run": run,
+        "round": manifest.round,
+        "stage": manifest.stage,
+        "seconds": manifest.metrics.get("seconds"),
+        "rows": manifest.rows,
+        "written": manifest.written,
+        "metrics": json.dumps(manifest.metrics),
+    }
+
+
+def quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,189 @@
+"""One run's folder in the store: what is there, whether it is done and whole, and reading it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ogls.config import RunConfig
+from ogls.config.fingerprint import canonical_json, differences
+from ogls.config.redact import redact_credentials
+from ogls.errors import StoreError
+from ogls.records import TABLES
+from ogls.records.schema import upgrade_schema
+from ogls.revision import code_version
+from ogls.store.lock import find_holder, hold_run
+from ogls.store.manifest import DROPPABLE, FileEntry, Manifest, Status, parse_manifest, utc_now
+from ogls.store.storage import Storage
+
+
+class RunStore:
+    """One run's folder."""
+
+    def __init__(self, storage: Storage, name: str):
+        self.storage = storage
+        self.name = name
+
+    # --- the run itself -------------------------------------------------------------------------
+
+    def read_info(self) -> dict[str, Any] | None:
+        """`created`, `config` (resolved, whole) and `canonical` (what decides results); None for no run."""
+        return _json(self.storage.read_bytes(f"{self.name}/run.json"))
+
+    def open(self, config: RunConfig) -> str:
+        """Start the run, or go on with it; returns a notice if this is not the version of the code that began it.
+
+        Raises StoreError if the run was started with another configuration, or with another version where
+        `execution.other_version` refuses that.
+        """
+        about, mine = self.read_info(), code_version()["version"]
+        if about and (changes := differences(about["canonical"], config.model_copy(update={"name": self.name}))):
+            raise StoreError(
+                f"run {self.name} exists with another configuration; take another name, or undo:\n  "
+                + "\n  ".join(changes)
+            )
+        notice = ""
+        if about and about["version"] != mine:
+            notice = f"run {self.name} was last carried out by ogls-sd {about['version']}, and this is {mine}"
+            if config.execution.other_version == "refuse":
+                raise StoreError(f"{notice}; install that one, take another run name, or set other_version = accept")
+            notice += ": finished stages stay as they are, the rest is this version's (execution.other_version)"
+        self.write_json(
+            "run.json",
+            {
+                "created": about["created"] if about else utc_now(),
+                **code_version(),
+                "config": json.loads(redact_credentials(config.model_dump_json())),
+                "canonical": json.loads(canonical_json(config))[0],
+            },
+        )
+        return notice
+
+    @contextlib.contextmanager
+    def lock(self, purpose: str) -> Iterator[None]:
+        """Hold the run for this process. Raises RunLocked, saying who holds it, if another live one does."""
+        with hold_run(self.storage, self.name, purpose):
+            yield
+
+    def describe_holder(self) -> str | None:
+        """Who holds the run, in words; None if nobody does."""
+        return find_holder(self.storage, self.name)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        return _json(self.storage.read_bytes(f"{self.name}/{name}"))
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        self.storage.write_bytes(f"{self.name}/{name}", json.dumps(value, indent=1).encode())
+
+    # --- stages ---------------------------------------------------------------------------------
+
+    def folder(self, table: str, round_: int) -> str:
+        """Folder of a table's round, relative to the run's."""
+        return f"{table}/round={round_:03d}"
+
+    def url(self, path: str) -> str:
+        """Where a path of the run is, for whoever reads it without this store."""
+        full = f"{self.storage.path}/{self.name}/{path}"
+        return full if self.storage.local else self.storage.fs.unstrip_protocol(full)
+
+    def manifest(self, table: str, round_: int) -> Manifest | None:
+        """The manifest of the stage that writes `table`; None if the stage is not done."""
+        owner = TABLES[table].manifest_table
+        data = _json(self.storage.read_bytes(f"{self.name}/{self.folder(owner, round_)}/manifest.json"))
+        return parse_manifest(data) if data else None
+
+    def rounds(self, table: str) -> list[int]:
+        """Rounds in which the stage that writes `table` has a manifest."""
+        return [m.round for m in self.manifests(table)]
+
+    def manifests(self, table: str) -> list[Manifest]:
+        """The manifests of the stage that writes `table`, by round."""
+        return [m for n in self._folders(table) if (m := self.manifest(table, n))]
+
+    def newest_manifest(self, table: str) -> Manifest | None:
+        """The manifest of the last round in which the stage that writes `table` was done."""
+        found = (self.manifest(table, n) for n in reversed(self._folders(table)))
+        return next(filter(None, found), None)
+
+    def _folders(self, table: str) -> list[int]:
+        """Rounds that have a folder of the table's."""
+        names = self.storage.list_names(f"{self.name}/{TABLES[table].manifest_table}")
+        return sorted(int(n.removeprefix("round=")) for n in names if n.startswith("round="))
+
+    def status(self, table: str, round_: int, wanted: str) -> Status:
+        """Whether the stage is done for this fingerprint, all its files there and undamaged."""
+        owner = TABLES[table].manifest_table
+        raw = self.storage.read_bytes(f"{self.name}/{self.folder(owner, round_)}/manifest.json")
+        if raw is None:
+            return Status("missing")
+        data = _json(raw)
+        if data is None:
+            return Status("damaged", "its manifest cannot be read")
+        manifest = parse_manifest(data)
+        if manifest.fingerprint != wanted:
+            return Status("changed", "its configuration or input has changed")
+        for entry in manifest.present_files:
+            if problem := self.find_damage(entry):
+                return Status("damaged", f"{entry.path} {problem}")
+        return Status("done", manifest=manifest)
+
+    def find_damage(self, entry: FileEntry) -> str:
+        """What is wrong with a file, or an empty string."""
+        return self.read_verified(entry)[1]
+
+    def read_verified(self, entry: FileEntry) -> tuple[bytes, str]:
+        """A file's content, and what is wrong with it (an empty string for nothing)."""
+        content = self.storage.read_bytes(f"{self.name}/{entry.path}")
+        if content is None:
+            return b"", "is missing"
+        if len(content) != entry.bytes:
+            return content, f"has {len(content)} bytes instead of {entry.bytes}"
+        return content, "" if hashlib.sha256(content).hexdigest() == entry.sha256 else "has another checksum"
+
+    def list_shards(self, table: str, round_: int) -> list[FileEntry]:
+        """The files of a table of a finished round. Raises StoreError if its stage is not done."""
+        manifest = self.manifest(table, round_)
+        if manifest is None:
+            stage = TABLES[table].stage
+            raise StoreError(f"run {self.name} round {round_}: {table} is not there; run the stage {stage} first")
+        if manifest.dropped and table == DROPPABLE:
+            raise StoreError(
+                f"run {self.name} round {round_}: {table} were dropped to save space on {manifest.dropped[:10]} "
+                f"(storage.keep_states, ogls gc); remove {self.url(self.folder(table, round_))} to have them made again"
+            )
+        return manifest.files_of(table)
+
+    def read(self, table: str, round_: int, columns: list[str] | None = None) -> pa.Table:
+        """A table of a finished round. Raises StoreError if its stage is not done or a file is unreadable."""
+        shards = [self.read_shard(entry, columns) for entry in self.list_shards(table, round_)]
+        schema = TABLES[table].schema
+        empty = (schema if columns is None else pa.schema([schema.field(c) for c in columns])).empty_table()
+        return pa.concat_tables(shards) if shards else empty
+
+    def read_shard(self, entry: FileEntry, columns: list[str] | None = None) -> pa.Table:
+        """One shard of a table, with the columns of this release whichever wrote it."""
+        content = self.storage.read_bytes(f"{self.name}/{entry.path}")
+        if content is None:
+            raise StoreError(f"{self.url(entry.path)} is missing; run the same training again to have it redone")
+        try:
+            file = pq.ParquetFile(pa.BufferReader(content))
+            there = file.schema_arrow.names
+            arrow = file.read(None if columns is None else [c for c in columns if c in there])
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StoreError(f"{self.url(entry.path)} is damaged ({error}); run the training again") from None
+        return upgrade_schema(TABLES[entry.table], arrow, columns)
+
+
+def _json(raw: bytes | None) -> dict[str, Any] | None:
+    """Parsed JSON object; None for no file or a torn one."""
+    try:
+        value = json.loads(raw) if raw else None
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

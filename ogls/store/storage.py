@@ -1,0 +1,127 @@
+"""Bytes in, bytes out: files below a root, which is a directory, `s3://bucket/path` or any other fsspec URL.
+
+S3 goes through pyarrow's own client, with the endpoint in the environment (`AWS_ENDPOINT_URL`) or in the URL as
+pyarrow has it: `s3://bucket/path?endpoint_override=http://127.0.0.1:9000&region=us-east-1`. Credentials come from
+the environment or the machine's role, as the AWS tools take them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+import fsspec
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from ogls.errors import ConfigError, StoreError, StoreUnavailable
+from ogls.store.atomic import replace_atomically
+
+_ATTEMPTS = 8  # waiting about a minute in all: stores that say "slow down" mean it
+_CONNECT_SECONDS, _REQUEST_SECONDS = 10, 60
+_S3_OPTIONS = ("endpoint_override", "region", "scheme")
+
+
+class Storage:
+    """The files below one root, by relative path."""
+
+    def __init__(self, root: str):
+        self.root = root
+        self.fs, self.path = open_root(root)
+        self.local = isinstance(self.fs, LocalFileSystem)
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """A file's content, or None if there is none. Raises StoreUnavailable if a remote store does not answer."""
+        full = f"{self.path}/{path}"
+        try:
+            content: bytes = Path(full).read_bytes() if self.local else self.fs.cat_file(full)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise self._failure("read", full, error) from error
+        return content
+
+    def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
+        """Publish a file whole or not at all.
+
+        Raises StoreError if the disk is full or may not be written, StoreUnavailable if a remote store does not answer.
+        """
+        full = f"{self.path}/{path}"
+        try:
+            if not self.local:
+                self.fs.pipe_file(full, bytes(data))
+                return
+            with replace_atomically(Path(full)) as temporary, open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._failure("write", full, error) from error
+
+    def remove(self, path: str) -> None:
+        full = f"{self.path}/{path}"
+        try:
+            self.fs.rm_file(full)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._failure("remove", full, error) from error
+
+    def list_names(self, path: str) -> list[str]:
+        """Names in a folder, sorted; none if there is no folder."""
+        full = f"{self.path}/{path}".rstrip("/")
+        try:
+            if self.local:
+                return sorted(os.listdir(full))
+            return sorted(Path(p).name for p in self.fs.ls(full, detail=False, refresh=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise self._failure("list", full, error) from error
+
+    def _failure(self, what: str, path: str, error: OSError) -> StoreError:
+        """The error to raise: a local disk's is the user's to mend, a remote store may answer again."""
+        if self.local or isinstance(error, FileNotFoundError | PermissionError):
+            return StoreError(_local_failure(what, path, error))
+        first = " ".join(str(error).split())[:300]
+        return StoreUnavailable(f"cannot {what} {self.fs.unstrip_protocol(path)}: {first}; what was finished is kept")
+
+
+def _local_failure(what: str, path: str, error: OSError) -> str:
+    advice = {
+        errno.ENOSPC: "the disk is full: free some space",
+        errno.EDQUOT: "the disk quota is used up: free some space",
+        errno.EROFS: "the file system is read-only: set root to a folder that can be written",
+        errno.EACCES: "permission denied: set root to a folder that can be written",
+        errno.EPERM: "permission denied: set root to a folder that can be written",
+        errno.ENOTDIR: "a file stands where a folder is needed: set root to another folder",
+        errno.EEXIST: "a file stands where a folder is needed: set root to another folder",
+    }.get(error.errno or 0, str(error))
+    return f"cannot {what} {path}: {advice}, then run the same command again; what was finished is kept"
+
+
+def open_root(root: str) -> tuple[AbstractFileSystem, str]:
+    """A file system and the path of `root` in it. Raises ConfigError for an S3 URL with an unknown option."""
+    if not root.startswith("s3://"):
+        fs, path = fsspec.core.url_to_fs(root)
+        return fs, str(path)
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    url = urlsplit(root)
+    options = dict(parse_qsl(url.query))
+    if unknown := sorted(set(options) - set(_S3_OPTIONS)) or ([url.username] if url.username else []):
+        raise ConfigError(
+            f"root: {unknown[0]} cannot stand in an S3 URL; it takes {', '.join(_S3_OPTIONS)}, and credentials come "
+            "from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    s3 = S3FileSystem(
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+        connect_timeout=_CONNECT_SECONDS,
+        request_timeout=_REQUEST_SECONDS,
+        **options,
+    )
+    return ArrowFSWrapper(s3), (url.netloc + url.path).rstrip("/")

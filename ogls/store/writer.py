@@ -1,0 +1,117 @@
+"""How a stage's output gets into the store: shard by shard, and the manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ogls.records.schema import Table, check_schema
+from ogls.store.manifest import FileEntry, Manifest, utc_now
+from ogls.store.run_store import RunStore
+
+
+class StageWriter:
+    """Writes the shards of one stage and, last, its manifest.
+
+    Shards that an interrupted attempt with the same fingerprint left whole are kept: `finished` maps their
+    index to their entry. Everything else in the folder goes when the stage is committed.
+    """
+
+    def __init__(self, run: RunStore, table: Table, round_: int, wanted: str):
+        self.run, self.table, self.round, self.fingerprint = run, table, round_, wanted
+        self.folder = run.folder(table.name, round_)
+        self.finished: dict[int, FileEntry] = {}
+        self._extra: list[FileEntry] = []
+        partial = run.read_json(f"{self.folder}/partial.json")
+        run.storage.remove(f"{run.name}/{self.folder}/manifest.json")
+        # Another release may cut a stage's work into other shards.
+        if partial and partial["fingerprint"] == wanted and partial.get("version") == version("ogls-sd"):
+            entries = {int(i): FileEntry(**entry) for i, entry in partial["shards"].items()}
+            self.finished = {i: entry for i, entry in entries.items() if not run.find_damage(entry)}
+
+    def write_shard(self, index: int, data: pa.Table, metrics: Mapping[str, float] | None = None) -> None:
+        """Write shard `index` and note it as finished. `metrics` are summed over shards at `commit`."""
+        self.finished[index] = self._parquet(f"part-{index:04d}", self.table, data, metrics)
+        shards = {str(i): asdict(entry) for i, entry in sorted(self.finished.items())}
+        self.run.write_json(
+            f"{self.folder}/partial.json",
+            {"fingerprint": self.fingerprint, "version": version("ogls-sd"), "shards": shards},
+        )
+
+    def write_extra(self, table: Table, data: pa.Table) -> None:
+        """Write a small table that this stage's manifest vouches for as well."""
+        folder = self.run.folder(table.name, self.round)
+        self._extra.append(self._parquet("part-0000", table, data, None, folder))
+
+    def attach_file(self, kind: str, name: str, content: bytes) -> None:
+        """Write a file that is no table (an adapter, optimizer state) under `kind/round=.../name`."""
+        self._extra.append(self._put(f"{self.run.folder(kind, self.round)}/{name}", kind, 0, content, None))
+
+    def summed_metrics(self) -> dict[str, float]:
+        """The metrics of the shards so far, summed."""
+        sums: dict[str, float] = {}
+        for _, entry in sorted(self.finished.items()):
+            for name, value in entry.metrics.items():
+                sums[name] = sums.get(name, 0) + value
+        return sums
+
+    def commit(self, stage: str, metrics: Mapping[str, Any]) -> Manifest:
+        """Write the manifest; from here on the stage is done."""
+        shards = [entry for _, entry in sorted(self.finished.items())]
+        manifest = Manifest(
+            stage=stage,
+            round=self.round,
+            fingerprint=self.fingerprint,
+            files=(*shards, *self._extra),
+            rows=sum(entry.rows for entry in shards),
+            metrics={**self.summed_metrics(), **metrics},
+            written=utc_now(),
+            version=version("ogls-sd"),
+        )
+        self._drop_strays({entry.path for entry in manifest.files})
+        self.run.write_json(f"{self.folder}/manifest.json", asdict(manifest))
+        self.run.storage.remove(f"{self.run.name}/{self.folder}/partial.json")
+        return manifest
+
+    def _drop_strays(self, keep: set[str]) -> None:
+        for folder in {os.path.dirname(path) for path in keep} | {self.folder}:
+            for name in self.run.storage.list_names(f"{self.run.name}/{folder}"):
+                if f"{folder}/{name}" not in keep and name not in ("manifest.json", "partial.json"):
+                    self.run.storage.remove(f"{self.run.name}/{folder}/{name}")
+
+    def _parquet(
+        self, name: str, table: Table, data: pa.Table, metrics: Mapping[str, float] | None, folder: str = ""
+    ) -> FileEntry:
+        sink = pa.BufferOutputStream()
+        names = [leaf for f in table.schema for leaf in _leaves(f)]
+        split = [leaf for leaf in names if leaf.split(".")[0] in table.float_lists]
+        plain = {leaf for leaf in names if leaf.split(".")[0] in table.opaque}
+        pq.write_table(
+            check_schema(table, data),
+            sink,
+            compression={leaf: "NONE" if leaf in plain else "ZSTD" for leaf in names},
+            use_dictionary=[leaf for leaf in names if leaf not in plain and leaf not in split],
+            use_byte_stream_split=split or False,
+            write_statistics=[leaf for leaf in names if leaf not in plain],
+        )
+        path = f"{folder or self.folder}/{name}.parquet"
+        return self._put(path, table.name, len(data), sink.getvalue(), metrics)
+
+    def _put(
+        self, path: str, table: str, rows: int, content: bytes | pa.Buffer, metrics: Mapping[str, float] | None
+    ) -> FileEntry:
+        self.run.storage.write_bytes(f"{self.run.name}/{path}", content)
+        checksum = hashlib.sha256(content).hexdigest()
+        return FileEntry(path, table, rows, len(content), checksum, dict(metrics or {}))
+
+
+def _leaves(column: pa.Field) -> list[str]:
+    """Parquet leaf paths of a column (a list's values are its one leaf)."""
+    return [f"{column.name}.list.element"] if pa.types.is_list(column.type) else [column.name]

@@ -1,0 +1,173 @@
+"""One training round: a plain loop over optimizer steps, each over micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ogls.config import TrainConfig
+from ogls.errors import NonFiniteLoss
+from ogls.models.head import nll
+from ogls.models.policy import Policy
+from ogls.progress import Progress, no_progress
+from ogls.training.batching import Batch, TrainItem, collate, micro_batches
+from ogls.training.losses import LossInputs, PolicyInputs, distillation, policy_gradient
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Trainer:
+    """AdamW over the policy's trainable weights; its state is carried from round to round."""
+
+    def __init__(self, policy: Policy, config: TrainConfig, state: Mapping[str, Tensor] | None = None):
+        import torch
+
+        self.policy, self.config = policy, config
+        self.names = sorted(policy.parameters)
+        self.optimizer = torch.optim.AdamW(
+            [policy.parameters[n] for n in self.names], lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.step = 0
+        if state:
+            self._restore(state)
+
+    def train_round(
+        self, items: Sequence[TrainItem], seed: int, progress: Progress = no_progress
+    ) -> list[dict[str, Any]]:
+        """Train on the items and return one `updates` row an optimizer step.
+
+        Raises NonFiniteLoss, naming the rollout, before any weight has seen the loss that is not finite.
+        """
+        config, rows = self.config, []
+        size = config.batch_rollouts
+        total = config.epochs * -(-len(items) // size)
+        for epoch in range(config.epochs):
+            order = np.random.default_rng([seed, epoch]).permutation(len(items))
+            for start in range(0, len(items), size):
+                chosen = [items[i] for i in order[start : start + size]]
+                rows.append({"epoch": epoch, **self.optimizer_step(chosen)})
+                progress(len(rows), total)
+        return rows
+
+    def optimizer_step(self, items: Sequence[TrainItem]) -> dict[str, Any]:
+        """One optimizer step. Sums are divided by the whole step's token counts, so its loss and gradient
+        do not depend on how it is split into micro-batches."""
+        import torch
+
+        config, parameters = self.config, [self.policy.parameters[n] for n in self.names]
+        weight = config.tail_weight if config.objective in ("distil", "grpo") else 1.0
+        tokens, tail_tokens = sum(i.trained for i in items), sum(i.tail for i in items)
+        # Weights count over their sum in the step, so that uniform ones are a plain mean over tokens.
+        trained_weight = sum(float(i.trained if i.weights is None else i.weights.sum()) for i in items)
+        token_loss = tail_nll = 0.0
+        scales = 1 / max(trained_weight, 1e-9), weight / max(tail_tokens, 1)
+        with self.policy.checkpointing(config.gradient_checkpointing):
+            for micro in micro_batches(items, config.micro_batch_tokens):
+                sums = self._backward(collate(micro, self.policy.device), *scales)
+                token_loss, tail_nll = token_loss + sums[0] * scales[0], tail_nll + sums[1] / max(tail_tokens, 1)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
+        if not np.isfinite(norm):
+            raise NonFiniteLoss(f"the gradient's norm is {norm} at step {self.step + 1}, in rollouts {_keys(items)}")
+        self.step += 1
+        rate = config.learning_rate * min(1.0, self.step / max(config.warmup_steps, 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {
+            "step": self.step,
+            "loss": token_loss + weight * tail_nll,
+            "token_loss": token_loss,
+            "tail_nll": tail_nll if tail_tokens else None,
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "rollouts": len(items),
+            "tokens": tokens,
+            "tail_tokens": tail_tokens,
+        }
+
+    def _backward(self, batch: Batch, token_scale: float, tail_scale: float) -> tuple[float, float]:
+        """Add a micro-batch's gradient; the sums of its token losses and of its tail NLLs.
+
+        The head is not trained, so all that the body has to know of the losses is their gradient by its states. It is
+        gathered a chunk of `train.head_tokens` tokens at a time: logits [*, V] of no more are ever alive, forward or
+        backward, and the head is run once.
+        """
+        import torch
+
+        hidden = self.policy.run_body(batch.ids, batch.mask, use_cache=False).last_hidden_state
+        states, tail_states = hidden[batch.row, batch.place], hidden[batch.tail_row, batch.tail_place]
+        leaf, tail_leaf = states.detach().requires_grad_(), tail_states.detach().requires_grad_()
+        sums = [0.0, 0.0]
+        for part in _chunks(len(leaf), self.config.head_tokens):
+            loss = self.token_losses(batch, part, leaf[part])
+            self._check_finite("loss", batch, loss, batch.row[part])
+            loss = loss if batch.weights is None else loss * batch.weights[part]
+            (loss.sum() * token_scale).backward()
+            sums[0] += loss.sum().item()
+        for part in _chunks(len(tail_leaf), self.config.head_tokens):
+            tail = nll(tail_leaf[part], self.policy.head, batch.tail_ids[part])
+            self._check_finite("tail NLL", batch, tail, batch.tail_row[part])
+            (tail.sum() * tail_scale).backward()
+            sums[1] += tail.sum().item()
+        pairs = [(s, g.grad) for s, g in ((states, leaf), (tail_states, tail_leaf)) if g.grad is not None]
+        torch.autograd.backward([s for s, _ in pairs], [g for _, g in pairs])
+        return sums[0], sums[1]
+
+    def token_losses(self, batch: Batch, part: slice, states: Tensor) -> Tensor:
+        """The losses [n] of the trained tokens `part` of a micro-batch, from the student's states [n, D]."""
+        c, head = self.config, self.policy.head
+        if batch.old_logprobs is not None:
+            old = batch.old_logprobs[part]
+            sampled = PolicyInputs(states, head, batch.token_ids[part], old, batch.advantages[part])
+            return policy_gradient(sampled, c.grpo.clip_low, c.grpo.clip_high)
+        if batch.target_state is not None:
+            inputs = LossInputs(states, head, None, self.policy.logits(batch.target_state[part]), None)
+        else:
+            ids, logprobs, tail = batch.target_ids, batch.target_logprobs, batch.target_tail
+            assert ids is not None, "distilled tokens have a target"
+            assert logprobs is not None, "and its log-probs"
+            inputs = LossInputs(states, head, ids[part], logprobs[part], None if tail is None else tail[part])
+        return distillation(inputs, c.divergence, c.jsd_beta, c.tail_bucket, c.token_clip, c.pointwise_clip)
+
+    def _check_finite(self, name: str, batch: Batch, values: Tensor, rows: Tensor) -> None:
+        bad = (~values.isfinite()).nonzero()[:, 0]
+        if len(bad):
+            problem, sample = batch.keys[int(rows[bad[0]])]
+            raise NonFiniteLoss(
+                f"the {name} of {len(bad)} of {len(values)} tokens is not finite, first in rollout "
+                f"({problem}, {sample}); nothing of this stage is saved. "
+                "Look at its target (ogls query), or lower train.learning_rate"
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        """Optimizer state by tensor name, for safetensors."""
+        import torch
+
+        tensors = {"step": torch.tensor(self.step)}
+        for name in self.names:
+            for kind, value in self.optimizer.state.get(self.policy.parameters[name], {}).items():
+                tensors[f"{kind}:{name}"] = torch.as_tensor(value).detach().cpu().clone().contiguous()
+        return tensors
+
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self.step = int(tensors["step"])
+        places = {name: i for i, name in enumerate(self.names)}
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in tensors.items():
+            kind, found, name = key.partition(":")
+            if found:
+                state.setdefault(places[name], {})[kind] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _keys(items: Sequence[TrainItem]) -> str:
+    named = ", ".join(f"({p}, {s})" for p, s in sorted(i.key for i in items)[:3])
+    return named + (f" and {len(items) - 3} more" if len(items) > 3 else "")

@@ -1,0 +1,82 @@
+"""Live progress: what is said while a stage goes on, how often, and that a server that is away disturbs nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ogls.records import StageResult
+from tasks import artifacts
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(artifacts, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str]]:
+    sent: list[tuple[float, str]] = []
+
+    def create(progress: float, key: str, description: str) -> str:
+        assert key == "my-run-sample"
+        sent.append((progress, description))
+        return "id"
+
+    def update(artifact: Any, progress: float, description: str) -> None:
+        assert artifact == "id"
+        sent.append((progress, description))
+
+    monkeypatch.setattr(artifacts, "create_progress_artifact", create)
+    monkeypatch.setattr(artifacts, "update_progress_artifact", update)
+    return sent
+
+
+def test_count_rate_and_time_left_at_most_every_two_seconds(clock: Clock, sent: list[tuple[float, str]]) -> None:
+    artifact = artifacts.ArtifactProgress("my.run", "sample", 3)
+    for done in range(1, 41):
+        clock.now += 0.5
+        artifact(done * 8, 640)
+    assert len(sent) == 10
+    assert sent[0] == (1.25, "my.run r003 sample: 8 of 640 rollouts, 16 a second, 40 s left")
+    assert sent[-1] == (46.25, "my.run r003 sample: 296 of 640 rollouts, 16 a second, 22 s left")
+    artifact.finish(StageResult("sample", 3, 640, 40.0, {}))
+    assert sent[-1] == (100.0, "my.run r003 sample: done, 640 rows in 40.0 s")
+
+
+def test_a_stage_that_was_done_before_has_none(sent: list[tuple[float, str]]) -> None:
+    artifacts.ArtifactProgress("my.run", "sample", 3).finish(StageResult("sample", 3, 640, 40.0, {}, reused=True))
+    other = artifacts.ArtifactProgress("my.run", "health", 3)
+    other(1, 1)
+    other.finish(StageResult("health", 3, 1, 0.0, {}))
+    assert sent == []
+
+
+def test_a_server_that_is_away_is_said_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class Logger:
+        def warning(self, text: str) -> None:
+            said.append(text)
+
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(artifacts, "create_progress_artifact", refuse)
+    monkeypatch.setattr(artifacts, "get_run_logger", Logger)
+    artifact = artifacts.ArtifactProgress("my.run", "sample", 3)
+    for done in range(1, 9):
+        clock.now += 5
+        artifact(done, 8)
+    artifact.finish(StageResult("sample", 3, 8, 40.0, {}))
+    assert said == ["my.run r003 sample: no live progress any more (ConnectionError)"]

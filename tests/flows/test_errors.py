@@ -1,0 +1,136 @@
+"""Errors in a flow: retries, limits, refusals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flow_helpers import newest_flow_run, task_runs, tracked
+
+from flows.train import train_flow
+from ogls.errors import DataError, RunLocked, StoreError
+from ogls.stages.run import Run
+from tasks.progress import show_progress_on
+from tasks.stages import _concurrency_slot
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def test_another_version_of_the_code_is_said_or_refused(
+    tmp_path: Path, watched: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tracked(tmp_path, "name=older", "rounds=0")
+    train_flow(config)
+    monkeypatch.setattr("ogls.store.run_store.code_version", lambda: {"version": "99.0", "revision": None})
+    refusing = tracked(tmp_path, "name=older", "rounds=0", "execution.other_version=refuse")
+    with pytest.raises(StoreError, match=r"last carried out by ogls-sd 0\.2\.0, and this is 99\.0; install that one"):
+        train_flow(refusing)
+    train_flow(config)
+    assert "this is 99.0: finished stages stay as they are" in watched.readouterr().out
+    watched.readouterr()
+    train_flow(refusing)  # it is that version's run now
+    assert "last carried out" not in watched.readouterr().out
+
+
+@pytest.fixture
+def watched(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
+    """What somebody in the foreground is told."""
+    from rich.console import Console
+
+    show_progress_on(Console(width=300))
+    yield capsys
+    show_progress_on(None)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, errors: list[Exception]) -> list[int]:
+    """Make the sampler raise these errors in turn in evaluation (the probe of one request passes); counts its calls."""
+    from ogls.samplers.transformers import TransformersSampler
+
+    real, calls = TransformersSampler.sample, [0]
+
+    def sample(self: Any, requests: Any, sampling: Any) -> Any:
+        if len(requests) > 1:
+            calls[0] += 1
+            if errors:
+                raise errors.pop(0)
+        return real(self, requests, sampling)
+
+    monkeypatch.setattr(TransformersSampler, "sample", sample)
+    return calls
+
+
+def test_an_error_that_may_heal_is_retried_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, [ConnectionError("gone"), RuntimeError("CUDA out of memory")])
+    config = tracked(tmp_path, "name=heals", "rounds=0", "tracking.enabled=false")
+    train_flow(config)
+    said = watched.readouterr().out
+    assert "evaluate r000: ConnectionError: gone; it is tried again" in said
+    assert "evaluate r000: RuntimeError: CUDA out of memory; it is tried again" in said
+    runs = {r.name: r for r in task_runs(newest_flow_run("train heals"))}
+    assert runs["evaluate r000"].run_count == 3
+    assert Run(config).records.manifest("scores", 0)
+
+
+def test_one_stage_at_a_time_holds_a_place_of_the_limit() -> None:
+    """Two runs on one machine: the second waits for the first's stage, not for the first."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name("one-device", 1)
+    inside: list[int] = []
+
+    def hold(number: int) -> None:
+        with _concurrency_slot("one-device"):
+            inside.append(number)
+            assert len(inside) == 1
+            time.sleep(1)
+            inside.remove(number)
+
+    with ThreadPoolExecutor(2) as pool:
+        started = time.monotonic()
+        for future in [pool.submit(hold, n) for n in range(2)]:
+            future.result(timeout=60)
+    assert time.monotonic() - started >= 2
+
+
+def test_an_error_of_the_users_making_is_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = failing(monkeypatch, [DataError("bad rows")] * 5)
+    with pytest.raises(DataError, match="bad rows"):
+        train_flow(tracked(tmp_path, "name=cannot-heal", "rounds=0"))
+    assert calls == [1]
+    flow_run = newest_flow_run("train cannot-heal")
+    assert flow_run.state_name == "Failed"
+    assert {r.name: r.run_count for r in task_runs(flow_run)}["evaluate r000"] == 1
+
+
+def test_a_stage_past_its_limit_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    from ogls.samplers.transformers import TransformersSampler
+
+    monkeypatch.setattr(TransformersSampler, "sample", lambda *_: [time.sleep(0.1) for _ in range(600)])
+    config = tracked(tmp_path, "name=slow", "rounds=0", "execution.timeout_seconds=8", "execution.retries=0")
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        train_flow(config)
+    assert time.monotonic() - started < 50
+    assert Run(config).records.manifest("scores", 0) is None
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path: Path) -> None:
+    config = tracked(tmp_path, "name=held", "rounds=0")
+    with Run(config).records.lock("train"), pytest.raises(RunLocked, match=r"run held is held by process \d+ on"):
+        train_flow(config)
+
+
+def test_a_name_with_another_configuration_is_refused(trained: tuple) -> None:
+    config, _, _ = trained
+    other = config.model_copy(update={"seed": 5})
+    with pytest.raises(StoreError, match="seed: 0 -> 5"):
+        train_flow(other)

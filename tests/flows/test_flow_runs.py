@@ -1,0 +1,144 @@
+"""Flow runs under a real Prefect server: states, names, tags, artifacts."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flow_helpers import from_server, newest_flow_run, task_runs, tracked
+
+from flows.evaluate import evaluate_flow
+from flows.train import train_flow
+from ogls.records.stages import STAGES
+from ogls.stages.run import Run
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+ROUND = ("sample", "verify", "teach", "steer", "style", "train", "evaluate", "health", "publish")
+
+
+def test_a_run_is_readable_in_the_ui(trained: tuple) -> None:
+    _, first, second = trained
+    assert first.id != second.id
+    assert {first.state_name, second.state_name} == {"Completed"}
+    names = Counter(run.name for run in task_runs(second))
+    wanted = [
+        "prepare r000",
+        "evaluate r000",
+        "health r000",
+        "publish r000",
+        "report",
+        *(f"{n} r{r:03d}" for r in (1, 2) for n in ROUND),
+    ]
+    assert names == Counter(wanted)
+
+
+def test_finished_stages_show_as_already_done(trained: tuple) -> None:
+    _, first, second = trained
+    assert {r.state_name for r in task_runs(first)} == {"Completed"}
+    states = {r.name: r.state_name for r in task_runs(second) if not r.name.startswith("publish")}
+    done = {name for name, state in states.items() if state == "Already done"}
+    assert done == {n for n in states if n.endswith(("r000", "r001"))}
+    assert {state for name, state in states.items() if name not in done} == {"Completed"}
+
+
+def test_the_table_of_rounds_is_an_artifact(trained: tuple) -> None:
+    config, _, second = trained
+    found = [a for a in from_server("read_artifacts") if a.type == "markdown"]
+    artifacts = {a.key: a for a in found if a.flow_run_id == second.id}
+    assert sorted(artifacts) == ["flow-test-r000", "flow-test-r001", "flow-test-r002"]
+    shown = artifacts["flow-test-r002"].data
+    summary = Run(config).records.read("summaries", 2).to_pylist()[0]
+    assert f"| 2 | {summary['accuracy']:.3f} |" in shown
+    assert shown.count("sample ") >= 3
+    assert "\\boxed" in shown
+    assert "![accuracy and length by round](data:image/png;base64,iVBOR" in shown
+    assert len(shown) < 80_000  # the picture too: there is one a round
+
+
+def test_live_progress_has_count_rate_and_an_end(trained: tuple) -> None:
+    """An artifact a stage, its versions the rounds; what is said while it goes on is tested in test_live."""
+    from prefect.client.schemas.filters import ArtifactCollectionFilter, ArtifactCollectionFilterKey
+
+    keys = [f"flow-test-{stage.name}" for stage in STAGES if stage.unit]
+    chosen = ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(any_=keys))
+    found = {a.key: a for a in from_server("read_latest_artifacts", artifact_filter=chosen)}
+    assert sorted(found) == sorted(keys)
+    for key, artifact in found.items():
+        assert (artifact.type, artifact.data) == ("progress", 100.0)
+        assert re.search(rf"r002 {key.removeprefix('flow-test-')}: done, \d+ rows in", artifact.description)
+
+
+def test_flow_runs_are_tagged_by_method_and_model(trained: tuple) -> None:
+    _, first, second = trained
+    assert set(first.tags) == set(second.tags) == {"method: ogls-sd", "model: tiny/model"}
+
+
+def test_a_dead_flow_run_is_shown_as_crashed_by_whoever_goes_on(tmp_path: Path) -> None:
+    """As a killed process leaves it: Running for ever, until another one holds the run."""
+    from prefect.states import Running
+
+    config = tracked(tmp_path, "name=dead", "rounds=0")
+    other = tracked(tmp_path / "other", "name=dead", "rounds=0")
+    for same in (config, other):
+        from_server(
+            "create_flow_run",
+            flow=train_flow,
+            parameters={"config": same.model_dump(mode="json")},
+            name="train dead",
+            state=Running(),
+        )
+    train_flow(config)
+    runs = from_server("read_flow_runs")
+    states = {(r.parameters["config"]["root"], r.state_name) for r in runs if r.name == "train dead"}
+    assert states == {(config.root, "Crashed"), (config.root, "Completed"), (other.root, "Running")}
+
+
+def test_a_flow_run_that_was_refused_meanwhile_stays_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen as running by the one that holds the run, it fails before it could be shown as crashed."""
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.states import Failed, Running
+
+    config = tracked(tmp_path, "name=refused", "rounds=0")
+    parameters, name = {"config": config.model_dump(mode="json")}, "train refused"
+    other = from_server("create_flow_run", flow=train_flow, parameters=parameters, name=name, state=Running())
+    read, refused = SyncPrefectClient.read_flow_runs, []
+
+    def read_and_refuse(client: SyncPrefectClient, **arguments: Any) -> Any:
+        found = read(client, **arguments)
+        if any(run.id == other.id for run in found):
+            refused.append(client.set_flow_run_state(other.id, Failed(message="run refused is held")))
+        return found
+
+    monkeypatch.setattr(SyncPrefectClient, "read_flow_runs", read_and_refuse)
+    train_flow(config)
+    monkeypatch.undo()
+    assert len(refused) == 1
+    (run,) = [r for r in from_server("read_flow_runs") if r.id == other.id]
+    assert (run.state_name, run.state.message) == ("Failed", "run refused is held")
+
+
+def test_a_method_without_a_teacher_runs_no_teacher_stage(tmp_path: Path) -> None:
+    train_flow(tracked(tmp_path, "name=no-teacher", "rounds=1", "train.objective=grpo", "tracking.enabled=false"))
+    names = {r.name for r in task_runs(newest_flow_run("train no-teacher"))}
+    assert {n for n in names if n.endswith("r001")} == {
+        *("sample r001", "verify r001", "train r001", "evaluate r001", "health r001", "publish r001")
+    }
+
+
+def test_evaluation_on_its_own(trained: tuple) -> None:
+    config, _, _ = trained
+    assert evaluate_flow(config) == [2]
+    assert evaluate_flow(config, [0, 1]) == [0, 1]
+
+
+def test_the_parameter_form_is_the_configuration() -> None:
+    """The UI shows and checks what the flow declares: sections with described fields and defaults."""
+    schema = train_flow.parameters.model_dump()
+    sections = schema["definitions"]["RunConfig"]["properties"]
+    assert {"model", "rollout", "teacher", "steer", "train", "evaluate"} <= set(sections)
+    rate = schema["definitions"]["TrainConfig"]["properties"]["learning_rate"]
+    assert rate["default"] == 1e-4
+    assert "AdamW" in rate["description"]

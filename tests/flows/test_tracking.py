@@ -1,0 +1,189 @@
+"""What MLflow knows of a run, and what happens while it is away."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rich.console
+from flow_helpers import from_server, metrics_of, newest_flow_run, only_run, task_runs, tracked
+
+from flows.train import train_flow
+from ogls.analysis.report import read_report, write_report
+from ogls.errors import HealthStop
+from ogls.revision import code_version
+from ogls.stages.run import Run
+from tasks.progress import show_progress_on
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def test_one_mlflow_run_with_every_round_once(trained: tuple) -> None:
+    config, _, _ = trained
+    assert [step for step, _ in metrics_of(config, "evaluate/accuracy")] == [0, 1, 2]
+    records = Run(config).records
+    wanted = [records.read("summaries", r).to_pylist()[0]["accuracy"] for r in (0, 1, 2)]
+    assert [value for _, value in metrics_of(config, "evaluate/accuracy")] == pytest.approx(wanted)
+    assert [step for step, _ in metrics_of(config, "train/loss")] == [1, 2]
+
+
+def test_mlflow_has_parameters_configuration_and_adapters(trained: tuple) -> None:
+    from mlflow.tracking import MlflowClient
+
+    config, _, _ = trained
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("ogls-sd").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "flow-test"
+    assert run.data.params["train.learning_rate"] == str(config.train.learning_rate)
+    files = {a.path for a in client.list_artifacts(run.info.run_id, "adapters/round=002")}
+    assert {p.rsplit("/", 1)[1] for p in files} == {"adapter_config.json", "adapter_model.safetensors"}
+    local = client.download_artifacts(run.info.run_id, "adapters/round=002/adapter_model.safetensors")
+    assert Path(local).read_bytes() == Run(config).read_attachment(2, "adapter_model.safetensors")
+    assert 'name = "flow-test"' in Path(client.download_artifacts(run.info.run_id, "config.toml")).read_text()
+
+
+def test_mlflow_has_the_data_and_what_ran_it(trained: tuple) -> None:
+    config, _, _ = trained
+    _, run = only_run(config)
+    inputs = {i.dataset.name: i for i in run.inputs.dataset_inputs}
+    assert set(inputs) == {"train-train", "test-tiny"}
+    for split, name, context in (("train", "train-train", "training"), ("tiny", "test-tiny", "evaluation")):
+        assert inputs[name].dataset.digest == Run(config).split_digest(split)
+        assert json.loads(inputs[name].dataset.profile) == {"num_rows": len(Run(config).problems(split))}
+        assert [t.value for t in inputs[name].tags] == [context]
+    tags = run.data.tags
+    assert (tags["ogls.method"], tags["ogls.model"], tags["ogls.run"]) == ("ogls-sd", "data/tiny/model", "flow-test")
+    assert tags.get("mlflow.source.git.commit") == code_version()["revision"]
+    groups = {name.split("/")[0] for name in run.data.metrics if "/" in name}
+    assert groups == {"evaluate", "train", "steer", "style", "seconds", "tokens", "system"}
+    assert metrics_of(config, "tokens/sample")[0][1] > 0
+    assert metrics_of(config, "system/cpu_utilization_percentage")
+
+
+def test_adapters_are_versions_of_a_model_that_plain_peft_loads(
+    trained: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config, _, _ = trained
+    client, _ = only_run(config)
+    versions = client.search_model_versions("name='ogls-sd-flow-test'")
+    assert sorted(int(v.tags["ogls.round"]) for v in versions) == [1, 2]  # each once, although the run was resumed
+    best = Run(config).records.manifest("health", 2).metrics["best"]
+    assert client.get_model_version_by_alias("ogls-sd-flow-test", "best").tags["ogls.round"] == str(best)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", config.tracking.uri)
+    mlflow.set_tracking_uri(config.tracking.uri)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    for address, round_ in (("models:/ogls-sd-flow-test@best", best), ("models:/ogls-sd-flow-test/latest", 2)):
+        folder = mlflow.artifacts.download_artifacts(address)
+        base = AutoModelForCausalLM.from_pretrained(config.model.path)
+        loaded = PeftModel.from_pretrained(base, folder)
+        policy = Run(config).policy(round_)
+        with torch.inference_mode():
+            wanted = policy.logits(policy.run_body(ids).last_hidden_state)
+            assert torch.allclose(loaded(input_ids=ids).logits, wanted, atol=1e-5)
+
+
+def test_the_report_is_in_mlflow_and_linked_from_the_last_round(trained: tuple) -> None:
+    config, _, _ = trained
+    client, run = only_run(config)
+    page = Path(client.download_artifacts(run.info.run_id, "report/report.html")).read_text()
+    assert page == read_report(Run(config))
+    assert "OGLS-SD: flow-test" in page
+    artifacts = {a.key: a.data for a in from_server("read_artifacts") if a.key and a.key.startswith("flow-test-r0")}
+    assert "The report of the whole run" in artifacts["flow-test-r002"]
+    assert "The report" not in artifacts["flow-test-r000"]
+    before = Path(Run(config).records.url("report.html")).stat().st_mtime_ns
+    write_report(Run(config))  # nothing has come since: it stays
+    assert Path(Run(config).records.url("report.html")).stat().st_mtime_ns == before
+
+
+def test_a_report_that_fails_leaves_the_training_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> str:
+        raise OSError("no room")
+
+    monkeypatch.setattr("ogls.analysis.report.write_report", broken)
+    watched = rich.console.Console(file=io.StringIO(), width=200)
+    show_progress_on(watched)
+    train_flow(tracked(tmp_path, "name=unreported", "rounds=1", "tracking.enabled=false", "tracking.report=plain"))
+    show_progress_on(None)
+    assert "no report (OSError: no room); `ogls report unreported` makes it" in watched.file.getvalue()
+    assert newest_flow_run("train unreported").state_name == "Completed"
+
+
+def test_style_and_health_are_numbers_and_tags(trained: tuple) -> None:
+    from mlflow.tracking import MlflowClient
+
+    config, _, _ = trained
+    numbers = Run(config).records.manifest("style", 2).metrics["numbers"]
+    for name in ("target_style_share", "direction_style_share", "reference_kl", "correct_kl_at_substance"):
+        assert [step for step, _ in metrics_of(config, f"style/{name}")] == [1, 2]
+        assert metrics_of(config, f"style/{name}")[1][1] == pytest.approx(numbers[name])
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("ogls-sd").experiment_id])
+    health = Run(config).records.manifest("health", 2).metrics
+    assert run.data.tags["ogls.health"] == health["state"]
+    assert run.data.tags["ogls.best_round"] == str(health["best"])
+
+
+def test_a_collapse_is_told_in_the_ui_and_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr("tasks.events.emit_event", lambda **event: events.append(event))
+
+    opsd = ("steer.recipe=opsd", "train.rollouts=all", "train.divergence=forward_kl", "train.learning_rate=5e-3")
+    config = tracked(tmp_path, "name=collapse", "rounds=3", "health.short=stop", *opsd)
+    with pytest.raises(HealthStop, match="the median length fell"):
+        train_flow(config)
+    flow = newest_flow_run("train collapse")
+    assert flow.state_name == "Failed"
+    assert "the median length fell" in flow.state.message
+    assert {r.name for r in task_runs(flow) if r.name.endswith("r002")} == set()  # it ended with round 1
+    (artifact,) = [a for a in from_server("read_artifacts") if a.key == "collapse-r001"]
+    assert "the run is stopped. Best so far: round 0, the base model" in artifact.data
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("ogls-sd").experiment_id])
+    assert run.info.status == "FAILED"
+    assert run.data.tags["ogls.health"] == "stop"
+    assert "the median length fell" in run.data.tags["ogls.health.why"]
+    named = [(e["event"], e["payload"].get("round")) for e in events]
+    assert named == [
+        *(("ogls.round.finished", 0), ("ogls.round.best", 0)),
+        *(("ogls.round.finished", 1), ("ogls.run.collapsed", 1)),
+    ]
+    assert events[-1]["resource"]["prefect.resource.id"] == "ogls.run.collapse"
+    assert "the median length fell" in events[-1]["payload"]["notice"]
+    Path(Run(config).records.url("scores/round=001/part-0000.parquet")).unlink()
+    with pytest.raises(HealthStop):  # the decision is on record: it stands when the run is started again
+        train_flow(config)
+    (redone,) = [e["payload"] for e in events if e["event"] == "ogls.stage.redone"]
+    assert (redone["stage"], redone["round"]) == ("evaluate", 1)
+    assert "part-0000.parquet is missing" in redone["why"]
+
+
+def test_training_goes_on_with_one_warning_when_mlflow_is_away(
+    tmp_path: Path, watched: pytest.CaptureFixture[str]
+) -> None:
+    config = tracked(tmp_path, "name=away", "rounds=1", "tracking.uri=postgresql://user:secret@127.0.0.1:9/db")
+    train_flow(config)
+    said = watched.readouterr().out
+    assert said.count("is away") == 1
+    assert "MLflow at postgresql://127.0.0.1:9/db is away" in said
+    assert "secret" not in said
+    assert newest_flow_run("train away").state_name == "Completed"
+    assert Run(config).records.manifest("scores", 1)
+
+
+def test_rounds_missed_while_mlflow_was_away_are_logged_later(tmp_path: Path) -> None:
+    train_flow(tracked(tmp_path, "name=later", "rounds=1", "tracking.uri=http://127.0.0.1:9"))
+    config = tracked(tmp_path, "name=later", "rounds=1")
+    train_flow(config)
+    assert [step for step, _ in metrics_of(config, "evaluate/accuracy")] == [0, 1]

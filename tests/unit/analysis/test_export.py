@@ -1,0 +1,98 @@
+"""Selections of rollouts as datasets: what is in them, that others can open them, that nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from ogls.analysis.export import select_rows, write_dataset
+from ogls.errors import DataError, UserError
+from ogls.stages.run import Run
+from ogls.store import Store
+
+
+@pytest.fixture(scope="module")
+def store(finished: Run) -> Store:
+    return finished.store
+
+
+def test_sft_rows_are_correct_rollouts_under_their_own_prompt(store: Store, finished: Run) -> None:
+    rows = select_rows(store, "sft", "round = 2").to_pylist()
+    verdicts = finished.records.read("verdicts", 2).to_pylist()
+    correct = {(v["problem_id"], v["sample"]) for v in verdicts if v["outcome"] == "correct"}
+    assert {(r["problem_id"], r["sample"]) for r in rows} == correct
+    texts = {p.problem_id: p.problem for p in finished.problems("train")}
+    said = {(t["problem_id"], t["sample"]): t["text"] for t in finished.records.read("trajectories", 2).to_pylist()}
+    for row in rows:
+        asked, answer = row["messages"]
+        assert asked == {"role": "user", "content": texts[row["problem_id"]]}
+        assert answer == {"role": "assistant", "content": said[row["problem_id"], row["sample"]]}
+
+
+@pytest.mark.parametrize("pairs", [1, 9])
+def test_preference_pairs_are_of_one_group(store: Store, finished: Run, pairs: int) -> None:
+    rows = select_rows(store, "preference", pairs=pairs).to_pylist()
+    outcomes = {
+        (r, v["problem_id"], v["sample"]): v["outcome"]
+        for r in (1, 2)
+        for v in finished.records.read("verdicts", r).to_pylist()
+    }
+    groups: dict[tuple[int, str], list[str]] = {}
+    for (round_, name, _), outcome in outcomes.items():
+        groups.setdefault((round_, name), []).append(outcome)
+    assert len(rows) == sum(min(g.count("correct"), g.count("failed"), pairs) for g in groups.values())
+    for row in rows:
+        assert outcomes[row["round"], row["problem_id"], row["chosen_sample"]] == "correct"
+        assert outcomes[row["round"], row["problem_id"], row["rejected_sample"]] == "failed"
+        assert row["chosen"] != row["rejected"]
+
+
+def test_a_folder_opens_in_datasets(store: Store, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    table = select_rows(store, "preference")
+    write_dataset(table, tmp_path / "pairs", "preference", "From a test.")
+    loaded = load_dataset(str(tmp_path / "pairs"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded.to_list() == table.to_pylist()
+    assert "From a test." in (tmp_path / "pairs" / "README.md").read_text()
+
+
+def test_the_command(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "some" / "sft.jsonl"
+    command = ["dataset", str(out), "--kind", "sft", "--where", "n_tokens < 40", "--root", store.root]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows == select_rows(store, "sft", "n_tokens < 40").to_pylist()
+    assert f"{len(rows)} rows" in done.output
+    again = CliRunner().invoke(app, command)
+    assert isinstance(again.exception, UserError)
+    assert "exists already" in str(again.exception)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("round = 99", "no rows"),
+        ("nonsense = 1", "nonsense"),
+        ("true); DROP VIEW verdicts; --", "failed"),
+        ("text IN (SELECT content FROM read_text('/etc/hostname'))", "failed"),
+    ],
+)
+def test_bad_selections(store: Store, where: str, said: str) -> None:
+    with pytest.raises((DataError, UserError), match=said):
+        select_rows(store, "sft", where)
+
+
+def test_nothing_is_left_of_a_write_that_fails(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pyarrow.parquet.write_table", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_dataset(select_rows(store, "rollouts"), tmp_path / "out", "rollouts", "")
+    assert list(tmp_path.iterdir()) == []

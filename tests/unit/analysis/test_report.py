@@ -1,0 +1,113 @@
+"""The report: one file, every section, nothing fetched, nothing of a run's words taken for markup."""
+
+from __future__ import annotations
+
+import html
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from conftest import carry_out, small_config
+from typer.testing import CliRunner
+
+from flows.cli import app
+from ogls.analysis.report import render_report
+from ogls.errors import UserError
+from ogls.stages.run import Run
+
+VOID = {"meta", "input", "br", "img", "link", "path", "use", "rect", "line", "circle"}
+
+
+class Outline(HTMLParser):
+    """Ids, links and balance of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if identity := given.get("id"):
+            self.ids.append(identity)
+        self.links += [v for n, v in attrs if n in ("href", "src", "xlink:href") and v]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A second run, by another method."""
+    root = tmp_path_factory.mktemp("sibling")
+    return carry_out(small_config(root, "name=sibling", "train.objective=grpo", "rounds=1"))
+
+
+@pytest.fixture(scope="module")
+def page(finished: Run, other: Run) -> str:
+    return render_report([finished, other])
+
+
+def test_it_is_one_file_with_every_section(page: str) -> None:
+    outline = Outline()
+    outline.feed(page)
+    assert outline.open == []
+    wanted = {"summary", "curve", "health", "measures", "costs", "problems", "steering", "rollouts", "tokens"}
+    assert wanted | {"configuration"} <= set(outline.ids)
+    assert len(outline.ids) == len(set(outline.ids)), "two elements share an id"
+    for link in outline.links:
+        assert link.startswith("#")
+        if "/" not in link and "%2F" not in link:
+            assert link[1:] in outline.ids
+    shown = page.split("Configuration, every value in force")[0]  # settings name servers; nobody asks them
+    addresses = set(re.findall(r"https?://[^\"' <)]+", shown))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert "default-src 'none'" in html.unescape(page)
+
+
+def test_it_says_what_the_runs_came_to(page: str, finished: Run, other: Run) -> None:
+    for run in (finished, other):
+        last = run.records.read("summaries", run.config.rounds).to_pylist()[0]
+        assert f"<td>{last['accuracy']:.3f}</td>" in page
+    assert "train.objective" in page.split("Settings in which the runs differ")[1]
+    assert "Against tiny" in page
+    assert page.count('<svg role="img"') == 5
+    assert "ogls train sibling.toml --set name=sibling-again" in page
+    assert "rank = 32" in page
+
+
+def test_a_run_against_itself_differs_by_nothing(finished: Run) -> None:
+    from ogls.analysis.report import _comparison
+
+    (row,) = _comparison([finished, finished])
+    assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
+    assert row["problems"] == 8
+
+
+def test_what_cannot_be_reported_is_said(finished: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="named twice"):
+        render_report([finished, finished])
+    fresh = Run(small_config(tmp_path, "name=fresh"))
+    fresh.records.open(fresh.config)
+    with pytest.raises(UserError, match="fresh has not been evaluated yet"):
+        render_report([fresh])
+
+
+def test_the_commands_write_their_files(finished: Run, tmp_path: Path) -> None:
+    root = finished.store.root
+    for command in (
+        ["report", "tiny", "--no-tokens", "--out", str(tmp_path / "r.html"), "--root", root],
+        ["view", "tiny", "--no-policy", "--most", "3", "--out", str(tmp_path / "v.html"), "--root", root],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+    assert "The token view was left out" in (tmp_path / "r.html").read_text()
+    assert "token-data" in (tmp_path / "v.html").read_text()
+    assert {p.name for p in tmp_path.iterdir()} == {"r.html", "v.html"}
+    wrong = CliRunner().invoke(app, ["view", "tiny", "--show", "pretty", "--root", root])
+    assert "all, steered, collapsed" in str(wrong.exception)

@@ -1,0 +1,131 @@
+"""Studies: files that load, intervals, paired differences, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+from ogls.analysis.figures import study_figure
+from ogls.analysis.study import (
+    CURVES,
+    curve_rows,
+    load_study,
+    mean_and_interval,
+    result_rows,
+    rounds_to_most,
+    tuning_rows,
+)
+from ogls.analysis.study_page import _method, write_study_page
+from ogls.errors import ConfigError, StoreError
+
+STUDIES = sorted((REPO / "deployments" / "studies").glob("*.toml"))
+HEAD = f'seeds = [0, 1]\n[[methods]]\nname = "ogls-sd"\nconfig = "{REPO}/deployments/runs/tiny.toml"\n'
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_shipped_studies_load_and_sample_alike(path: Path) -> None:
+    study, tuning, runs = load_study(path)
+    assert len(runs) == len(study.methods) * len(study.seeds)
+    assert len({c.name for c in runs.values()}) == len(runs)
+    for (method, seed), config in runs.items():
+        assert config.name == f"{study.name}-{method}-s{seed}"
+        assert config.seed == seed
+    for (method, value, seed), config in tuning.items():
+        assert seed not in study.seeds
+        assert config.train.learning_rate == value
+        assert _method(study, config) == method
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('reference = "none"\n' + HEAD, "the reference none is none of the methods ogls-sd"),
+        (HEAD + HEAD.split("\n", 1)[1], "two methods are named ogls-sd"),
+        (HEAD + 'set = ["train.epoch=2"]\n', "train.epoch: unknown key; did you mean epochs?"),
+        (HEAD + '[[methods]]\nname = "b"\nconfig = "none.toml"\n', "no configuration file"),
+        (HEAD.replace("seeds", "seed"), "seed: Extra inputs are not permitted"),
+        (
+            HEAD + HEAD.split("\n", 1)[1].replace("ogls-sd", "more") + 'set = ["rollout.samples=9"]\n',
+            "the methods do not sample alike",
+        ),
+        ("seeds = [\n", "study.toml"),
+        (HEAD + "[tune]\nseeds = [1, 2]\n", "seeds [1] are the study's and tuning's"),
+    ],
+)
+def test_mistakes_in_a_study_are_said(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_study(tmp_path / "study.toml")
+    assert message in str(caught.value)
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    mean, low, high = mean_and_interval([0.1, 0.2, 0.3])
+    assert mean == pytest.approx(0.2)
+    assert high - mean == pytest.approx(4.3026527 * 0.1 / 3**0.5)
+    assert mean - low == pytest.approx(high - mean)
+    assert mean_and_interval([0.4]) == (0.4, 0.4, 0.4)
+
+
+def summaries(accuracies: list[float], length: float = 30.0) -> list[dict]:
+    rest = {m: 0.5 for m in CURVES if m not in ("accuracy", "mean_length")}
+    return [
+        {"round": r, "accuracy": a, "mean_length": length, "accuracy_low": a - 0.02, "accuracy_high": a + 0.04, **rest}
+        for r, a in enumerate(accuracies)
+    ]
+
+
+RUNS = {
+    ("ogls-sd", 0): summaries([0.5, 0.7, 0.9]),
+    ("ogls-sd", 1): summaries([0.5, 0.6, 0.8]),
+    ("opsd", 0): summaries([0.5, 0.3, 0.2], 18),
+    ("opsd", 1): summaries([0.5, 0.95, 0.3], 20),
+}
+
+
+def test_the_last_round_is_the_result_and_differences_are_paired() -> None:
+    seconds = {key: 10.0 + key[1] for key in RUNS}
+    ogls, opsd = result_rows(RUNS, seconds, "ogls-sd")
+    assert (ogls["accuracy"], ogls["difference"]) == (pytest.approx(0.85), None)
+    assert opsd["accuracy"] == pytest.approx(0.25)  # the 0.95 of round 1 is not the result
+    mean, low, high = opsd["difference"]
+    assert mean == pytest.approx(-0.6)
+    assert high - low == pytest.approx(2 * 12.7062047 * 0.1)
+    assert ogls["problem_interval"] == pytest.approx(0.03)
+    assert (opsd["mean_length"], ogls["seconds"]) == (19, 10.5)
+    assert (ogls["rounds_to_90"], opsd["rounds_to_90"]) == (2, None)
+
+
+def test_rounds_to_ninety_percent_of_the_gain() -> None:
+    curve = [{"round": r, "mean": m} for r, m in enumerate([0.5, 0.8, 0.87, 0.9])]
+    assert rounds_to_most(curve) == 2
+    assert rounds_to_most(curve, 0.5) == 1
+    assert rounds_to_most(curve[::-1]) is None
+
+
+def test_curves_and_their_figure() -> None:
+    curves = {measure: curve_rows(RUNS, measure) for measure in CURVES}
+    assert [(r["method"], r["round"]) for r in curves["accuracy"]] == [
+        (m, r) for m in ("ogls-sd", "opsd") for r in (0, 1, 2)
+    ]
+    assert curves["accuracy"][1]["mean"] == pytest.approx(0.65)
+    passes = [{"method": "opsd", "k": k, "mean": 0.1 * k, "low": 0.0, "high": 0.5} for k in (1, 2)]
+    assert study_figure(curves, passes, 256, "t")[:4] == b"\x89PNG"
+
+
+def test_the_best_value_of_a_grid_is_chosen_method_by_method() -> None:
+    rows = tuning_rows({("a", 1e-4): [0.4, 0.6], ("a", 1e-3): [0.5, 0.7], ("b", 1e-4): [0.3], ("b", 1e-3): [0.3]})
+    assert [(r["method"], r["value"]) for r in rows if r["chosen"]] == [("a", 1e-3), ("b", 1e-4)]
+    assert rows[1]["accuracy"] == pytest.approx(0.6)
+
+
+def test_an_unfinished_run_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(f'root = "{tmp_path}/runs"\nout = "{tmp_path}/out"\n' + HEAD)
+    study, _, runs = load_study(tmp_path / "study.toml")
+    with pytest.raises(
+        StoreError, match=r"2 runs of the study are not finished \(study-ogls-sd-s0, study-ogls-sd-s1\)"
+    ):
+        write_study_page(study, list(runs.values()))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,101 @@
+"""Style against substance: the split is exact, and says style where mass moves between classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_config
+
+from ogls.config import Recipe, SteerConfig, TokenClass
+from ogls.distillation import style as styling
+from ogls.distillation.steering import steer_tokens
+from ogls.errors import ConfigError
+from ogls.models.policy import Policy
+from ogls.stages.run import Run
+
+DIGITS = torch.tensor([1] * 10 + [0] * 6)  # ten digits and six words
+
+
+def logprobs(*shape: int, seed: int = 0) -> torch.Tensor:
+    return (2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).log_softmax(-1)
+
+
+def test_the_split_is_the_chain_rule_written_out() -> None:
+    p, q = logprobs(5, 16, seed=1), logprobs(5, 16, seed=2)
+    total, style = styling.split_kl(p, q, DIGITS)
+    for t in range(5):
+        within = {}
+        between = 0.0
+        for c in (0, 1):
+            pc, qc = p[t].exp()[c == DIGITS], q[t].exp()[c == DIGITS]
+            between += float(pc.sum() * (pc.sum() / qc.sum()).log())
+            shares = pc / pc.sum()
+            within[c] = float(pc.sum() * (shares * (shares / (qc / qc.sum())).log()).sum())
+        assert float(style[t]) == pytest.approx(between + within[0], abs=1e-5)
+        assert float(total[t]) == pytest.approx(between + within[0] + within[1], abs=1e-5)
+
+
+def test_another_digit_is_substance_and_a_word_for_a_digit_is_style() -> None:
+    base = torch.full((1, 16), 1e-4)
+    base[0, 3] = 1
+    other_digit, word = torch.full((1, 16), 1e-4), torch.full((1, 16), 1e-4)
+    other_digit[0, 7] = word[0, 12] = 1
+    base, other_digit, word = ((x / x.sum()).log() for x in (base, other_digit, word))
+    total, style = styling.split_kl(other_digit, base, DIGITS)
+    assert style / total < 0.01
+    total, style = styling.split_kl(word, base, DIGITS)
+    assert style / total > 0.99
+
+
+def test_equal_distributions_have_no_shift() -> None:
+    p = logprobs(4, 16)
+    total, style = styling.split_kl(p, p, DIGITS)
+    assert float(total.abs().max()) == float(style.abs().max()) == 0.0
+
+
+def test_the_target_is_the_steering_stages_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = {p: torch.randn(9, 8, generator=generator) for p in ("base", "reference", "correct", "incorrect")}
+    head = torch.randn(16, 8, generator=generator)
+    recipe = SteerConfig(strength=0.7).to_recipe()
+    wanted = styling.signal_recipes(tuple(states), recipe)
+    assert list(wanted) == ["target", "direction", "reference", "correct"]
+    for batch in (100, 2):
+        got = styling.measure_shifts(states, wanted, DIGITS, head, batch, 0.5)["target"]
+        target = steer_tokens(states, torch.zeros(9, dtype=torch.long), recipe, head, 16, temperature=0.5)
+        np.testing.assert_allclose(got.kl, target.kl, atol=1e-4)
+    again = styling.measure_shifts(states, {"direction": Recipe(base=1, correct=1, incorrect=-1)}, DIGITS, head)[
+        "direction"
+    ]
+    plain = steer_tokens(states, torch.zeros(9, dtype=torch.long), SteerConfig(strength=1).to_recipe(), head, 16)
+    np.testing.assert_allclose(again.norm, plain.direction_norm, rtol=1e-4)
+
+
+def test_tokens_are_classed_by_their_text(policy: Policy) -> None:
+    classes = [TokenClass(name="digit", pattern=r"^\d$"), TokenClass(name="operator", pattern=r"^([-+]|\\times)$")]
+    ids = styling.classify(policy.tokenizer, 320, classes)
+    of = {policy.tokenizer.decode([i]): int(ids[i]) for i in range(len(policy.tokenizer))}
+    assert [of[t] for t in ("7", "+", r"\times", r"\boxed{", "\n")] == [1, 2, 2, 0, 0]
+    assert len(ids) == 320  # padded rows of the head are of the rest
+
+
+def test_a_wrong_pattern_is_explained() -> None:
+    with pytest.raises(ConfigError, match=r"the pattern '\[0-9' of token class substance is wrong: unterminated"):
+        small_config("nowhere", 'style.classes=[{pattern="[0-9"}]')
+
+
+def test_a_round_has_its_numbers_and_rows(finished: Run) -> None:
+    manifest = finished.records.manifest("style", 1)
+    assert manifest
+    numbers = manifest.metrics["numbers"]
+    rows = finished.records.read("style", 1).to_pylist()
+    assert {r["signal"] for r in rows} == {"target", "direction", "reference", "correct"}
+    assert {r["token_class"] for r in rows} == {"substance", "rest"}
+    for signal in ("target", "reference"):
+        mine = [r for r in rows if r["signal"] == signal]
+        tokens = sum(r["tokens"] for r in mine)
+        assert sum(r["kl"] * r["tokens"] for r in mine) / tokens == pytest.approx(numbers[f"{signal}_kl"])
+        assert all(0 <= r["style"] <= r["kl"] * 1.0001 + 1e-6 for r in mine)
+    # The seed model's teacher answers at once where it has read a solution; steering takes most of that out.
+    assert numbers["direction_style_share"] < numbers["reference_style_share"]

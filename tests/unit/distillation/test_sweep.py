@@ -1,0 +1,102 @@
+"""Sweeps: measures by definition, no model but the head, and tables that say what a training would have met."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_config
+
+from ogls.analysis.sweep import sweep
+from ogls.distillation import sweep as sweeping
+from ogls.distillation.steering import steer_tokens
+from ogls.errors import DataError
+from ogls.stages.registry import STAGES
+from ogls.stages.run import Run
+
+
+def test_auc_is_the_chance_of_being_above() -> None:
+    rng = np.random.default_rng(0)
+    positive, negative = rng.integers(0, 6, 40) + 1.0, rng.integers(0, 6, 30).astype(float)
+    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+    assert sweeping.auc(positive, negative) == pytest.approx(np.mean(pairs))
+    assert sweeping.auc(positive, negative[:0]) is None
+    assert sweeping.auc(np.ones(3), np.zeros(3)) == 1.0
+
+
+def test_the_grid_holds_what_the_cached_pools_allow() -> None:
+    points = sweeping.recipe_grid({"base", "correct", "incorrect"}, strengths=(0.5, 1.0))
+    assert [p.name for p in points] == ["ogls-sd 0.5", "ogls-sd 1", "contrastive 0.5", "contrastive 1", "sdpo"]
+    assert [p.name for p in sweeping.recipe_grid({"base", "reference"})] == ["opsd"]
+
+
+def test_measures_agree_with_the_steering_stage() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = {p: torch.randn(9, 8, generator=generator) for p in ("base", "correct", "incorrect")}
+    head, ids = torch.randn(30, 8, generator=generator), torch.randint(0, 30, (9,), generator=generator)
+    points = sweeping.recipe_grid(set(states), ("ogls-sd",), (0.5,))
+    for batch in (100, 2):
+        (got,) = sweeping.measure_points(states, ids, points, head, batch)
+        wanted = steer_tokens(states, ids, points[0].weights, head, 30)
+        np.testing.assert_allclose(got.kl, wanted.kl, atol=1e-5)
+        ratio = wanted.token_target_logprob - wanted.token_base_logprob
+        np.testing.assert_allclose(got.ratio, ratio, atol=1e-5)
+        moved = wanted.token_target_logprob.exp() - wanted.token_base_logprob.exp()
+        np.testing.assert_allclose(got.moved, moved, atol=1e-6)
+        p = wanted.target_logprobs.exp()
+        np.testing.assert_allclose(got.entropy, -(p * wanted.target_logprobs).sum(-1), atol=1e-5)
+        assert (got.top == wanted.ids[:, 0].numpy()).all()
+
+
+@pytest.fixture
+def swept(finished: Run, tmp_path) -> Run:
+    import shutil
+
+    shutil.copytree(f"{finished.records.storage.path}/tiny", tmp_path / "tiny")
+    run = Run(small_config(tmp_path))
+    sweep(run, 1)
+    return run
+
+
+def test_a_sweep_runs_no_model_but_the_head(finished: Run, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any forward of any module would raise; the head is a matrix product."""
+    import shutil
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a module ran")
+
+    shutil.copytree(f"{finished.records.storage.path}/tiny", tmp_path / "tiny")
+    monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
+    assert sweep(Run(small_config(tmp_path)), 1).rows > 10
+
+
+def test_the_tables_of_a_sweep(swept: Run) -> None:
+    rows = swept.records.read("sweeps", 1).to_pylist()
+    ogls = {r["strength"]: r for r in rows if r["recipe"] == "ogls-sd"}
+    assert list(ogls) == list(sweeping.STRENGTHS)
+    kls = [r["kl"] for r in ogls.values()]
+    assert kls == sorted(kls)
+    assert kls[0] > 0
+    assert {r["recipe"] for r in rows} == {"ogls-sd", "contrastive", "sdpo", "opsd"}
+    tokens = swept.records.read("targets", 1).num_rows
+    assert {r["tokens"] for r in rows} == {tokens}
+    own = ogls[swept.config.steer.strength]
+    targets = swept.records.read("targets", 1)["kl"].to_numpy()
+    assert own["kl"] == pytest.approx(targets.mean(), rel=1e-3)
+    positions = swept.records.read("sweep_positions", 1).to_pylist()
+    one = [p for p in positions if (p["recipe"], p["strength"]) == ("ogls-sd", 0.5)]
+    assert sum(p["correct_tokens"] + p["failed_tokens"] for p in one) == tokens
+    pairs = swept.records.read("sweep_agreement", 1).to_pylist()
+    assert len(pairs) == len(rows) * (len(rows) - 1) // 2
+    assert all(0 <= p["same_top"] <= 1 for p in pairs)
+    assert swept.records.storage.read_bytes("tiny/figures/round=001/sweep.png")[:4] == b"\x89PNG"
+
+
+def test_a_sweep_is_not_done_twice_and_an_empty_round_is_said(swept: Run) -> None:
+    assert sweep(swept, 1).reused
+    assert not sweep(swept, 1, strengths=(0.3,)).reused
+    without = Run(swept.config.model_copy(update={"teacher": swept.config.teacher.model_copy(update={"pools": ()})}))
+    for stage in ("teach", "steer"):
+        STAGES[stage](without, 1)
+    with pytest.raises(DataError, match=r"allow none of opsd: set teacher\.pools to cache more"):
+        sweep(without, 1, recipes=("opsd",))

@@ -1,0 +1,188 @@
+"""Problems: sources, columns, answers, duplicates, overlap, and every loss counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import REPO, small_config
+
+from ogls.config import Benchmark, Columns, DataSource
+from ogls.errors import DataError
+from ogls.problems.load import Exclusions, load_problems, normalize_text
+from ogls.problems.splits import select_round_problems, split_problems
+from ogls.records import Problem
+
+GSM8K = REPO.parent / "shared" / "data" / "gsm8k"
+ROWS = [
+    {"id": "a", "problem": "What is $1+1$?", "solution": r"So \boxed{2}.", "answer": "2"},
+    {"id": "b", "problem": "What is 3?", "solution": r"It is \boxed{3}"},
+    {"id": "c", "problem": "Four?", "answer": "Two and two\n#### 4"},
+    {"id": "d", "problem": "Five?", "answer": r"$\boxed{5}$"},
+]
+
+
+def jsonl(path: Path, rows: list) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)
+
+
+def load(source: str, report: Exclusions | None = None, **more: object) -> list[Problem]:
+    return load_problems(DataSource(source=source, **more), "train", report or Exclusions())
+
+
+def test_jsonl_parquet_and_dataset_folders_agree(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "train.jsonl", ROWS)
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "p.parquet")
+    (tmp_path / "hub").mkdir()
+    jsonl(tmp_path / "hub" / "train.jsonl", ROWS)
+    found = load(path)
+    assert [(p.problem_id, p.answer) for p in found] == [("a", "2"), ("b", "3"), ("c", "4"), ("d", "5")]
+    assert load(str(tmp_path / "p.parquet")) == found
+    assert load(str(tmp_path / "hub")) == found
+
+
+def test_columns_can_be_renamed_and_ids_made(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "q.jsonl", [{"question": "Q?", "answer": "work\n#### 7"}])
+    (problem,) = load(path, columns=Columns(problem="question", solution="answer"))
+    assert (problem.problem, problem.answer, problem.solution) == ("Q?", "7", "work\n#### 7")
+    assert problem.problem_id.startswith("p-")
+    assert load(path, columns=Columns(problem="question"))[0].problem_id == problem.problem_id
+
+
+def test_text_that_is_not_unicode_can_be_stored(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"id": "a", "problem": "\\ud800 plus 1?", "answer": "1"}\n')
+    (problem,) = load(str(tmp_path / "q.jsonl"))
+    assert problem.problem == "? plus 1?"
+
+
+def test_a_missing_problem_column_names_those_there(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "q.jsonl", [{"question": "Q?", "answer": "1"}])
+    with pytest.raises(DataError, match="has no column problem; it has answer, question"):
+        load(path)
+
+
+def test_malformed_lines_are_numbered(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"problem": "a", "answer": "1"}\n{oops\n\n[1]\n')
+    with pytest.raises(DataError, match=r"(?s)bad\.jsonl: 2 malformed lines:.*line 2: .*line 4: a list instead"):
+        load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere.jsonl", "cannot read problems from nowhere.jsonl: No such file"),
+        ("nowhere.parquet", "no such file"),
+        ("pyproject.toml/x.jsonl", "cannot read problems"),
+        ("nowhere", "neither a .jsonl or .parquet file, nor a folder"),
+        ("no-such-owner/no-such-set", "cannot load the dataset no-such-owner/no-such-set"),
+    ],
+)
+def test_missing_sources_are_said(source: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(source)
+
+
+def test_parquet_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_text("hello")
+    with pytest.raises(DataError, match="is not readable Parquet"):
+        load(str(tmp_path / "x.parquet"))
+
+
+def test_duplicates_and_unanswered_are_counted(tmp_path: Path) -> None:
+    twin = {"id": "e", "problem": "what is  1+1 ?", "answer": "2"}
+    report = Exclusions()
+    path = jsonl(tmp_path / "q.jsonl", [*ROWS, twin, {"id": "f", "problem": "Six?"}, {"id": "g", "problem": " "}])
+    assert len(load(path, report)) == 4
+    assert dict(report.counts) == {"duplicate": 1, "no answer": 1, "empty problem": 1}
+    assert report.words("duplicate") == "e"
+
+
+def test_one_id_for_two_problems_is_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "q.jsonl", [*ROWS, {"id": "a", "problem": "Other?", "answer": "1"}])
+    with pytest.raises(DataError, match="1 ids stand for two different problems: a"):
+        load(path)
+
+
+def test_normalised_text_ignores_form_and_keeps_mathematics() -> None:
+    assert normalize_text("What is $1 + 1$?") == normalize_text("what is\n1+1 ?")
+    assert normalize_text("１+1") == normalize_text("1+1")
+    assert normalize_text("1+1") != normalize_text("1-1")
+
+
+def prepared(tmp_path: Path, train: list, test: list, usable=None, too_long=None, **problems: object):
+    config = small_config(tmp_path)
+    source = jsonl(tmp_path / "train.jsonl", train)
+    benchmark = Benchmark(name="bench", source=jsonl(tmp_path / "test.jsonl", test))
+    config = config.model_copy(
+        update={
+            "problems": config.problems.model_copy(update={"source": source, **problems}),
+            "evaluate": config.evaluate.model_copy(update={"benchmarks": (benchmark,)}),
+        }
+    )
+    return split_problems(config, usable or (lambda answers: [True] * len(answers)), too_long or (lambda p, n: ""))
+
+
+def test_training_problems_of_a_benchmark_are_dropped(tmp_path: Path) -> None:
+    problems, report = prepared(tmp_path, ROWS, [{"id": "z", "problem": "FOUR ?", "answer": "4"}])
+    assert [p.problem_id for p in problems if p.split == "train"] == ["a", "b", "d"]
+    assert [p.problem_id for p in problems if p.split == "bench"] == ["z"]
+    assert report.named["in benchmark bench"] == ["c"]
+
+
+def test_holdout_is_disjoint_and_seeded(tmp_path: Path) -> None:
+    test = [{"id": "z", "problem": "Z?", "answer": "4"}]
+    first, _ = prepared(tmp_path, ROWS, test, holdout=2)
+    again, _ = prepared(tmp_path, ROWS, test, holdout=2)
+    assert first == again
+    splits = [p.split for p in first]
+    assert (splits.count("train"), splits.count("holdout")) == (2, 2)
+    assert len({p.problem_id for p in first}) == 5
+
+
+def test_too_many_unusable_answers_are_refused_and_listed(tmp_path: Path) -> None:
+    test = [{"id": "z", "problem": "Z?", "answer": "4"}]
+
+    def no_threes(answers: list[str]) -> list[bool]:
+        return [a != "3" for a in answers]
+
+    with pytest.raises(DataError, match=r"1 of 4 problems cannot be used \(1 unusable answer: b \('3'\)\)"):
+        prepared(tmp_path, ROWS, test, no_threes)
+    problems, report = prepared(tmp_path, ROWS, test, no_threes, max_unusable=0.3)
+    assert report.counts["unusable answer"] == 1
+    assert "b" not in [p.problem_id for p in problems]
+
+
+def test_problems_longer_than_the_context_are_counted(tmp_path: Path) -> None:
+    test = [{"id": "z", "problem": "Z?", "answer": "4"}]
+
+    def long(problem: Problem, max_tokens: int) -> str:
+        return f"{max_tokens + 9} tokens" if problem.problem_id == "a" else ""
+
+    _, report = prepared(tmp_path, ROWS, test, too_long=long, max_unusable=0.5)
+    assert report.named["too long"] == ["a (73 tokens)"]
+
+
+def test_rounds_go_through_all_problems_before_any_comes_again() -> None:
+    train = [Problem(str(i), str(i), "1") for i in range(10)]
+    rounds = [[p.problem_id for p in select_round_problems(train, 4, r, 0)] for r in range(1, 6)]
+    seen = [p for r in rounds for p in r]
+    assert sorted(seen[:10]) == sorted(str(i) for i in range(10))
+    assert rounds == [[p.problem_id for p in select_round_problems(train, 4, r, 0)] for r in range(1, 6)]
+    assert seen != [p.problem_id for r in range(1, 6) for p in select_round_problems(train, 4, r, 1)]
+    assert all(len(set(r)) == len(r) for r in rounds)
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not beside the repository")
+def test_gsm8k_loads_whole() -> None:
+    columns = Columns(problem="question", solution="answer")
+    report = Exclusions()
+    train = load(str(GSM8K / "train.jsonl"), report, columns=columns)
+    test = load(str(GSM8K / "test.jsonl"), report, columns=columns)
+    assert (len(train), len(test), sum(report.counts.values())) == (7473, 1319, 0)
+    assert train[0].answer == "72"
+    assert not {normalize_text(p.problem) for p in train} & {normalize_text(p.problem) for p in test}

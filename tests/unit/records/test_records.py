@@ -1,0 +1,18 @@
+"""The data dictionary is the records module's."""
+
+from __future__ import annotations
+
+from conftest import REPO
+
+from ogls.analysis.dictionary import data_dictionary
+from ogls.records import ALL_TABLES
+
+
+def test_the_data_dictionary_is_generated_from_the_records() -> None:
+    assert (REPO / "data" / "README.md").read_text() == data_dictionary(), "run `make docs`"
+
+
+def test_every_column_says_what_it_is() -> None:
+    for table in ALL_TABLES:
+        for column in table.schema:
+            assert column.metadata[b"about"].decode().strip().endswith((".", "?")), f"{table.name}.{column.name}"

@@ -1,0 +1,95 @@
+"""Sampling: seeds decide, batches do not; log-probs, stops and truncation are what they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ogls.config import RolloutConfig, SamplingConfig
+from ogls.models.policy import Policy
+from ogls.problems.prompts import Prompter
+from ogls.records import Problem, Request
+from ogls.samplers.choose import create_sampler
+from ogls.samplers.requests import build_requests
+from ogls.samplers.transformers import sample_tokens
+
+PROBLEMS = [Problem(f"p{i}", rf"Modulo 10, left to right: ${i}+4\times2-{'1+' * i}3$", "0") for i in range(5)]
+SAMPLING = SamplingConfig(max_tokens=40)
+
+
+@pytest.fixture
+def requests(prompter: Prompter) -> list[Request]:
+    return build_requests(PROBLEMS, prompter, 6, 0, "test")
+
+
+def tokens(policy: Policy, requests: list[Request], sampling: SamplingConfig = SAMPLING) -> list[tuple[int, ...]]:
+    return [c.token_ids for c in create_sampler("transformers", policy).sample(requests, sampling)]
+
+
+def test_batches_and_order_decide_nothing(policy: Policy, requests: list[Request]) -> None:
+    whole = tokens(policy, requests)
+    assert tokens(policy, requests, SAMPLING.model_copy(update={"batch_size": 4})) == whole
+    assert tokens(policy, requests[::-1])[::-1] == whole
+    assert tokens(policy, requests[7:8]) == whole[7:8]
+    assert len(set(whole)) > 10
+
+
+def test_seeds_differ_by_every_part_of_their_name(prompter: Prompter) -> None:
+    seeds = [
+        r.seed
+        for run in (0, 1)
+        for purpose in (("a", 1), ("a", 2), ("b", 1))
+        for r in build_requests(PROBLEMS, prompter, 6, run, *purpose)
+    ]
+    assert len(set(seeds)) == len(seeds) == 2 * 3 * 30
+
+
+def test_logprobs_are_the_models_own(policy: Policy, requests: list[Request]) -> None:
+    """Whatever the temperature and the cuts, what is recorded is the log-prob at temperature 1."""
+    sampling = SamplingConfig(max_tokens=40, temperature=0.7, top_k=20, top_p=0.9)
+    completions = create_sampler("transformers", policy).sample(requests[:8], sampling)
+    for request, completion in zip(requests, completions, strict=False):
+        ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]])
+        with torch.no_grad():
+            logits = policy.model(input_ids=ids).logits[0, len(request.prompt_ids) - 1 : -1]
+        wanted = logits.log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-4, rtol=0)
+
+
+def test_finish_reasons_and_stop_tokens(policy: Policy, requests: list[Request]) -> None:
+    whole = create_sampler("transformers", policy).sample(requests, SAMPLING)
+    cut = create_sampler("transformers", policy).sample(requests, SamplingConfig(max_tokens=3))
+    stops = set(policy.stop_ids)
+    for completion in whole:
+        assert (completion.token_ids[-1] in stops) == (completion.finish_reason == "stop")
+        assert not stops & set(completion.token_ids[:-1])
+        assert "<|im_end|>" not in completion.text
+    assert {c.finish_reason for c in cut} <= {"length", "stop"}
+    assert all(len(c.token_ids) == 3 for c in cut if c.finish_reason == "length")
+    assert [c.token_ids for c in cut] == [c.token_ids[:3] for c in whole]
+
+
+def test_greedy_is_the_likeliest_token(policy: Policy, requests: list[Request]) -> None:
+    greedy = SamplingConfig(max_tokens=40, temperature=0)
+    by_problem = tokens(policy, requests, greedy)
+    assert all(len(set(by_problem[i : i + 6])) == 1 for i in range(0, 30, 6))
+
+
+def test_draw_follows_the_distribution() -> None:
+    probs = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    uniform = (torch.arange(1000) + 0.5).double() / 1000
+    logits = probs.log().expand(1000, 4)
+    drawn = sample_tokens(logits, uniform, 1.0, 0, 1.0)
+    assert torch.bincount(drawn, minlength=4).tolist() == [500, 0, 300, 200]
+    assert torch.bincount(sample_tokens(logits, uniform, 1.0, 2, 1.0), minlength=4).tolist() == [625, 0, 375, 0]
+    assert torch.bincount(sample_tokens(logits, uniform, 1.0, 0, 0.79), minlength=4).tolist() == [625, 0, 375, 0]
+    assert torch.bincount(sample_tokens(logits, uniform, 1.0, 0, 0.5), minlength=4).tolist() == [1000, 0, 0, 0]
+    cooler = sample_tokens(logits, uniform, 0.5, 0, 1.0)
+    assert torch.bincount(cooler, minlength=4)[0].item() == pytest.approx(1000 * 0.25 / 0.38, abs=1)
+
+
+def test_an_unknown_engine_is_refused(policy: Policy) -> None:
+    with pytest.raises(ValueError, match="no engine magic"):
+        create_sampler("magic", policy)
+    with pytest.raises(ValueError, match="engine"):
+        RolloutConfig(engine="magic")

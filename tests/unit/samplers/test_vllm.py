@@ -1,0 +1,299 @@
+"""vLLM for real, in its CPU build: seeds, stops and log-probs, weights that are swapped, an engine that is killed.
+
+Where it is not installed the tests are skipped; `.ci/run` installs it (`make vllm`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, carry_out, small_config
+from padded import pad_heads
+
+from flows.services import responds
+from ogls.analysis.model_card import export_model
+from ogls.config import RunConfig, SamplingConfig
+from ogls.errors import ModelError, StoreError
+from ogls.models.adapter import Adapter
+from ogls.models.policy import Policy
+from ogls.problems.prompts import Prompter
+from ogls.records import Problem, Request
+from ogls.samplers.choose import create_sampler
+from ogls.samplers.requests import build_requests
+from ogls.samplers.vllm import VllmSampler
+from ogls.samplers.vllm_process import VllmProcess
+from ogls.stages.engine import check_probe
+from ogls.stages.registry import STAGES
+from ogls.stages.run import Run
+from ogls.tinyworld.seedmodel import PROMPTS
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(find_spec("vllm") is None and not os.environ.get("CI"), reason="vLLM is not installed"),
+]
+PROBLEMS = [Problem(f"p{i}", rf"Modulo 10, left to right: ${i}+4\times2-{'1+' * i}3$", "0") for i in range(5)]
+SAMPLING = SamplingConfig(max_tokens=40)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pad_heads(REPO / "data" / "tiny" / "model", tmp_path_factory.mktemp("padded") / "model")
+
+
+@pytest.fixture(scope="module")
+def config(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    root = tmp_path_factory.mktemp("runs")
+    return small_config(
+        root, "name=fast", "rollout.engine=vllm", f"model.path={model}", "rollout.vllm.stall_seconds=300"
+    )
+
+
+@pytest.fixture(scope="module")
+def policy(config: RunConfig) -> Policy:
+    return Policy(config.model, config.adapter)
+
+
+@pytest.fixture(scope="module")
+def sampler(config: RunConfig) -> VllmSampler:
+    made = create_sampler("vllm", None, config)
+    made.use_adapter(None)
+    return made
+
+
+@pytest.fixture(scope="module")
+def requests(policy: Policy) -> list[Request]:
+    return build_requests(PROBLEMS, Prompter(policy.tokenizer, PROMPTS), 6, 0, "test")
+
+
+def changed(policy: Policy, by: float = 0.05) -> Adapter:
+    """An adapter that changes what the model says."""
+    generator = torch.Generator().manual_seed(1)
+    weights = {
+        n: w + by * torch.randn(w.shape, generator=generator) for n, w in policy.initial_adapter().weights.items()
+    }
+    return Adapter.from_weights(weights)
+
+
+def logprobs(policy: Policy, request: Request, token_ids: tuple[int, ...]) -> torch.Tensor:
+    ids = torch.tensor([[*request.prompt_ids, *token_ids]])
+    with torch.inference_mode():
+        states = policy.run_body(ids).last_hidden_state[0, len(request.prompt_ids) - 1 : -1]
+        return policy.logits(states).log_softmax(-1).gather(1, torch.tensor(token_ids)[:, None])[:, 0]
+
+
+def test_logprobs_are_those_of_transformers(sampler, policy: Policy, requests: list[Request]) -> None:
+    """Whatever the temperature and the cuts: at temperature 1, to 1e-3 in fp32."""
+    cut = SamplingConfig(max_tokens=40, temperature=0.8, top_k=30, top_p=0.95, min_p=0.01)
+    policy.use_adapter(None)
+    for sampling in (SAMPLING, cut):
+        for request, completion in zip(requests, sampler.sample(requests, sampling), strict=True):
+            wanted = logprobs(policy, request, completion.token_ids)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-3, rtol=0)
+
+
+def test_seeds_decide_and_batches_do_not(sampler, requests: list[Request]) -> None:
+    whole = sampler.sample(requests, SAMPLING)
+    assert [c.token_ids for c in sampler.sample(requests[::-1], SAMPLING)][::-1] == [c.token_ids for c in whole]
+    assert sampler.sample(requests[7:8], SAMPLING)[0].token_ids == whole[7].token_ids
+    assert len({c.token_ids for c in whole}) > 10
+
+
+def test_stops_texts_and_truncation(sampler, policy: Policy, requests: list[Request]) -> None:
+    greedy = SamplingConfig(max_tokens=40, temperature=0)
+    ours = create_sampler("transformers", policy).sample(requests[::6], greedy)
+    theirs = sampler.sample(requests[::6], greedy)
+    assert [(c.token_ids, c.text, c.finish_reason) for c in theirs] == [
+        (c.token_ids, c.text, c.finish_reason) for c in ours
+    ]
+    for completion in sampler.sample(requests, SAMPLING):
+        assert (completion.token_ids[-1] in policy.stop_ids) == (completion.finish_reason == "stop")
+    cut = sampler.sample(requests, SamplingConfig(max_tokens=3))
+    assert all(len(c.token_ids) == 3 for c in cut if c.finish_reason == "length")
+
+
+def test_an_adapter_changes_the_output_and_the_base_comes_back(
+    sampler, policy: Policy, requests: list[Request]
+) -> None:
+    before = sampler.sample(requests, SAMPLING)
+    process = sampler._engine().process.pid
+    adapter = changed(policy)
+    sampler.use_adapter(adapter)
+    assert sampler.hash == adapter.hash
+    policy.use_adapter(adapter)
+    after = sampler.sample(requests, SAMPLING)
+    assert [c.token_ids for c in after] != [c.token_ids for c in before]
+    for request, completion in zip(requests, after, strict=True):
+        wanted = logprobs(policy, request, completion.token_ids)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-3, rtol=0)
+    sampler.use_adapter(None)
+    policy.use_adapter(None)
+    assert [c.token_ids for c in sampler.sample(requests, SAMPLING)] == [c.token_ids for c in before]
+    assert sampler._engine().process.pid == process  # nothing was restarted
+
+
+def test_samplers_share_an_engine_and_never_a_number(
+    config: RunConfig, policy: Policy, requests: list[Request]
+) -> None:
+    """Every stage makes a sampler of its own; what one has loaded is not what the next one takes for its own."""
+    adapters = (changed(policy), None, changed(policy), changed(policy, 0.1), None)
+    said: dict[str, list[tuple[int, ...]]] = {}
+    for adapter in adapters:
+        fresh = create_sampler("vllm", None, config)
+        fresh.use_adapter(adapter)
+        told = [c.token_ids for c in fresh.sample(requests[:8], SAMPLING)]
+        assert said.setdefault(fresh.hash, told) == told
+    assert len({str(told) for told in said.values()}) == 3
+
+
+def test_many_long_prompts_do_not_hang_the_engine(sampler, requests: list[Request]) -> None:
+    """More tokens of prompts at once than the engine takes in one step."""
+    long = [Request(f"l{i}", 0, (20 + i, *requests[0].prompt_ids * 40)[:440], i) for i in range(64)]  # none cached
+    completions = sampler.sample(long, SamplingConfig(max_tokens=4))
+    assert len(completions) == 64
+    with pytest.raises(ModelError, match=r"of p has 500 tokens, and the engine has room for .*prompt_tokens"):
+        sampler.sample([Request("p", 0, tuple([5] * 500), 1)], SAMPLING)
+
+
+def test_a_killed_engine_is_started_anew_with_the_same_weights(
+    sampler, policy: Policy, requests: list[Request]
+) -> None:
+    sampler.use_adapter(changed(policy))
+    before = sampler.sample(requests, SAMPLING)
+    restarts = sampler.restarts
+    sampler._engine().process.kill()
+    assert [c.token_ids for c in sampler.sample(requests, SAMPLING)] == [c.token_ids for c in before]
+    assert sampler.restarts <= restarts + 1
+    sampler.use_adapter(None)
+
+
+def test_an_interrupted_call_leaves_no_answer_behind(sampler, requests: list[Request]) -> None:
+    """Whoever was waiting has gone; the next call gets its own answer, from a new engine."""
+    sampler.use_adapter(None)
+    before = sampler.sample(requests[:2], SAMPLING)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(sampler._engine().connection), "poll", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sampler.sample(requests, SAMPLING)
+    assert [c.token_ids for c in sampler.sample(requests[:2], SAMPLING)] == [c.token_ids for c in before]
+
+
+def test_two_rounds_end_to_end(config: RunConfig, sampler) -> None:
+    """Every stage, sampling with vLLM: the adapter that a round trained is what the next one samples from."""
+    process = sampler._engine().process.pid
+    run = carry_out(config)
+    assert sampler._engine().process.pid == process  # one engine, from the first evaluation to the last
+    for round_ in (1, 2):
+        manifest = run.records.manifest("trajectories", round_)
+        assert manifest
+        assert manifest.metrics["engine"] == "vllm"
+        assert set(run.records.read("trajectories", round_)["policy"].to_pylist()) == {run.policy_hash(round_ - 1)}
+    assert run.policy_hash(1) != run.policy_hash(2)
+    assert STAGES["sample"](Run(config), 2).reused
+    other, prompter = create_sampler("vllm", None, config), run.prompter(sampler.tokenizer)
+    other.use_adapter(run.load_adapter(2))
+    check_probe(run, other, prompter, 2)
+    other.use_adapter(changed(Policy(config.model, config.adapter)))
+    with pytest.raises(StoreError, match="the engine has other weights than round 2 ended with"):
+        check_probe(run, other, prompter, 2)
+
+
+def test_an_engine_killed_in_a_stage_costs_its_batch_alone(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mid-batch, after a finished shard: the stage ends as an undisturbed one, and says what happened."""
+    runs = [Run(config.model_copy(update={"root": str(tmp_path / name)})) for name in ("calm", "killed")]
+    for run in runs:
+        run.records.open(run.config)
+        STAGES["prepare"](run, 0)
+    calm = STAGES["sample"](runs[0], 1)
+    plain, calls = VllmProcess.call, []
+
+    def call(self: VllmProcess, command: str, payload: object, seconds: float) -> object:
+        calls.append(command)
+        if calls.count("sample") == 3 and command == "sample":  # the probe, the first shard, and now the second
+            threading.Timer(0.1, self.process.kill).start()
+        return plain(self, command, payload, seconds)
+
+    monkeypatch.setattr(VllmProcess, "call", call)
+    killed = STAGES["sample"](runs[1], 1)
+    assert "the engine died and was started anew (1 x)" in killed.notice
+    assert calm.notice == ""
+    assert calls.count("sample") == 4  # only the batch under way once more
+    assert runs[0].digest("trajectories", 1) == runs[1].digest("trajectories", 1)
+
+
+def test_a_merged_export_says_in_vllm_what_the_policy_says(
+    config: RunConfig, requests: list[Request], tmp_path: Path
+) -> None:
+    """The folder of `ogls export` in an engine of its own, against base and adapter in transformers."""
+    run = Run(config)
+    export_model(run, 2, tmp_path / "merged")
+    path = config.model.model_copy(update={"path": str(tmp_path / "merged")})
+    merged = create_sampler("vllm", None, config.model_copy(update={"model": path}))
+    merged.use_adapter(None)
+    policy = run.load_policy(2)
+    for request, completion in zip(requests[:8], merged.sample(requests[:8], SAMPLING), strict=True):
+        wanted = logprobs(policy, request, completion.token_ids)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-3, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A vLLM server on loopback that takes adapters."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)),
+        *("--model", str(model), "--dtype", "float32", "--enforce-eager", "--enable-lora", "--max-lora-rank", "32"),
+        *("--max-model-len", "512", "--max-num-seqs", "32"),
+    ]
+    told = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, **told}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 400
+    while not responds(f"{url}/health"):
+        assert process.poll() is None, (folder / "log").read_text()[-3000:]
+        assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
+        time.sleep(1)
+    yield url
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_server_samples_from_the_adapter_it_is_given(
+    server: str, config: RunConfig, policy: Policy, requests: list[Request], tmp_path: Path
+) -> None:
+    served = config.rollout.server.model_copy(update={"url": server, "adapters": str(tmp_path)})
+    rollout = config.rollout.model_copy(update={"engine": "server", "server": served})
+    remote = create_sampler("server", None, config.model_copy(update={"rollout": rollout}))
+    sampling = SamplingConfig(max_tokens=24)
+    said = {}
+    for adapter in (None, changed(policy), changed(policy, 0.1), None):
+        remote.use_adapter(adapter)
+        policy.use_adapter(adapter)
+        assert remote.hash == policy.hash
+        completions = remote.sample(requests[:6], sampling)
+        for request, completion in zip(requests, completions, strict=False):
+            wanted = logprobs(policy, request, completion.token_ids)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-3, rtol=0)
+            assert (completion.token_ids[-1] in policy.stop_ids) == (completion.finish_reason == "stop")
+        told = [c.token_ids for c in completions]
+        assert said.setdefault(remote.hash, told) == told  # the base comes back as it was
+    assert len({str(told) for told in said.values()}) == 3
+    policy.use_adapter(None)

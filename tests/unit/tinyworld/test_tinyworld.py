@@ -1,0 +1,91 @@
+"""The tiny world: the shipped files are the recipe's, and the seed model knows what its card says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPO
+from transformers import AutoTokenizer
+
+from ogls.errors import UserError
+from ogls.models.policy import Policy
+from ogls.tinyworld.seedmodel import SeedRecipe, make_seed_model
+from ogls.tinyworld.world import OPERATIONS, Problem, World, apply, draw, problem_rows
+
+TINY = REPO / "data" / "tiny"
+
+
+def test_a_solution_worked_by_hand() -> None:
+    problem = Problem(3, (("+", 4), (r"\times", 2), ("-", 5)))
+    assert problem.text == r"Modulo 10, left to right: $3+4\times2-5$"
+    assert World().solution(problem) == "3+4=7\n7\\times2=4\n4-5=9\n\\boxed{9}"
+    assert problem.answer == "9"
+
+
+def test_facts_go_wrong_at_their_own_rates_and_always_alike() -> None:
+    world, rng = World(), np.random.default_rng(0)
+    for fact in [(a, op, b) for a in (1, 4, 7) for op in OPERATIONS for b in (2, 9)]:
+        rate, wrong = world.mistakes[fact]
+        one_step = Problem(fact[0], (fact[1:],))
+        seen = [world.solution(one_step, rng).rsplit("{", 1)[1][:-1] for _ in range(400)]
+        assert set(seen) <= {str(apply(*fact)), str(wrong)}
+        assert seen.count(str(wrong)) / 400 == pytest.approx(rate, abs=0.09)
+        assert wrong != apply(*fact)
+
+
+def test_half_the_texts_show_a_solution_and_half_of_these_are_terse() -> None:
+    world, rng = World(), np.random.default_rng(0)
+    texts = [world.pretraining_text(rng) for _ in range(2000)]
+    shown = [(context, completion) for _, context, completion in texts if context]
+    terse = [completion for context, completion in shown if completion != context]
+    assert len(shown) / 2000 == pytest.approx(0.5, abs=0.05)
+    assert len(terse) / len(shown) == pytest.approx(0.5, abs=0.05)
+    assert all(completion.startswith("\\boxed") for completion in terse)
+    never = World(terse_share=0.0)
+    assert all(c == a for _, c, a in (never.pretraining_text(rng) for _ in range(200)) if c)
+
+
+def test_the_shipped_problems_are_the_recipes() -> None:
+    recipe = SeedRecipe()
+    test = problem_rows(recipe.world, recipe.test_problems, seed=1)
+    train = problem_rows(recipe.world, recipe.train_problems, 2, frozenset(r["problem"] for r in test))
+    for name, rows in (("train", train), ("test", test)):
+        assert [json.loads(line) for line in (TINY / f"{name}.jsonl").read_text().splitlines()] == rows
+    assert not {r["problem"] for r in train} & {r["problem"] for r in test}
+
+
+def test_the_shipped_checkpoint_is_small_and_safe() -> None:
+    files = [p for p in TINY.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 4 << 20
+    assert {p.suffix for p in files} <= {".safetensors", ".json", ".jsonl", ".jinja", ".md"}
+    card = (TINY / "model" / "README.md").read_text()
+    assert "sampled at temperature 1 it solves" in card
+
+
+def test_the_tokenizer_keeps_digits_apart_and_any_text_whole() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "model")
+    pieces = tokenizer.tokenize("12+34=46\n\\boxed{46}")
+    assert all(len([c for c in p if c.isdigit()]) <= 1 for p in pieces)
+    for text in ("3+4=7", "ünïcödé 漢字 \U0001f600", "tab\tand  spaces", "a\x00b"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    rng = np.random.default_rng(0)
+    longest = max(len(tokenizer(World().solution(draw(rng)))["input_ids"]) for _ in range(200))
+    assert longest < 64
+
+
+def test_the_recipe_makes_a_model_that_loads(tmp_path: Path) -> None:
+    """A handful of steps: the recipe runs end to end, is seeded, and writes what the policy can load."""
+    from ogls.config import AdapterConfig, ModelConfig
+
+    recipe = SeedRecipe(steps=3, batch_size=4, train_problems=8, test_problems=4)
+    losses = [make_seed_model(tmp_path / name, recipe) for name in ("a", "b")]
+    assert losses[0] == losses[1]
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("a", "b")]
+    assert weights[0] == weights[1]
+    assert Policy(ModelConfig(path=str(tmp_path / "a" / "model")), AdapterConfig()).head.shape == (320, 96)
+    with pytest.raises(FileExistsError, match="is not empty"):
+        make_seed_model(tmp_path / "a", recipe)
+    assert issubclass(UserError, Exception)

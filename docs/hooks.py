@@ -1,8 +1,9 @@
-"""Pages that are generated: settings from `ogls/config/`, tables from `ogls/records/`, commands from the command line, and
-the studies' and benchmarks' results from where they are kept."""
+"""Generated pages: settings from `ogls/config/`, tables from `ogls/records/`, commands from the command line, and the
+results of studies and benchmarks from their files."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,33 +33,34 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Put measured tables where a page has their name."""
+    """Replace `{{ name }}` with the measured table of that name."""
     for path in (REPO / "docs" / "measured").glob("*.md"):
         markdown = markdown.replace(f"{{{{ {path.stem} }}}}", path.read_text())
     return markdown
 
 
 def settings() -> str:
-    """Every setting, section by section."""
+    """The page of all settings, section by section."""
     from ogls.config import RunConfig
 
-    lines = ["# Configuration\n", "Generated from `ogls/config/`. A file may begin from another"]
-    lines.append('(`extends = "tiny.toml"`), and `--set section.key=value` overrides anything.')
-    lines.append("*Operational* settings change no result: a run may be resumed with others.\n")
-    lines.append("`ogls config FILE` prints every value in force.\n")
+    lines = ["# Configuration\n", "Generated from `ogls/config/`. A configuration can extend another"]
+    lines.append('(`extends = "tiny.toml"`), and `--set section.key=value` overrides any value.')
+    lines.append("*Operational* settings change no result: a run can be resumed with other values of them.\n")
+    lines.append("`ogls config FILE` prints the resolved configuration.\n")
     for title, section in _sections("", RunConfig):
-        lines += [f"## {title or 'The run'}\n", f"{(section.__doc__ or '').strip()}\n"]
-        lines += ["| setting | type | default | what it is |", "| --- | --- | --- | --- |"]
+        lines += [f"## {title or 'The run'}\n", f"{inspect.cleandoc(section.__doc__ or '')}\n"]
+        lines += ["| setting | type | default | description |", "| --- | --- | --- | --- |"]
         for name, field in section.model_fields.items():
             if not _is_section(field.annotation):
-                kind = " *Operational.*" if (field.json_schema_extra or {}).get("operational") else ""
-                about = (field.description or "").replace("|", "\\|")
-                lines.append(f"| `{name}` | {_type(field.annotation)} | {_default(field.default)} | {about}{kind} |")
+                mark = " *Operational.*" if (field.json_schema_extra or {}).get("operational") else ""
+                description = (field.description or "").replace("|", "\\|") + mark
+                lines.append(f"| `{name}` | {_type(field.annotation)} | {_default(field.default)} | {description} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def _sections(path: str, section: Any) -> Iterator[tuple[str, Any]]:
+    """(title, section class) of a section and of all sections inside it."""
     yield path and f"[{path}]", section
     for name, field in section.model_fields.items():
         if _is_section(field.annotation):
@@ -72,7 +74,7 @@ def _is_section(annotation: Any) -> bool:
 def _type(annotation: Any) -> str:
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     text = re.sub(r"typing\.Literal\[(.*?)\]", lambda m: m[1].replace("'", "").replace(", ", " or "), text)
-    return re.sub(r"\b(ogls\.\w+|typing)\.", "", text).replace("|", "or")
+    return re.sub(r"\b(ogls(\.\w+)*|typing)\.", "", text).replace("|", "or")
 
 
 def _default(value: Any) -> str:
@@ -86,36 +88,41 @@ def _default(value: Any) -> str:
 
 
 def tables() -> str:
-    """The data dictionary, under a title of the site's."""
+    """The data dictionary with the title of its page."""
     from ogls.analysis.dictionary import data_dictionary
 
     return data_dictionary().replace("# The data\n", "# Tables\n", 1)
 
 
 def commands() -> str:
-    """Every command with its arguments and options, as the command line itself has them."""
+    """The page of all commands with their arguments and options, read from the Typer application."""
     import typer
 
     from flows.cli import app
 
     group: Any = typer.main.get_command(app)
-    lines = ["# Commands\n", "Generated from the command line: `ogls COMMAND --help` says the same.\n"]
+    lines = ["# Commands\n", "Generated from the command line: `ogls COMMAND --help` prints the same.\n"]
     for name, command in group.commands.items():
-        lines += [f"## ogls {name}\n", f"{(command.help or '').strip()}\n", "| | | default |", "| --- | --- | --- |"]
+        lines += [
+            f"## ogls {name}\n",
+            f"{(command.help or '').strip()}\n",
+            "| option | description | default |",
+            "| --- | --- | --- |",
+        ]
         for parameter in command.params:
             if parameter.name == "help":
                 continue
-            spelled = " ".join([*parameter.opts, *parameter.secondary_opts])
-            spelled = spelled if spelled.startswith("-") else (parameter.metavar or spelled).upper()
-            about = (getattr(parameter, "help", None) or "").replace("|", "\\|")
+            spelling = " ".join([*parameter.opts, *parameter.secondary_opts])
+            spelling = spelling if spelling.startswith("-") else (parameter.metavar or spelling).upper()
+            description = (getattr(parameter, "help", None) or "").replace("|", "\\|")
             default = "" if parameter.default in (None, "", False) or callable(parameter.default) else parameter.default
-            lines.append(f"| `{spelled}` | {about} | {default} |")
+            lines.append(f"| `{spelling}` | {description} | {default} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def studies() -> str:
-    """The write-up of the studies, its figures beside it."""
+    """The page of the studies, with links to the figures that `on_files` adds."""
     text = (REPO / "data" / "studies" / "README.md").read_text()
     text = re.sub(r"\((family|terse)/curves\.png\)", r"(images/\1.png)", text)
     return re.sub(r"\[([^\]]+)\]\((family|terse)/README\.md\)", r"\1 (`data/studies/\2`)", text)

@@ -1,4 +1,4 @@
-"""The command line `ogls`. Heavy imports wait until a command needs them, so that help answers at once."""
+"""The command line `ogls`. Heavy modules are imported by the command that needs them, so help is fast."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ app = typer.Typer(
 
 @app.command()
 def train(config: Config, set_: Set = None) -> None:
-    """Train, or go on with a training that was interrupted: the same command does both."""
+    """Train, or resume an interrupted training: the same command does both."""
     from ogls.config import load_config
 
     loaded = load_config(config, set_ or [])
@@ -54,7 +54,7 @@ def train(config: Config, set_: Set = None) -> None:
     for row in report.read_rounds(records, loaded.rounds):
         table.add_row(*report.round_cells(row))
     (out if out.is_terminal else Console(width=140)).print(table)
-    out.print("What next:")
+    out.print("Next steps:")
     for line in _next_steps(loaded):
         out.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
 
@@ -78,10 +78,12 @@ def _next_steps(config: Any) -> list[str]:
 @app.command()
 def evaluate(
     config: Config,
-    round_: Annotated[list[int] | None, typer.Option("--round", help="A round (0: the base). Repeatable.")] = None,
+    round_: Annotated[
+        list[int] | None, typer.Option("--round", help="Round to evaluate (0: the base model). Repeatable.")
+    ] = None,
     set_: Set = None,
 ) -> None:
-    """Evaluate rounds of a run on its benchmarks; the newest if none is named."""
+    """Evaluate rounds of a run on its benchmarks; without --round, the newest."""
     from ogls.config import load_config
 
     loaded = load_config(config, set_ or [])
@@ -98,7 +100,7 @@ def evaluate(
 
 @app.command()
 def compare(study: Annotated[Path, typer.Argument(help="A study's TOML file: methods and seeds.")]) -> None:
-    """Train methods x seeds at equal rollouts and write a page that compares them."""
+    """Train methods x seeds with equal numbers of rollouts, and write a page that compares them."""
     from ogls.analysis.study import load_study
 
     loaded = load_study(study)
@@ -117,12 +119,14 @@ def compare(study: Annotated[Path, typer.Argument(help="A study's TOML file: met
 @app.command()
 def sweep(
     run: Annotated[str, typer.Argument(help="A run, by name.")],
-    round_: Annotated[int | None, typer.Option("--round", help="The round; the last one taught if none.")] = None,
+    round_: Annotated[
+        int | None, typer.Option("--round", help="Round; default: the last one with teacher states.")
+    ] = None,
     recipes: Annotated[list[str] | None, typer.Option("--recipe", help="Only this recipe. Repeatable.")] = None,
     strengths: Annotated[list[float] | None, typer.Option("--strength", help="Only this strength. Repeatable.")] = None,
     root: Root = "data/runs",
 ) -> None:
-    """What other recipes and strengths would have done, from a round's cached teacher states alone."""
+    """Measure other recipes and strengths on the cached teacher states of a round."""
     from ogls.analysis.sweep import FIGURE, FIGURES
     from ogls.analysis.sweep import sweep as measure
     from ogls.distillation.sweep import RECIPES, STRENGTHS
@@ -131,11 +135,13 @@ def sweep(
 
     chosen = tuple(recipes or RECIPES)
     if unknown := sorted(set(chosen) - set(RECIPES)):
-        raise UserError(f"no recipe {', '.join(unknown)} to sweep; there are {', '.join(RECIPES)}")
+        raise UserError(f"unknown recipe {', '.join(unknown)}; known recipes: {', '.join(RECIPES)}")
     opened = open_run(root, run)
     taught = opened.records.rounds("teacher_states")
     if not taught:
-        raise UserError(f"run {run} has no cached teacher states: its method has no teacher, or nothing was taught yet")
+        raise UserError(
+            f"run {run} has no cached teacher states: its method has no teacher, or no round has run `teach`"
+        )
     number = taught[-1] if round_ is None else round_
     show_progress_on(err)
     with opened.records.lock("sweep"), terminal_progress("sweep", number) as progress:
@@ -144,7 +150,9 @@ def sweep(
     show_table(run_query(opened.store, f"SELECT {columns} FROM sweeps WHERE round = {number}", run), "table", None)
     folder = opened.records.folder(FIGURES, number)
     out.print(f"figure: {opened.records.url(f'{folder}/{FIGURE}')}", soft_wrap=True, highlight=False)
-    out.print("by position and by pair: ogls query on the tables sweep_positions and sweep_agreement", highlight=False)
+    out.print(
+        "by position and by pair of recipes: query the tables sweep_positions and sweep_agreement", highlight=False
+    )
 
 
 @app.command()
@@ -156,7 +164,7 @@ def stage(
     round_: Annotated[int, typer.Option("--round", help="The round.")] = 1,
     set_: Set = None,
 ) -> None:
-    """Carry out one stage of one round here and now, without Prefect: for debugging."""
+    """Run one stage of one round in this process, without Prefect, for debugging."""
     from ogls.config import load_config
 
     loaded = load_config(config, set_ or [])
@@ -165,12 +173,12 @@ def stage(
     from tasks.progress import show_progress_on, terminal_progress
 
     if name not in STAGES:
-        raise UserError(f"no stage {name}; there are {', '.join(STAGES)}")
+        raise UserError(f"unknown stage {name}; stages: {', '.join(STAGES)}")
     show_progress_on(err)
     run = Run(loaded)
     with run.records.lock(f"stage {name}"):
-        if said := run.records.open(loaded):
-            err.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        if notice := run.records.open(loaded):
+            err.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
         with terminal_progress(name, round_) as progress:
             result = STAGES[name](run, 0 if name == "prepare" else round_, progress)
     out.print(f"{name} r{result.round:03d}: {result.rows} rows, {'already done' if result.reused else 'done'}")
@@ -180,11 +188,13 @@ def stage(
 @app.command("seed-model")
 def seed_model(
     out_dir: Annotated[Path, typer.Argument(help="A new folder.")],
-    terse: Annotated[float, typer.Option(help="Share of texts with a solution in context answered tersely.")] = 0.5,
+    terse: Annotated[
+        float, typer.Option(help="Share of the texts with a solution in the context whose completion is terse.")
+    ] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of the weights and the text.")] = 0,
     steps: Annotated[int, typer.Option(help="Pretraining steps.")] = 1500,
 ) -> None:
-    """Raise the tiny world's seed model from its recipe: some minutes on a CPU."""
+    """Pretrain the seed model of the tiny world from its recipe; takes some minutes on a CPU."""
     from rich.progress import Progress
 
     from ogls.tinyworld.seedmodel import SeedRecipe, make_seed_model
@@ -203,11 +213,11 @@ def seed_model(
 @app.command()
 def plan(
     config: Config,
-    gpu: Annotated[str, typer.Option(help="The machine: rtx4090, l40s, a100-40, a100-80, h100, h200 or cpu.")] = "h100",
-    length: Annotated[int | None, typer.Option(help="Mean tokens a rollout; else a third of max_tokens.")] = None,
+    gpu: Annotated[str, typer.Option(help="Machine: rtx4090, l40s, a100-40, a100-80, h100, h200 or cpu.")] = "h100",
+    length: Annotated[int | None, typer.Option(help="Mean tokens a rollout; default: a third of max_tokens.")] = None,
     set_: Set = None,
 ) -> None:
-    """What a configuration will need: memory and time a stage, tokens, disk a round. Nothing is loaded or run."""
+    """Estimate what a configuration needs: memory and time by stage, tokens, disk a round. Loads and runs no model."""
     import pyarrow as pa
 
     from ogls.config import load_config
@@ -216,7 +226,7 @@ def plan(
     from ogls.planning.plan import plan_rows
 
     if gpu not in GPUS:
-        raise UserError(f"no machine {gpu}; there are {', '.join(GPUS)}")
+        raise UserError(f"unknown machine {gpu}; known machines: {', '.join(GPUS)}")
     found = estimate(load_config(config, set_ or []), GPUS[gpu], length)
     shape = found.shape
     out.print(
@@ -237,7 +247,7 @@ def plan(
 def doctor(
     config: Annotated[Path, typer.Argument(help="A TOML file.")] = Path("deployments/runs/tiny.toml"), set_: Set = None
 ) -> None:
-    """What is installed, what would run where, and whether store, Prefect and MLflow answer. Exit code 1 if not."""
+    """Check the installation, the device, the model, the store, Prefect and MLflow. Exit code 1 if a check fails."""
     from ogls.config import load_config
 
     loaded = load_config(config, set_ or [])
@@ -258,9 +268,12 @@ service_commands.register(app)
 
 
 def main() -> None:
-    """Errors of the user's making: a line or two and exit code 2; a run that its health stopped: 3; Ctrl-C: 130."""
+    """Run a command.
+
+    Exit codes: 2 for an error that the user can fix, 3 for a run stopped by health checks, 130 for Ctrl-C.
+    """
     try:
-        code = app(standalone_mode=False)  # the code of an Exit, or what a command returned
+        code = app(standalone_mode=False)  # the code of a typer.Exit, or the return value of the command
         sys.exit(code if isinstance(code, int) else 0)
     except HealthStop as error:
         err.print(f"stopped: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -269,7 +282,7 @@ def main() -> None:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt):
-        err.print("stopped; the same command goes on where this one ended", style="yellow")
+        err.print("stopped; the same command continues where this one ended", style="yellow")
         sys.exit(130)
     except (typer.Abort, typer.BadParameter, typer.TyperException) as error:
         err.print(str(error))

@@ -1,4 +1,4 @@
-"""A study as a flow: methods x seeds as sub-flows, so many at once, and a page of what they say together."""
+"""A study as a flow: methods x seeds as sub-flows, several at once, and a page that compares them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tasks.study import publish_study
 
 @task(task_run_name="{config.name}", cache_policy=NO_CACHE, persist_result=False)
 def train_one(config: RunConfig) -> str:
-    """One run of the study, in a process of its own. A finished one proves itself by its manifests."""
-    # Imported here: pickled for the worker as a global, the flow would lose what its annotations name.
+    """One run of the study, in a separate process. A finished run is recognised by its manifests."""
+    # Imported here: pickled as a global for the worker, the flow would lose the names in its annotations.
     from flows.train import train_flow
 
     end_with_parent()
@@ -40,7 +40,7 @@ def train_one(config: RunConfig) -> str:
 def compare_flow(study: StudyConfig, tuning: list[RunConfig], runs: list[RunConfig]) -> str:
     """Tune every method, train every run of the study, then write its page, whose path is returned.
 
-    Running it again goes on where it ended. A run that fails leaves the others to finish.
+    Running it again continues where it ended. If a run fails, the others still finish.
     """
     train_all(tuning, "tuning runs")
     runs = apply_tuning(study, tuning, runs)
@@ -49,7 +49,7 @@ def compare_flow(study: StudyConfig, tuning: list[RunConfig], runs: list[RunConf
 
 
 def train_all(configs: list[RunConfig], what: str) -> None:
-    """Train them, as many at once as the task runner lets. Raises StoreError once all have ended, if any failed."""
+    """Train all runs, as many at once as the task runner allows. Raises StoreError after the last one if any failed."""
     todo = [config for config in configs if not is_complete(config)]
     before = len(configs) - len(todo)
     if before:
@@ -63,12 +63,12 @@ def train_all(configs: list[RunConfig], what: str) -> None:
     if failed:
         raise StoreError(
             f"{len(failed)} of {len(configs)} {what} of the study failed: {', '.join(failed[:5])}; see them in the "
-            "Prefect UI, or try one with `ogls train`; the same command goes on with what is missing"
+            "Prefect UI, or try one with `ogls train`; the same command continues with the missing runs"
         )
 
 
 def compare(loaded: StudyRuns) -> str:
-    """The flow with as many runs at once as the study says, all of them reporting to one Prefect server."""
+    """Run the flow with `at_once` runs in parallel; all of them report to one Prefect server."""
     pool: Any = ProcessPoolTaskRunner(max_workers=loaded.study.at_once)
     tuning, runs = list(loaded.tuning.values()), list(loaded.runs.values())
     with _one_server():
@@ -78,13 +78,13 @@ def compare(loaded: StudyRuns) -> str:
 
 @flow(name="compare file", flow_run_name="compare {study}", log_prints=False)
 def compare_file_flow(study: str = "deployments/studies/family.toml") -> str:
-    """The study of a file, as a deployment starts it."""
+    """The study of a file, for deployments."""
     return compare(load_study(study))
 
 
 @contextmanager
 def _one_server() -> Iterator[None]:
-    """The server in force, or a temporary one for this process and its workers; else each would start its own."""
+    """The configured server, or one temporary server for this process and its workers instead of one for each."""
     if PREFECT_API_URL.value():
         yield
         return
@@ -99,7 +99,7 @@ def _one_server() -> Iterator[None]:
 
 
 def _drain() -> None:
-    """Send what is still to be sent; at exit the server would be gone, and Prefect would try for a minute."""
+    """Send pending logs and events now; at exit the server is gone, and Prefect would retry for a minute."""
     with suppress(RuntimeError):  # no worker was started
         APILogWorker.instance().drain()
     EventsWorker.drain_all()

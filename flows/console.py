@@ -1,4 +1,4 @@
-"""What the commands share: two consoles, results in a format, and flows in the foreground."""
+"""What the commands share: consoles, output formats, and running a flow in the foreground."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ogls.errors import UserError
 from ogls.store.atomic import atomic_write
 
 out, err = Console(), Console(stderr=True)
-_PATIENCE = 600.0  # seconds to wait for a Prefect server that went away in a flow
+_PATIENCE = 600.0  # seconds to wait for a Prefect server that stopped responding during a flow
 
 # Arguments that several commands share.
-Config = Annotated[Path, typer.Argument(help="A TOML file, such as deployments/runs/tiny.toml.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a value: section.key=value. Repeatable.")]
-Root = Annotated[str, typer.Option(help="The store: a directory, s3://bucket/path, or another fsspec URL.")]
+Config = Annotated[Path, typer.Argument(help="TOML file, such as deployments/runs/tiny.toml.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: section.key=value. Repeatable.")]
+Root = Annotated[str, typer.Option(help="Store: a directory, s3://bucket/path, or another fsspec URL.")]
 
 
 def show_table(table: Any, format_: str, to: Path | None) -> None:
@@ -31,7 +31,7 @@ def show_table(table: Any, format_: str, to: Path | None) -> None:
 
     if format_ == "parquet":
         if to is None:
-            raise UserError("parquet goes to a file: add --out FILE")
+            raise UserError("the format parquet needs a file: add --out FILE")
         import pyarrow.parquet as pq
 
         pq.write_table(table, to)
@@ -56,19 +56,21 @@ def show_table(table: Any, format_: str, to: Path | None) -> None:
         _print_table(table, to)
         return
     else:
-        raise UserError(f"no format {format_}; there are table, csv, json and parquet")
+        raise UserError(f"unknown format {format_}; formats: table, csv, json and parquet")
     to.write_text(text) if to else typer.echo(text, nl=False)
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file for people, whole or not at all."""
+    """Write a text file atomically."""
     with atomic_write(path, replace=True) as file:
         file.write_text(text, encoding="utf-8")
 
 
 def _escape_formula(text: str | None) -> str | None:
-    """Text that no spreadsheet takes for a formula: a quote before =, +, -, @ and control characters, as OWASP has it.
-    Numbers stay as they are."""
+    """Text that a spreadsheet does not interpret as a formula: a quote before =, +, -, @, control characters (OWASP).
+
+    Numbers stay unchanged.
+    """
     if not text or text[0] not in "=+-@\t\r\n":
         return text
     try:
@@ -79,7 +81,8 @@ def _escape_formula(text: str | None) -> str | None:
 
 
 def escape_control_characters(text: str) -> str:
-    """Text with control characters spelt out, so that no rollout moves a terminal's cursor or colours it."""
+    """Text with control characters escaped, so that a rollout cannot move the cursor of a terminal or change its
+    colours."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -104,23 +107,23 @@ def _print_table(table: Any, to: Path | None) -> None:
 
 
 def configure_prefect() -> None:
-    """Settings that must be in place before prefect is imported; whatever the user has set stays."""
+    """Set environment variables that Prefect reads on import; variables that the user has set stay."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    # Errors are told once, by the command; Prefect would add a traceback. The server's log has all of it.
+    # The command prints an error once; Prefect would add a traceback, which is in the log of the server.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
-    # A first start makes a database; on a busy machine that has taken longer than Prefect's 20 seconds.
+    # The first start creates a database, which can take longer than Prefect's 20 seconds on a busy machine.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 
 def run_in_foreground(flow: Callable[[], Any]) -> Any:
-    """Carry a flow out here, its progress on the terminal.
+    """Run a flow in this process and show its progress on the terminal.
 
-    If the Prefect server goes away in it, wait for the server and start the flow anew: finished stages are not done
-    again. Raises UserError if the server does not come back.
+    If the Prefect server stops responding, wait for it and start the flow again: finished stages are not repeated.
+    Raises UserError if the server does not come back.
     """
     import httpx
 
@@ -151,7 +154,7 @@ def run_in_foreground(flow: Callable[[], Any]) -> Any:
                     raise
                 _await_prefect(address)
     except BaseException:
-        # Where Ctrl-C hits Prefect between two tasks it can come out as any error of Prefect's own.
+        # Ctrl-C between two tasks can surface as any error of Prefect.
         if interrupted:
             raise Interrupted from None
         raise
@@ -160,7 +163,7 @@ def run_in_foreground(flow: Callable[[], Any]) -> Any:
 
 
 def prefect_address() -> str:
-    """The Prefect API that the environment or the user's profile names; empty for none."""
+    """The Prefect API URL from the environment or the user's profile; empty if there is none."""
     from prefect.settings import PREFECT_API_URL
 
     return PREFECT_API_URL.value() or ""
@@ -170,14 +173,14 @@ def _await_prefect(address: str) -> None:
     from flows.services import responds
 
     err.print(
-        f"the Prefect server at {address} has gone away; waiting for it, what is finished is kept", style="yellow"
+        f"the Prefect server at {address} does not respond; waiting for it; finished stages are kept", style="yellow"
     )
     deadline = time.monotonic() + _PATIENCE
     while not responds(f"{address}/health", "true"):
         if time.monotonic() > deadline:
             raise UserError(
-                f"the Prefect server at {address} has not come back in {_PATIENCE / 60:.0f} minutes; start it and give "
-                "the same command again: it goes on where this one ended"
+                f"the Prefect server at {address} has not come back in {_PATIENCE / 60:.0f} minutes; start it and run "
+                "the same command again: it continues where this one ended"
             )
         time.sleep(1)
 
@@ -194,4 +197,4 @@ def _check_prefect(address: str) -> None:
 
 
 class Interrupted(Exception):
-    """Ctrl-C, under a name that typer does not take for its own."""
+    """Ctrl-C, as an exception that typer does not handle."""

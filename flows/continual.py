@@ -1,4 +1,4 @@
-"""Continual training: what a schedule starts. Each run takes the problems that are new since the last one."""
+"""Continual training, started by a schedule: each run trains on the problems that are new since the last one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from tasks.progress import print_line
 def continual_flow(config: RunConfig) -> object:
     """Train the next run of the series `config.name` on new problems, from the last good adapter.
 
-    An unfinished run goes on first. With nothing new this says so and costs nothing.
+    An unfinished run is finished first. Without new problems the flow completes at once with the state `Nothing new`.
     """
     chosen = series.next_run(config)
     if chosen is None:
-        said = f"nothing new in {config.problems.source} since {len(series.series_runs(config))} runs of {config.name}"
-        print_line(f"  {said}")
-        return Completed(name="Nothing new", message=said)
+        message = (
+            f"nothing new in {config.problems.source} since {len(series.series_runs(config))} runs of {config.name}"
+        )
+        print_line(f"  {message}")
+        return Completed(name="Nothing new", message=message)
     train_flow(chosen)
     return chosen.name

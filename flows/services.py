@@ -1,6 +1,6 @@
-"""Long-lived processes on loopback, started together and stopped together: who they are is written to one file.
+"""Long-lived processes that `ogls up` starts and `ogls down` stops; they are recorded in one file.
 
-A process is ours only while its number and its start time are the recorded ones, so nothing else is ever stopped.
+A process is only stopped if both its id and its start time are the recorded ones.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ogls.errors import UserError
 
 HOST = "127.0.0.1"
 LOOPBACK = (HOST, "localhost", "::1")
-_PATIENCE = 180.0  # a first start makes a database, and machines are busy
-_BUSY = 30.0  # a living server that has not answered for so long hangs
+_PATIENCE = 180.0  # seconds; the first start creates a database
+_BUSY = 30.0  # seconds after which a live server that does not respond counts as hanging
 
 
 @dataclass(frozen=True)
 class Service:
-    """One process; `created` (seconds since the epoch) tells it from another with the same number."""
+    """One process; `created` (seconds since the epoch) distinguishes it from a later process with the same id."""
 
     name: str
     pid: int
@@ -41,7 +41,7 @@ class Service:
 
 
 class Services:
-    """The services of one folder. Use within `held`, so that two commands do not start them twice."""
+    """The services recorded in one folder. Use it within `held`, so that two commands do not start them twice."""
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
@@ -49,28 +49,28 @@ class Services:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other commands out. Raises UserError while one is at it."""
+        """Keep other commands out while the block runs. Raises UserError if another command is running."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "services.lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"another `ogls up` or `ogls down` is at work in {self.folder}; wait for it") from None
+                raise UserError(f"another `ogls up` or `ogls down` is running in {self.folder}; wait for it") from None
             yield
 
     def recorded(self) -> dict[str, Service]:
-        """What was started, alive or not."""
+        """The recorded services, running or not."""
         try:
             return {name: Service(**about) for name, about in json.loads(self.file.read_text()).items()}
         except (FileNotFoundError, ValueError, TypeError):
             return {}
 
     def running(self) -> dict[str, Service]:
-        """What was started and still lives."""
+        """The recorded services that still run."""
         return {name: s for name, s in self.recorded().items() if process_of(s)}
 
     def answering(self, name: str, alive: Callable[[str], bool]) -> str | None:
-        """The address of a service that lives and answers, though it may take a while when it is busy."""
+        """The URL of a service that runs and responds; a busy one gets 30 seconds to respond. None otherwise."""
         service = self.recorded().get(name)
         deadline = time.monotonic() + _BUSY
         while service and process_of(service) and time.monotonic() < deadline:
@@ -84,7 +84,7 @@ class Services:
     ) -> Service:
         """Start a process in a session of its own and wait until it is ready.
 
-        It is recorded before the wait, so `stop` finds it whatever happens. Raises UserError with the end of its log
+        It is recorded before the wait, so `stop` always finds it. Raises UserError with the end of its log
         if it dies or is not ready in time; then it is stopped.
         """
         log = self.folder / f"{name}.log"
@@ -105,13 +105,13 @@ class Services:
             if dead or time.monotonic() > deadline:
                 self.stop(name)
                 last = "\n  ".join(log.read_text(errors="replace").strip().splitlines()[-6:])
-                what = f"ended with {process.returncode}" if dead else f"did not answer within {_PATIENCE:.0f} s"
+                what = f"ended with {process.returncode}" if dead else f"did not respond within {_PATIENCE:.0f} s"
                 raise UserError(f"{name} {what}; the end of {log}:\n  {last}")
             time.sleep(0.3)
         return service
 
     def stop(self, name: str, patience: float = 20.0) -> bool:
-        """Stop a recorded process and its children, kindly first; False if it was gone already."""
+        """Stop a recorded process and its children, with SIGTERM and then SIGKILL. Returns False if it was gone."""
         service = self.recorded().get(name)
         process = process_of(service) if service else None
         if process:
@@ -132,7 +132,7 @@ class Services:
 
 
 def process_of(service: Service) -> psutil.Process | None:
-    """The living process of a service; None if it is gone or its number stands for another now."""
+    """The running process of a service; None if it is gone or its id belongs to another process now."""
     try:
         process = psutil.Process(service.pid)
         alive = abs(process.create_time() - service.created) < 1 and process.status() != psutil.STATUS_ZOMBIE
@@ -147,7 +147,7 @@ def _signal(process: psutil.Process, how: str) -> None:
 
 
 def end_with_parent() -> None:
-    """Let this process end soon after the one that started it, however that one ended."""
+    """Let this process exit soon after its parent, however the parent ends."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -159,10 +159,10 @@ def end_with_parent() -> None:
 
 
 def end_orphaned_servers() -> int:
-    """Stop temporary Prefect servers whose command was killed, so that nobody uses them any more; how many.
+    """Stop temporary Prefect servers whose parent was killed. Returns how many.
 
-    Prefect marks them in their environment. A killed parent's children belong to the machine's first process, or to
-    the user's; where that is itself Python (a container's), nothing is stopped.
+    Prefect marks them in their environment. Children of a killed process are adopted by process 1 or by the user's
+    systemd; if process 1 is a Python process (in a container), nothing is stopped.
     """
     ended = 0
     for process in psutil.process_iter(["cmdline"]):
@@ -177,13 +177,13 @@ def end_orphaned_servers() -> int:
 
 
 def adopts_orphans(parent: psutil.Process) -> bool:
-    """Whether a process takes in the children of others that died, and is not itself one that may have started them."""
+    """Whether a process adopts orphans, and cannot be their original parent."""
     init = parent.pid == 1 and "python" not in " ".join(parent.cmdline())
     return init or parent.name() == "systemd"
 
 
 def responds(url: str, text: str = "") -> bool:
-    """Whether a server on loopback answers a GET with 200 and, if given, this text."""
+    """Whether a server answers a GET with status 200 and a body that contains `text`."""
     try:
         with urllib.request.urlopen(url, timeout=3) as reply:
             return text in reply.read().decode(errors="replace")
@@ -192,7 +192,7 @@ def responds(url: str, text: str = "") -> bool:
 
 
 def describe_port_owner(port: int, host: str = HOST) -> str | None:
-    """Who listens on a port of this machine, in words; None if nobody does."""
+    """The process that listens on a port of this machine, as text; None if the port is free."""
     import socket
 
     with socket.socket() as probe:

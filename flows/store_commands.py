@@ -1,4 +1,4 @@
-"""Commands that look at the store, and one that tidies it: query, tables, runs, config, gc."""
+"""Commands on the store: query, dataset, view, report, export, tables, runs, config, gc."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flows.console import Config, Root, Set, err, out, show_table, write_file
 from ogls.errors import RunLocked, UserError
 from ogls.store import run_query
 
-Format = Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")]
+Format = Annotated[str, typer.Option("--format", help="Output format: table, csv, json or parquet.")]
 OneRun = Annotated[str | None, typer.Option("--run", help="Only this run.")]
 
 
@@ -23,23 +23,25 @@ def register(app: Any) -> None:
 
 
 def query(
-    sql: Annotated[str | None, typer.Argument(help="One SELECT over the tables that `ogls tables` lists.")] = None,
-    name: Annotated[str | None, typer.Option(help="A named query; a wrong name lists them.")] = None,
+    sql: Annotated[
+        str | None, typer.Argument(help="One SELECT statement over the tables that `ogls tables` lists.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of a shipped query; an unknown name lists all.")] = None,
     run: OneRun = None,
     root: Root = "data/runs",
     format_: Format = "table",
-    to: Annotated[Path | None, typer.Option("--out", help="Write to a file.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="Write the result to a file.")] = None,
     export: Annotated[
         Path | None, typer.Option("--export-db", help="Write a DuckDB file of views for any DuckDB client instead.")
     ] = None,
 ) -> None:
-    """Ask the stored trajectories, verdicts, targets and scores a question in SQL."""
+    """Query trajectories, verdicts, targets and scores in SQL."""
     from ogls.store import Store, export_database, named_queries
 
     shipped = named_queries()
     if export:
         if sql or name:
-            raise UserError("--export-db takes no question: the file has every table and every named query as a view")
+            raise UserError("--export-db takes no query: the file has a view for every table and every named query")
         export_database(Store(root), export, run)
         out.print(f"{export}: open it with any DuckDB client, such as `duckdb {export}`", soft_wrap=True)
         return
@@ -47,15 +49,17 @@ def query(
         raise UserError(f"give one SELECT, or --name with one of: {', '.join(shipped)}")
     if name is not None and name not in shipped:
         listed = "\n  ".join(f"{n}: {text.splitlines()[0].removeprefix('-- ')}" for n, text in shipped.items())
-        raise UserError(f"no query named {name}; there are\n  {listed}")
+        raise UserError(f"unknown query {name}; named queries:\n  {listed}")
     show_table(run_query(Store(root), sql or shipped[name or ""], run), format_, to)
 
 
 def dataset(
     to: Annotated[Path, typer.Argument(metavar="OUT", help="A .jsonl file, or a new folder for a dataset.")],
     kind: Annotated[str, typer.Option(help="rollouts, sft or preference.")] = "rollouts",
-    where: Annotated[str, typer.Option(help="A SQL condition on rollouts: round >= 3 AND n_tokens < 900.")] = "true",
-    pairs: Annotated[int, typer.Option(help="preference: most pairs a group.", min=1)] = 1,
+    where: Annotated[
+        str, typer.Option(help="SQL condition on rollouts, such as: round >= 3 AND n_tokens < 900.")
+    ] = "true",
+    pairs: Annotated[int, typer.Option(help="preference: maximal number of pairs a group.", min=1)] = 1,
     run: OneRun = None,
     root: Root = "data/runs",
 ) -> None:
@@ -65,7 +69,7 @@ def dataset(
 
     chosen = next((k for k in KINDS if k == kind), None)
     if chosen is None:
-        raise UserError(f"no kind {kind}; there are {', '.join(KINDS)}")
+        raise UserError(f"unknown kind {kind}; kinds: {', '.join(KINDS)}")
     rows = select_rows(Store(root), chosen, where, run, pairs)
     origin = f"Made by `ogls dataset` from {run or 'all runs'}: rollouts for which `{where}`."
     write_dataset(rows, to, chosen, origin)
@@ -73,19 +77,20 @@ def dataset(
 
 
 def view(
-    run: Annotated[str, typer.Argument(help="A run, by name.")],
+    run: Annotated[str, typer.Argument(help="Name of a run.")],
     rounds: Annotated[list[int] | None, typer.Option("--round", help="Only this round. Repeatable.")] = None,
-    problem: Annotated[str, typer.Option(help="The rollouts of this problem.")] = "",
+    problem: Annotated[str, typer.Option(help="Only rollouts of this problem.")] = "",
     sample: Annotated[int | None, typer.Option(help="With --problem: only this sample.")] = None,
     which: Annotated[str, typer.Option("--show", help="all, steered, collapsed, fixed, correct or failed.")] = "all",
-    most: Annotated[int, typer.Option(help="Most rollouts.", min=1)] = 20,
+    most: Annotated[int, typer.Option(help="Maximal number of rollouts.", min=1)] = 20,
     policy: Annotated[
-        bool, typer.Option(help="Run the policies for the student's own numbers; --no-policy needs only the head.")
+        bool,
+        typer.Option(help="Run the policies for the distributions of the student; --no-policy loads only the head."),
     ] = True,
-    to: Annotated[Path | None, typer.Option("--out", help="The HTML file; <run>-tokens.html if none.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="HTML file; default: <run>-tokens.html.")] = None,
     root: Root = "data/runs",
 ) -> None:
-    """Read rollouts token by token: which were pushed, in what direction, and what another recipe would do."""
+    """Write a page to read rollouts token by token: how steering moves each token, under any recipe."""
     from ogls.analysis.select_rollouts import SHOW
     from ogls.analysis.token_view import build_token_view, render_token_view
     from ogls.stages.run import open_run
@@ -103,10 +108,12 @@ def view(
 
 
 def report(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, by name; the first is compared with.")],
-    to: Annotated[Path | None, typer.Option("--out", help="The HTML file; <run>-report.html if none.")] = None,
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Names of runs; the others are compared with the first.")
+    ],
+    to: Annotated[Path | None, typer.Option("--out", help="HTML file; default: <run>-report.html.")] = None,
     tokens: Annotated[bool, typer.Option(help="Embed the token view of some rollouts.")] = True,
-    policy: Annotated[bool, typer.Option(help="Let the token view run the policies.")] = True,
+    policy: Annotated[bool, typer.Option(help="Run the policies for the token view.")] = True,
     root: Root = "data/runs",
 ) -> None:
     """Write the report of a run, or of several compared: one self-contained HTML file."""
@@ -123,9 +130,9 @@ def report(
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A run, by name.")],
+    run: Annotated[str, typer.Argument(help="Name of a run.")],
     to: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    round_: Annotated[int | None, typer.Option("--round", help="A trained round; the newest if none.")] = None,
+    round_: Annotated[int | None, typer.Option("--round", help="A trained round; default: the newest.")] = None,
     root: Root = "data/runs",
 ) -> None:
     """Write a round's policy as a merged Hugging Face folder with a model card."""
@@ -180,19 +187,21 @@ def runs(root: Root = "data/runs", format_: Format = "table") -> None:
 
 
 def show_config(config: Config, set_: Set = None) -> None:
-    """Print the resolved configuration, every value in its place, as TOML."""
+    """Print the resolved configuration as TOML."""
     from ogls.config import load_config, to_toml
 
     typer.echo(to_toml(load_config(config, set_ or [])), nl=False)
 
 
 def gc(
-    keep: Annotated[int, typer.Option(help="Trained rounds whose teacher states stay.", min=1)] = 1,
+    keep: Annotated[
+        int, typer.Option(help="Number of newest trained rounds whose teacher states are kept.", min=1)
+    ] = 1,
     run: OneRun = None,
     root: Root = "data/runs",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Show which teacher states are old, then drop them. Trajectories, targets and adapters always stay."""
+    """List old teacher states, then delete them. Trajectories, targets and adapters are always kept."""
     import pyarrow as pa
 
     from ogls.store import Store
@@ -200,7 +209,7 @@ def gc(
 
     opened = [r for r in Store(root).runs() if run in (None, r.name)]
     if run and not opened:
-        raise UserError(f"no run {run} in {root}; `ogls runs --root {root}` lists those there are")
+        raise UserError(f"no run {run} in {root}; `ogls runs --root {root}` lists the runs")
     found = [(r, d) for r in opened for d in list_droppable(r, keep)]
     if not found:
         out.print(f"nothing to drop: no run has trained rounds with teacher states besides the newest {keep}")
@@ -219,5 +228,5 @@ def gc(
                     drop_states(records, d.round)
                     freed += d.bytes
         except RunLocked as error:
-            err.print(f"left alone: {error}", style="yellow", markup=False, soft_wrap=True)
+            err.print(f"skipped: {error}", style="yellow", markup=False, soft_wrap=True)
     out.print(f"dropped {freed / 2**20:.1f} MiB", highlight=False)

@@ -1,4 +1,4 @@
-"""Training: rounds of on-policy self-distillation, each stage a task that a manifest can prove done."""
+"""Training: rounds of on-policy self-distillation, each stage is a task that its manifest proves done."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tasks.stages import evaluate, health, prepare, sample, steer, style, teach,
 
 @flow(name="train", flow_run_name="train {config.name}", log_prints=False)
 def train_flow(config: RunConfig) -> None:
-    """OGLS-SD (arXiv 2605.12400), or the relative that the configuration's recipe stands for.
+    """OGLS-SD (arXiv 2605.12400), or the related method that the configuration selects.
 
-    Finished stages are not done again, so running this a second time goes on where the first ended.
+    Finished stages are not repeated: running the flow again continues where it ended.
     """
     with session(config, "train") as run:
         prepare(config, 0)
@@ -26,17 +26,17 @@ def train_flow(config: RunConfig) -> None:
         for r in range(1, config.rounds + 1):
             sample(config, r)  # G rollouts of every problem from the policy of round r - 1
             verify(config, r)  # correct, failed, or undecided
-            if config.has_teacher:  # GRPO and fine-tuning go from verdicts to training
+            if config.has_teacher:  # GRPO and fine-tuning have no teacher
                 teach(config, r)  # mean teacher states given nothing, successes, failures
                 steer(config, r)  # target = softmax(z_base + lambda * (z_correct - z_incorrect))
                 if config.style.enabled:
-                    style(config, r)  # which part of it is style, which substance
+                    style(config, r)  # which part of it is style and which substance
             train(config, r)  # minimise D(target, student): the policy of round r
             if r % config.evaluate.every == 0 or r == config.rounds:
                 evaluate(config, r)
-                health(config, r)  # well, or: warn, stop, go back to the best round
+                health(config, r)  # continue, warn, stop, or roll back to the best round
             if is_last_round(run, r):
-                write_report(config)  # one page of the whole run
+                write_report(config)  # one page about the whole run
             publish(config, r)
             if config.storage.keep_states:
                 drop_old_states(config, r)

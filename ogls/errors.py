@@ -1,37 +1,37 @@
-"""The errors that a user can act on: each says what is wrong, how much of it, and what to do next."""
+"""Errors that a user can fix. Each message says what is wrong, how many, and what to do next."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something that the user can mend. The CLI prints it without a traceback and exits with 2.
+    """An error that the user can fix. The command line prints it without a traceback and exits with code 2.
 
-    No retry can heal it (but for StoreUnavailable), so tasks do not retry it.
+    Tasks do not retry it, except for StoreUnavailable and EngineUnavailable.
     """
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be used: an unknown key, a value out of range, settings at odds."""
+    """An invalid configuration: an unknown key, a value out of range, conflicting settings."""
 
 
 class DataError(UserError):
-    """Problems or records that cannot be used: a malformed line, a duplicate id, an answer without sense."""
+    """Problems or records that cannot be used: a malformed line, a duplicate id, an invalid answer."""
 
 
 class ModelError(UserError):
-    """A model, tokenizer or adapter that this method cannot use, or cannot use truthfully."""
+    """A model, tokenizer or adapter that cannot be loaded, or for which the method is not exact."""
 
 
 class StoreError(UserError):
-    """A store that cannot be read or written, or a run that is not what the caller takes it for."""
+    """A store that cannot be read or written, or a run in another state than the caller expects."""
 
 
 class StoreUnavailable(StoreError):
-    """A remote store that does not answer now. The one error of a user's making that a retry may heal."""
+    """A remote store does not respond. A retry may succeed."""
 
 
 class EngineUnavailable(UserError):
-    """A sampling server that does not answer now; like a store that is away, a retry may heal it."""
+    """A sampling server does not respond. A retry may succeed."""
 
 
 class RunLocked(StoreError):
@@ -39,8 +39,8 @@ class RunLocked(StoreError):
 
 
 class NonFiniteLoss(UserError):
-    """The loss of a rollout is not a finite number; nothing of the stage is kept."""
+    """The loss of a rollout is NaN or infinite; the stage saves nothing."""
 
 
 class HealthStop(UserError):
-    """The health of a run is such that its configuration stops it."""
+    """A health check whose action is `stop` has failed, so the run ends."""

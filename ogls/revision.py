@@ -1,4 +1,4 @@
-"""Which code this is: the package's version, and the git revision where it runs from a checkout."""
+"""The version of the installed package, and the git revision of a source checkout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 @cache
 def code_version() -> dict[str, str | None]:
-    """`version`, and `revision`: the commit of the checkout (with + if files differ from it), None without one."""
+    """`version`, and `revision`: the commit of the checkout (with a + if tracked files differ from it), or None
+    outside a checkout."""
     return {"version": version("ogls-sd"), "revision": _revision(Path(__file__).resolve().parents[1])}
 
 
@@ -21,7 +22,7 @@ def _revision(folder: Path) -> str | None:
         commit = _git(folder, "rev-parse", "HEAD")
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
-        return None  # no git on this machine, or a checkout that is not ours to read
+        return None  # git is not installed, or refuses to read this checkout
     return f"{commit}+" if changed else commit
 
 

@@ -1,4 +1,4 @@
-"""Every seed of a run, derived: the same (run seed, purpose, round, problem, sample) gives the same seed."""
+"""Seeds derived from a run's seed: the same (run seed, purpose, round, problem, sample) gives the same seed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import hashlib
 
 
 def derive_seed(run_seed: int, *names: str | int) -> int:
-    """A seed in [0, 2**63) from the run's seed and any names. Equal names give equal seeds, always."""
+    """A seed in [0, 2**63) from the run's seed and any names. Equal names give equal seeds."""
     text = "\x1f".join([str(run_seed), *(f"{type(n).__name__}:{n}" for n in names)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,1 +1,1 @@
-"""One thin Prefect task a stage. The work is in `ogls.stages`; here are retries, limits, names and artifacts."""
+"""Prefect tasks, one per stage: retries, limits, names, artifacts and tracking. The computation is in `ogls.stages`."""

@@ -1,4 +1,4 @@
-"""Prefect artifacts: their keys, and the progress of long stages (done, rate, time left) in the UI."""
+"""Prefect artifacts: keys, and the progress of long stages (items done, rate, time left) in the UI."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from prefect.logging import get_run_logger
 from ogls.records import StageResult
 from ogls.records.stages import STAGES_BY_NAME
 
-_SECONDS = 2.0  # between two updates: the UI asks no more often, and a server has other things to do
+_UPDATE_SECONDS = 2.0  # the UI does not poll more often
 
 
 class ArtifactProgress:
-    """What a stage calls with (done, total). An artifact a stage of a run; each round is a version of it.
+    """A progress callback that updates a Prefect artifact.
 
-    Prefect being away never disturbs the stage: the artifact then stays behind, and the log says so once.
+    Each stage of a run has one artifact; each round is a version of it. If Prefect is unavailable the stage continues:
+    the artifact is no longer updated, and one warning is logged.
     """
 
     def __init__(self, run: str, stage: str, round_: int):
@@ -26,40 +27,40 @@ class ArtifactProgress:
         self.key = artifact_key(f"{run}-{stage}")
         self.label = f"{run} r{round_:03d} {stage}"
         self.started = self.last_sent = time.monotonic()
-        self.artifact: UUID | None = None
+        self.artifact_id: UUID | None = None
         self.unavailable = False
 
     def __call__(self, done: int, total: int) -> None:
-        if self.artifact is None or time.monotonic() - self.last_sent >= _SECONDS:
+        if self.artifact_id is None or time.monotonic() - self.last_sent >= _UPDATE_SECONDS:
             self._update(done, total)
 
     def finish(self, result: StageResult) -> None:
-        """The last word, if there was a first."""
-        if self.artifact:
+        """Complete the artifact, if it was created."""
+        if self.artifact_id:
             self._send(100.0, f"{self.label}: done, {result.rows} rows in {result.seconds:.1f} s")
 
     def _update(self, done: int, total: int) -> None:
         self.last_sent = time.monotonic()
-        spent = self.last_sent - self.started
-        rate = done / spent if spent else 0.0
-        left = f", {(total - done) / rate:.0f} s left" if rate else ""
-        said = f"{self.label}: {done} of {total} {self.unit}, {rate:.3g} a second{left}"
-        self._send(100.0 * done / max(total, 1), said)
+        elapsed = self.last_sent - self.started
+        rate = done / elapsed if elapsed else 0.0
+        time_left = f", {(total - done) / rate:.0f} s left" if rate else ""
+        description = f"{self.label}: {done} of {total} {self.unit}, {rate:.3g} per second{time_left}"
+        self._send(100.0 * done / max(total, 1), description)
 
-    def _send(self, share: float, said: str) -> None:
+    def _send(self, percent: float, description: str) -> None:
         if not self.unit or self.unavailable:
             return
         try:
-            if self.artifact is None:
-                made: Any = create_progress_artifact(progress=share, key=self.key, description=said)
-                self.artifact = made
+            if self.artifact_id is None:
+                created: Any = create_progress_artifact(progress=percent, key=self.key, description=description)
+                self.artifact_id = created
             else:
-                update_progress_artifact(self.artifact, progress=share, description=said)
-        except Exception as error:  # whatever ails the server, the stage goes on
+                update_progress_artifact(self.artifact_id, progress=percent, description=description)
+        except Exception as error:  # no error of the server may fail the stage
             self.unavailable = True
-            get_run_logger().warning(f"{self.label}: no live progress any more ({type(error).__name__})")
+            get_run_logger().warning(f"{self.label}: live progress is no longer updated ({type(error).__name__})")
 
 
 def artifact_key(name: str) -> str:
-    """A name as an artifact's key: lower-case letters, digits and dashes, while run names may have dots."""
+    """The artifact key for a name: characters that Prefect does not allow, such as dots, become dashes."""
     return "".join(c if c.isalnum() else "-" for c in name).strip("-")

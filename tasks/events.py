@@ -1,11 +1,11 @@
-"""Prefect events that automations can wait for: a round finished, a new best, a collapse, a stage redone.
+"""Prefect events that automations can react to: a round finished, a new best round, a collapse, a stage redone.
 
-    ogls.round.finished    every published round: accuracy, its interval, length
-    ogls.round.best        its accuracy is the highest so far
-    ogls.run.collapsed     health has stopped the run or rolled it back: why, and the best round
-    ogls.stage.redone      finished work was done again: which, and why
+    ogls.round.finished    a round was published: accuracy, its confidence interval, mean length
+    ogls.round.best        the accuracy of the round is the highest so far
+    ogls.run.collapsed     a health check stopped the run or rolled it back: the reason, and the best round
+    ogls.stage.redone      a finished stage was redone: the stage, the round, and the reason
 
-The resource is `ogls.run.<name>`; payloads are small and hold no text of a rollout.
+The resource is `ogls.run.<name>`; payloads are small and contain no rollout text.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def emit(config: RunConfig, event: str, payload: dict[str, Any]) -> None:
 
 
 def emit_round(config: RunConfig, row: RoundRow) -> None:
-    """What a published round amounts to."""
+    """Emit the events of a published round."""
     summary = row.summary or {}
     numbers = {k: summary.get(k) for k in ("accuracy", "accuracy_low", "accuracy_high", "mean_length")}
     emit(config, "ogls.round.finished", {"round": row.round, **numbers})
     if row.health.get("best") == row.round:
         emit(config, "ogls.round.best", {"round": row.round, **numbers})
     if row.health.get("state") in ("stop", "rollback"):
-        told = {k: row.health[k] for k in ("state", "why", "best", "notice")}
-        emit(config, "ogls.run.collapsed", {"round": row.round, **told})
+        payload = {k: row.health[k] for k in ("state", "why", "best", "notice")}
+        emit(config, "ogls.run.collapsed", {"round": row.round, **payload})
 
 
 def emit_redone(config: RunConfig, result: StageResult) -> None:
-    """That a stage was done again, if it was."""
+    """Emit `ogls.stage.redone` if the stage was redone."""
     if result.redone:
         emit(config, "ogls.stage.redone", {"stage": result.stage, "round": result.round, "why": result.redone})

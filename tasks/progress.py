@@ -1,4 +1,4 @@
-"""Progress of a stage for people: a bar on a terminal, a line now and then elsewhere, an artifact in Prefect's UI."""
+"""Progress of a stage: a bar on a terminal, a line every 15 seconds elsewhere, and an artifact in the Prefect UI."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-_LINE_SECONDS = 15.0  # how often a stage prints a line where there is no terminal
+_LINE_SECONDS = 15.0  # time between two lines if the console is not a terminal
 
 _console: Console | None = None
 
 
 def show_progress_on(console: Console | None) -> None:
-    """Show the progress of this process's stages on a console from now on; None shows it no longer."""
+    """Show the progress of the stages of this process on `console`; None turns it off."""
     global _console
     _console = console
 
 
 def print_line(text: str) -> None:
-    """Print a line on the console, if there is one."""
+    """Print a line, which may have Rich markup, on the console; do nothing without a console."""
     if _console:
         _console.print(text, highlight=False, soft_wrap=True)
 
 
 class TerminalProgress:
-    """A progress callback that prints a line every 15 seconds, or moves a bar on a terminal."""
+    """A progress callback that moves a bar on a terminal, or prints a line every 15 seconds."""
 
     def __init__(self, stage: str, round_: int):
         self.label = f"r{round_:03d} {stage}"
@@ -50,8 +50,8 @@ class TerminalProgress:
         now = time.monotonic()
         if now - self.last_line >= _LINE_SECONDS:
             self.last_line = now
-            left = (now - self.started) / max(done, 1) * (total - done)
-            print_line(f"  {self.label}: {done} of {total}, about {left:.0f} s left")
+            seconds_left = (now - self.started) / max(done, 1) * (total - done)
+            print_line(f"  {self.label}: {done} of {total}, about {seconds_left:.0f} s left")
 
 
 class StageProgress:
@@ -73,7 +73,7 @@ class StageProgress:
 
 @contextmanager
 def terminal_progress(stage: str, round_: int) -> Iterator[TerminalProgress]:
-    """Progress of work outside Prefect, while the block runs."""
+    """Context manager that yields a progress callback for work outside Prefect."""
     progress = TerminalProgress(stage, round_)
     with progress.bar or nullcontext():
         yield progress
@@ -81,7 +81,7 @@ def terminal_progress(stage: str, round_: int) -> Iterator[TerminalProgress]:
 
 @contextmanager
 def stage_progress(run: str, stage: str, round_: int) -> Iterator[StageProgress]:
-    """Progress of a stage that runs as a Prefect task, while the block runs."""
+    """Context manager that yields a progress callback for a stage that runs as a Prefect task."""
     with terminal_progress(stage, round_) as terminal:
         yield StageProgress(terminal, ArtifactProgress(run, stage, round_))
 

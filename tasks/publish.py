@@ -1,4 +1,4 @@
-"""Tell people about a round: the table as a Prefect artifact, and MLflow."""
+"""Publish a round: a Prefect artifact with the table of rounds, metrics in MLflow, events."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ from tasks.events import emit_round
 from tasks.progress import print_line, terminal_progress
 from tasks.tracking import REPORT_ARTIFACT, track
 
-_MOST_TEXT = 2000
+_MAX_TEXT = 2000  # characters of a rollout that the artifact shows
 
 
 @task(task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def write_report(config: RunConfig) -> None:
-    """Write the report of the whole run into its folder. The training is done by now, and never fails with it."""
+    """Write the report of the run into its folder. An error becomes a warning, because the training is done."""
     if config.tracking.report == "off":
         return
     try:
         with terminal_progress("report", config.rounds) as progress:
             path = htmlreport.write_report(Run(config), progress)
-    except Exception as error:  # what the page lacks, `ogls report` can still say; the adapter is there
-        said = f"no report ({type(error).__name__}: {error}); `ogls report {config.name}` makes it"
-        get_run_logger().warning(said)
-        print_line(f"  [yellow]{escape(said)}[/yellow]")
+    except Exception as error:  # the adapter is saved, and `ogls report` can write the report later
+        message = f"the report was not written ({type(error).__name__}: {error}); `ogls report {config.name}` writes it"
+        get_run_logger().warning(message)
+        print_line(f"  [yellow]{escape(message)}[/yellow]")
         return
     get_run_logger().info(f"report: {path}")
 
 
 @task(task_run_name="publish r{round_:03d}", cache_policy=NO_CACHE, persist_result=False)
 def publish(config: RunConfig, round_: int) -> None:
-    """Publish the table up to a round, a few of its rollouts, and its metrics."""
+    """Publish the table of rounds up to `round_`, a few rollouts of the round, and its metrics."""
     run = Run(config)
     records = run.records
     rows = report.read_rounds(records, round_)
     key = artifact_key(f"{config.name}-r{round_:03d}")
-    page = track(config, round_)
+    mlflow_page = track(config, round_)
     text = "\n\n".join(
         [
             f"# {config.name}, round {round_}",
-            f"[Its MLflow run]({page})" if page else "",
-            _report_link(run, page) if is_last_round(run, round_) else "",
+            f"[MLflow run]({mlflow_page})" if mlflow_page else "",
+            _report_link(run, mlflow_page) if is_last_round(run, round_) else "",
             report.rounds_markdown(rows),
             _curve(rows),
-            shown_rollouts(report.sample_rollouts(records, round_)),
+            rollouts_markdown(report.sample_rollouts(records, round_)),
         ]
     )
     create_markdown_artifact(text, key=key, description=f"{config.name}: rounds 0 to {round_}")
@@ -66,37 +66,43 @@ def publish(config: RunConfig, round_: int) -> None:
         print_line(report.round_line(rows[-1]))
 
 
-def _report_link(run: Run, page: str | None) -> str:
-    """Where the report is: at the MLflow server, else in the store, which no browser opens from another page."""
+def _report_link(run: Run, mlflow_page: str | None) -> str:
+    """A link to the report at the MLflow server, or its path in the store if MLflow has no page.
+
+    The path is plain text, because a browser does not open a local file from a web page.
+    """
     if htmlreport.read_report(run) is None:
         return ""
-    if page:
-        return f"[The report of the whole run]({page}/artifacts/{REPORT_ARTIFACT})"
+    if mlflow_page:
+        return f"[The report of the whole run]({mlflow_page}/artifacts/{REPORT_ARTIFACT})"
     return f"The report of the whole run: `{run.records.url(htmlreport.REPORT)}`"
 
 
 def _curve(rows: Sequence[report.RoundRow]) -> str:
-    """Accuracy and length over the rounds, as a picture inside the text: it needs no server of its own."""
+    """A figure of accuracy and length by round, embedded in the markdown; empty for fewer than two evaluations."""
     evaluated = [row for row in rows if row.summary]
     if len(evaluated) < 2:
         return ""
     figure = run_figure([row.round for row in evaluated], [row.summary or {} for row in evaluated])
-    picture = base64.b64encode(figure).decode()
-    return f"![accuracy and length by round](data:image/png;base64,{picture})"
+    image = base64.b64encode(figure).decode()
+    return f"![accuracy and length by round](data:image/png;base64,{image})"
 
 
-def shown_rollouts(rows: Sequence[dict[str, object]]) -> str:
-    """Rollouts with their verdicts, as text that no browser takes for markup."""
-    return "\n".join(_rollout(row) for row in rows)
+def rollouts_markdown(rows: Sequence[dict[str, object]]) -> str:
+    """Rollouts and their verdicts as markdown; the text is escaped, so that no browser interprets it as markup."""
+    return "\n".join(_rollout_markdown(row) for row in rows)
 
 
-def _rollout(row: dict[str, object]) -> str:
-    """A rollout as an indented, escaped block under its problem's name: nothing of either is markup."""
-    text = html.escape(str(row["text"])[:_MOST_TEXT])
+def _rollout_markdown(row: dict[str, object]) -> str:
+    """A rollout as an indented, escaped block under the id of its problem."""
+    text = html.escape(str(row["text"])[:_MAX_TEXT])
     block = "\n".join("    " + line for line in text.splitlines())
-    return f"**{_plain(str(row['problem_id']))}, sample {row['sample']}: {row['verdict']}**\n\n{block}\n"
+    return f"**{_escape_markdown(str(row['problem_id']))}, sample {row['sample']}: {row['verdict']}**\n\n{block}\n"
 
 
-def _plain(text: str) -> str:
-    """One line of text with all but letters, digits and dashes as entities, which markdown reads as no mark of its."""
+def _escape_markdown(text: str) -> str:
+    """One line of text with all characters except letters, digits, spaces and dashes as HTML entities.
+
+    Markdown does not interpret entities.
+    """
     return "".join(c if c.isalnum() or c in "- " else f"&#{ord(c)};" for c in " ".join(text.split()))

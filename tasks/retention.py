@@ -1,4 +1,4 @@
-"""Old teacher states go when a round ends, if the configuration says so."""
+"""Delete old teacher states at the end of a round, if `storage.keep_states` is set."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from ogls.store.retention import drop_states, list_droppable
 
 @task(task_run_name="drop old states r{round_:03d}", cache_policy=NO_CACHE, persist_result=False)
 def drop_old_states(config: RunConfig, round_: int) -> None:
-    """Keep the teacher states of `storage.keep_states` trained rounds."""
+    """Delete teacher states, except those of the last `storage.keep_states` trained rounds."""
     records = Run(config).records
-    old = list_droppable(records, config.storage.keep_states)
-    for found in old:
-        drop_states(records, found.round)
-    if old:
-        rounds = ", ".join(str(f.round) for f in old)
-        get_run_logger().info(f"dropped teacher states of round {rounds}: {sum(f.bytes for f in old):,} bytes")
+    droppable = list_droppable(records, config.storage.keep_states)
+    for states in droppable:
+        drop_states(records, states.round)
+    if droppable:
+        rounds = ", ".join(str(states.round) for states in droppable)
+        get_run_logger().info(
+            f"deleted the teacher states of round {rounds}: {sum(states.bytes for states in droppable):,} bytes"
+        )

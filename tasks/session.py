@@ -1,4 +1,4 @@
-"""The frame of a flow over one run: hold the run, open it, tell Prefect the truth about it, end its tracking."""
+"""The session of a flow on one run: lock and open the run, mark dead flow runs as Crashed, end tracking."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from ogls.stages.run import Run, is_complete
 from tasks.progress import print_line
 from tasks.tracking import end_tracking
 
-_GONE = "Its process is gone: another one holds the run now and goes on where it ended."
+_CRASHED_MESSAGE = "The process of this flow run has ended. Another process holds the run now and continues it."
 
 
 @contextmanager
 def session(config: RunConfig, purpose: str) -> Iterator[Run]:
-    """Hold a run for the flow `purpose` and open it; the run, ready for stages.
+    """Lock and open a run for the flow `purpose`, and yield it; end its tracking afterwards.
 
-    Whoever holds the run knows that every other flow run of it which Prefect still shows as running is dead, and has
-    it shown as crashed. Raises RunLocked, StoreError as `RunStore.lock` and `RunStore.open` do.
+    Only one process can hold a run, so every other flow run of it that Prefect shows as Running is dead and is marked
+    as Crashed. Raises RunLocked if another process holds the run (`RunStore.lock`), and StoreError if the run cannot be
+    opened with this configuration (`RunStore.open`).
     """
     run = Run(config)
     code_version()  # calls git, which is slow; the result is cached before the lock is taken
@@ -53,7 +54,7 @@ def session(config: RunConfig, purpose: str) -> Iterator[Run]:
 
 
 def flow_tags(config: RunConfig) -> set[str]:
-    """What one filters flow runs by: the method and the model's name."""
+    """Tags to filter flow runs by: the method and the name of the model."""
     return {f"method: {config.method}", f"model: {'/'.join(config.model.path.rstrip('/').split('/')[-2:])}"}
 
 
@@ -63,12 +64,13 @@ def _tag(client: Any, config: RunConfig) -> None:
 
 
 def _mark_dead_flow_runs(client: Any, config: RunConfig, purpose: str) -> None:
-    alive = FlowRunFilter(
+    """Mark the other flow runs of this run and purpose that Prefect shows as Running as Crashed."""
+    running = FlowRunFilter(
         name=FlowRunFilterName(any_=[f"{purpose} {config.name}"]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
     )
-    for other in client.read_flow_runs(flow_run_filter=alive):
-        same = other.parameters.get("config", {}).get("root") == config.root
-        if same and str(other.id) != flow_run.id:
-            # Not by force: one that was refused a moment ago has failed by now, and stays so.
-            client.set_flow_run_state(other.id, Crashed(message=_GONE))
+    for other in client.read_flow_runs(flow_run_filter=running):
+        same_store = other.parameters.get("config", {}).get("root") == config.root
+        if same_store and str(other.id) != flow_run.id:
+            # Without force: a flow run that was refused a moment ago is Failed by now, and stays Failed.
+            client.set_flow_run_state(other.id, Crashed(message=_CRASHED_MESSAGE))

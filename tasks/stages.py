@@ -1,4 +1,4 @@
-"""The stages as Prefect tasks: names like `teach r003`, retries for what may heal, a wall limit each."""
+"""The stages as Prefect tasks: named like `teach r003`, with a time limit, and retried if a retry may succeed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ from tasks.progress import print_line, stage_progress
 
 StageTask = Callable[[RunConfig, int], StageResult]
 
-
-_LEASE_SECONDS = 60.0  # a holder that was killed frees its place after so long; a living one renews it
+_LEASE_SECONDS = 60.0  # a killed holder frees its slot after this time; a live one renews it
 
 
 def _concurrency_slot(limit: str) -> AbstractContextManager[object]:
-    """A place of a global concurrency limit, waited for; nothing without a limit."""
+    """Wait for a slot of a global concurrency limit and occupy it; do nothing if `limit` is empty."""
     if not limit:
         return nullcontext()
     from prefect.concurrency.sync import concurrency
@@ -39,20 +38,21 @@ def _concurrency_slot(limit: str) -> AbstractContextManager[object]:
 
 
 def may_succeed_on_retry(_task: Any, run: Any, state: State[Any]) -> bool:
-    """Whether a retry makes sense: errors that the user has to mend never heal. Asked only while retries are left."""
+    """Whether a retry may succeed. Errors that the user has to fix are not retried.
+
+    Prefect calls it only while retries are left.
+    """
     try:
         state.result()
     except Exception as error:
         if isinstance(error, UserError) and not isinstance(error, StoreUnavailable | EngineUnavailable):
             return False
-        print_line(
-            f"  [yellow]{run.name}: {type(error).__name__}: {escape(str(error)[:300])}; it is tried again[/yellow]"
-        )
+        print_line(f"  [yellow]{run.name}: {type(error).__name__}: {escape(str(error)[:300])}; retrying[/yellow]")
     return True
 
 
 def _stage_task(work: Callable[..., StageResult]) -> StageTask:
-    """The task of one stage. Prefect caches nothing: a stage is done when its manifest says so."""
+    """The task of one stage. Prefect caches nothing: the manifest decides whether a stage is done."""
     name = work.__name__
 
     @task(
@@ -64,7 +64,7 @@ def _stage_task(work: Callable[..., StageResult]) -> StageTask:
         retry_condition_fn=may_succeed_on_retry,
         retry_jitter_factor=0.5,
     )
-    def carry_out(config: RunConfig, round_: int) -> Any:
+    def run_stage(config: RunConfig, round_: int) -> Any:
         limit = config.execution.limit if STAGES_BY_NAME[name].on_device else ""
         with _concurrency_slot(limit), stage_progress(config.name, name, round_) as progress:
             result = work(Run(config), round_, progress)
@@ -74,23 +74,23 @@ def _stage_task(work: Callable[..., StageResult]) -> StageTask:
         if result.notice:
             logger.warning(result.notice)
         if result.reused:
-            said = f"already done: {result.rows} rows, proven by the manifest"
-            logger.info(f"{name} r{round_:03d} {said}")
-            return Completed(name="Already done", message=said, data=result)
+            message = f"already done: {result.rows} rows, verified by the manifest"
+            logger.info(f"{name} r{round_:03d} {message}")
+            return Completed(name="Already done", message=message, data=result)
         logger.info(f"{name} r{round_:03d}: {result.rows} rows in {result.seconds:.1f} s")
         return result
 
-    def run(config: RunConfig, round_: int) -> StageResult:
+    def run_task(config: RunConfig, round_: int) -> StageResult:
         limits = config.execution
-        ready: Task[..., Any] = carry_out.with_options(
+        configured: Task[..., Any] = run_stage.with_options(
             retries=limits.retries,
             retry_delay_seconds=exponential_backoff(limits.retry_seconds) if limits.retry_seconds else 0,
             timeout_seconds=limits.timeout_seconds,
         )
-        return cast(StageResult, ready(config, round_))
+        return cast(StageResult, configured(config, round_))
 
-    run.__name__, run.__doc__ = name, work.__doc__
-    return run
+    run_task.__name__, run_task.__doc__ = name, work.__doc__
+    return run_task
 
 
 prepare = _stage_task(STAGES["prepare"])

@@ -1,4 +1,4 @@
-"""A study's page as a task: files for people, and a Prefect artifact."""
+"""The page of a study as a task: files, and a Prefect artifact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.artifacts import artifact_key
 
 @task(task_run_name="publish {study.name}", cache_policy=NO_CACHE, persist_result=False)
 def publish_study(study: StudyConfig, runs: list[RunConfig], tuning: list[RunConfig]) -> str:
-    """Write the study's page and figures; returns the page's path."""
+    """Write the page and the figures of a study. Returns the path of the page."""
     path, page = write_study_page(study, runs, tuning)
     create_markdown_artifact(page, key=artifact_key(f"study-{study.name}"), description=f"study {study.name}")
     return str(path)

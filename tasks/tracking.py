@@ -1,7 +1,7 @@
-"""MLflow: one run an OGLS-SD run, however often it is resumed. The only import of mlflow.
+"""MLflow tracking: one MLflow run per run, however often it is resumed. The only module that imports mlflow.
 
-Training never waits for tracking and never fails with it: if the server is away there is one warning, and
-rounds that were missed are logged as soon as it answers again.
+Training never fails because of tracking: if the server is unavailable, one warning is logged, and the missing
+rounds are logged when it responds again.
 """
 
 from __future__ import annotations
@@ -29,66 +29,68 @@ from ogls.stages.run import POLICY, Run
 from ogls.stages.summaries import read_first_summary
 from tasks.progress import print_line
 
-_MEMORY = "mlflow.json"  # in the run's folder: which MLflow run is its own
+_RUN_ID_FILE = "mlflow.json"  # in the run's folder: the tracking URI and the id of its MLflow run
 _NAME_TAG, _ROUND_TAG, _ACCURACY_TAG = "ogls.run", "ogls.round", "ogls.accuracy"
 REPORT_ARTIFACT = "report/report.html"
-_MOST_PARAM = 500
+_MAX_PARAM = 500  # characters of a parameter value
 
 _warned: set[str] = set()
 _lock = threading.Lock()
-_monitors: dict[str, Any] = {}  # of system metrics, by MLflow run
+_monitors: dict[str, Any] = {}  # system metrics monitors, by MLflow run id
 
 
 def track(config: RunConfig, round_: int) -> str | None:
-    """Log every round up to `round_`, all of them finished, that MLflow does not have yet.
+    """Log every finished round up to `round_` that MLflow does not have.
 
-    Returns the address of the MLflow run's page, or None where tracking is off, away, or no server.
+    Returns the URL of the page of the MLflow run, or None if tracking is disabled, unavailable or without a server.
     """
-    return _safely(config, round_, None)
+    return _track_safely(config, round_, None)
 
 
 def end_tracking(config: RunConfig, status: str) -> None:
-    """End the MLflow run as FINISHED or FAILED; a resumed training opens it again."""
-    _safely(config, -1, status)
+    """End the MLflow run with an MLflow status such as FINISHED; a resumed training reopens it."""
+    _track_safely(config, -1, status)
 
 
-def _safely(config: RunConfig, round_: int, status: str | None) -> str | None:
+def _track_safely(config: RunConfig, round_: int, status: str | None) -> str | None:
+    """Call `_track`; on any error, log one warning per run and return None. `status` ends the MLflow run."""
     if not config.tracking.enabled:
         return None
     try:
         with _lock:
             return _track(Run(config), round_, status)
-    except Exception as error:  # a tracking server has many ways to be away; none of them is worth a run
+    except Exception as error:  # a tracking server fails in many ways, and none may fail the training
         key = f"{config.root}/{config.name}"
         if key not in _warned:
             _warned.add(key)
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            said = f"MLflow at {config.tracking.uri} is away ({first[:200]}); training goes on"
-            said = redact_credentials(said)
-            get_run_logger().warning(said)
-            print_line(f"  [yellow]{escape(said)}[/yellow]")
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            message = f"MLflow at {config.tracking.uri} is unavailable ({first_line[:200]}); training continues"
+            message = redact_credentials(message)
+            get_run_logger().warning(message)
+            print_line(f"  [yellow]{escape(message)}[/yellow]")
         return None
 
 
 def _track(run: Run, round_: int, status: str | None) -> str | None:
+    """Log missing rounds up to `round_`, then end the MLflow run with `status` if it is given."""
     for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")):
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # else it tells of every table it creates
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # at INFO it logs every table that it creates
     tracking = run.config.tracking
     if tracking.uri.startswith("sqlite:///"):
         Path(tracking.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(tracking_uri=tracking.uri)
-    run_id = _find(client, run) or _create(client, run)
+    run_id = _find_run(client, run) or _create_run(client, run)
     logged = {m.step for m in client.get_metric_history(run_id, "rounds_logged")}
     for row in read_rounds(run.records, round_):
         if row.round not in logged:
             _log_round(client, run_id, run, row)
     if status:
-        _end(client, run_id, status)
+        _end_run(client, run_id, status)
     else:
-        _watch_system(run_id, run.config)
+        _start_system_metrics(run_id, run.config)
         _log_report(client, run_id, run, round_)
     if not tracking.uri.startswith("http"):
         return None
@@ -96,27 +98,28 @@ def _track(run: Run, round_: int, status: str | None) -> str | None:
     return f"{tracking.uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
-def _find(client: Any, run: Run) -> str | None:
-    """The MLflow run that this run's folder remembers, if the server still has it."""
+def _find_run(client: Any, run: Run) -> str | None:
+    """The MLflow run recorded in the run's folder, if the server still has it."""
     from mlflow.exceptions import MlflowException
 
-    memory = run.records.read_json(_MEMORY)
-    if not memory or memory.get("uri") != redact_credentials(run.config.tracking.uri):
+    recorded = run.records.read_json(_RUN_ID_FILE)
+    if not recorded or recorded.get("uri") != redact_credentials(run.config.tracking.uri):
         return None
     try:
-        found = client.get_run(memory["run_id"])
+        mlflow_run = client.get_run(recorded["run_id"])
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
-    if found.info.lifecycle_stage != "active":
+    if mlflow_run.info.lifecycle_stage != "active":
         return None
-    if found.info.status != "RUNNING":
-        client.update_run(found.info.run_id, status="RUNNING")
-    return str(found.info.run_id)
+    if mlflow_run.info.status != "RUNNING":
+        client.update_run(mlflow_run.info.run_id, status="RUNNING")
+    return str(mlflow_run.info.run_id)
 
 
-def _create(client: Any, run: Run) -> str:
+def _create_run(client: Any, run: Run) -> str:
+    """Create the MLflow run with its parameters, configuration and datasets; record and return its id."""
     config, tracking = run.config, run.config.tracking
     experiment = client.get_experiment_by_name(tracking.experiment)
     if experiment is None:
@@ -130,21 +133,21 @@ def _create(client: Any, run: Run) -> str:
     if revision := code_version()["revision"]:
         tags["mlflow.source.git.commit"] = revision
     run_id = str(client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id)
-    run.records.write_json(_MEMORY, {"uri": redact_credentials(tracking.uri), "run_id": run_id})
+    run.records.write_json(_RUN_ID_FILE, {"uri": redact_credentials(tracking.uri), "run_id": run_id})
     for key, value in flatten(config.model_dump(mode="json", exclude={"tracking", "execution"})):
-        client.log_param(run_id, key, redact_credentials(str(value))[:_MOST_PARAM])
+        client.log_param(run_id, key, redact_credentials(str(value))[:_MAX_PARAM])
     client.log_text(run_id, redact_credentials(to_toml(config)), "config.toml")
     client.log_inputs(run_id, [_dataset(run, split, source) for split, source in _sources(config).items()])
     return run_id
 
 
 def _sources(config: RunConfig) -> dict[str, str]:
-    """Where each split of the problems comes from."""
+    """The source of each split of the problems."""
     return {"train": config.problems.source} | {b.name: b.source for b in config.evaluate.benchmarks}
 
 
 def _dataset(run: Run, split: str, source: str) -> Any:
-    """One split of the run's problems as MLflow lists it, with the digest of what is in it."""
+    """One split of the problems as an MLflow dataset, with the digest of its content."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     problems = run.problems(split)
@@ -161,6 +164,7 @@ def _dataset(run: Run, split: str, source: str) -> Any:
 
 
 def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
+    """Log the metrics of a round, its health tags and its adapter."""
     from mlflow.entities import Metric
 
     values: dict[str, float | None] = {
@@ -180,19 +184,20 @@ def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
     metrics = [Metric(n, float(v), now, row.round) for n, v in values.items() if v is not None]
     if row.round and run.records.manifest("updates", row.round):
         _log_adapter(client, run_id, run, row.round)
-        _register(client, run_id, run, row)
-    # The mark comes last: a round cut off half-way is logged again rather than left out.
+        _register_adapter(client, run_id, run, row)
+    # rounds_logged comes last, so a round that was interrupted is logged again.
     client.log_batch(run_id, metrics=[*metrics, Metric("rounds_logged", row.round, now, row.round)])
 
 
 def _tag_health(client: Any, run_id: str, row: RoundRow) -> None:
-    """The newest decision as tags: state, why, and the best round with its adapter."""
+    """Set the newest health decision as tags: state, reason, best round."""
     client.set_tag(run_id, "ogls.health", row.health["state"])
     client.set_tag(run_id, "ogls.health.why", row.health["notice"])
     client.set_tag(run_id, "ogls.best_round", str(row.health["best"]))
 
 
 def _log_adapter(client: Any, run_id: str, run: Run, round_: int) -> None:
+    """Log the files of the adapter of a round, without the optimizer state and the averaged teacher."""
     manifest = run.records.manifest("updates", round_)
     with tempfile.TemporaryDirectory() as folder:
         for entry in manifest.files_of(POLICY) if manifest else []:
@@ -202,8 +207,8 @@ def _log_adapter(client: Any, run_id: str, run: Run, round_: int) -> None:
         client.log_artifacts(run_id, folder, f"adapters/round={round_:03d}")
 
 
-def _register(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
-    """The round's adapter as a version of the registered model, once, and the alias `best` where health has it."""
+def _register_adapter(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
+    """Register the adapter of a round as a model version, once, and set the alias `best` to the best round."""
     from mlflow.exceptions import MlflowException
 
     name = run.config.tracking.registered_model.replace("{run}", run.config.name)
@@ -224,32 +229,32 @@ def _register(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
         if row.summary:
             tags[_ACCURACY_TAG] = str(row.summary["accuracy"])
         source = f"runs:/{run_id}/adapters/round={row.round:03d}"
-        made = client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0)
-        versions[row.round] = made.version
+        created = client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0)
+        versions[row.round] = created.version
     best = row.health.get("best")
-    if best in versions and _beats(client, name, run_id, read_first_summary(run.records, best)["accuracy"]):
+    if best in versions and _gets_best_alias(client, name, run_id, read_first_summary(run.records, best)["accuracy"]):
         client.set_registered_model_alias(name, "best", versions[best])
 
 
-def _beats(client: Any, name: str, run_id: str, accuracy: float) -> bool:
-    """Whether this run's best may have the alias: another run that shares the registered model may be better."""
+def _gets_best_alias(client: Any, name: str, run_id: str, accuracy: float) -> bool:
+    """Whether this run's best round gets the alias; another run of the same registered model may be better."""
     from mlflow.exceptions import MlflowException
 
     try:
         holder = client.get_model_version_by_alias(name, "best")
     except MlflowException:
-        return True  # nobody has it yet
+        return True  # the alias is not set
     return bool(holder.run_id == run_id or float(holder.tags.get(_ACCURACY_TAG, 0)) < accuracy)
 
 
 def _log_report(client: Any, run_id: str, run: Run, round_: int) -> None:
-    """The report of the whole run, once it is over."""
+    """Log the report of the run after its last round."""
     if is_last_round(run, round_) and (page := read_report(run)):
         client.log_text(run_id, page, REPORT_ARTIFACT)
 
 
-def _watch_system(run_id: str, config: RunConfig) -> None:
-    """Log the machine's use from now until `_end`."""
+def _start_system_metrics(run_id: str, config: RunConfig) -> None:
+    """Log system metrics of this machine until `_end_run`."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     if config.tracking.system_metrics and run_id not in _monitors:
@@ -258,7 +263,7 @@ def _watch_system(run_id: str, config: RunConfig) -> None:
         monitor.start()
 
 
-def _end(client: Any, run_id: str, status: str) -> None:
+def _end_run(client: Any, run_id: str, status: str) -> None:
     if monitor := _monitors.pop(run_id, None):
         monitor.finish()
     client.set_terminated(run_id, status)

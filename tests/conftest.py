@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, no network, the shipped tiny world, and one small finished run."""
+"""Fixtures and helpers of all tests: one thread, no network, the shipped tiny world, and one small finished run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REPO = Path(__file__).parents[1]
 TINY = REPO / "deployments" / "runs" / "tiny-world.toml"
 ROUND = ("sample", "verify", "teach", "steer", "style", "train", "evaluate", "health")
 
-# Two shards a stage, so that half-finished ones exist; small enough for seconds.
+# Two shards per stage, so that a stage can be half done; a run takes seconds.
 SMALL = (
     "name=tiny",
     "rounds=2",
@@ -47,7 +47,7 @@ SMALL = (
     "tracking.system_metrics=false",
 )
 
-
+# Test files that share the services of a session fixture, by the name of the fixture.
 _SHARED = {
     "up": ("test_deployments", "test_faults", "test_ui"),
     "trained": ("test_flow_runs", "test_tracking", "test_errors"),
@@ -55,12 +55,12 @@ _SHARED = {
 
 
 def _group(file: str) -> str:
-    """A file's tests run in one process, and so do those of files that share services (`up`, `trained`)."""
+    """The group of a test file; all tests of a group run in one process. Files that share a fixture form one group."""
     return next((group for group, files in _SHARED.items() if Path(file).stem in files), file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups with the most slow tests first, so that no process is left alone with one of them at the end."""
+    """Run groups with the most slow tests first, so that no process runs one alone at the end."""
     groups = {item: _group(str(item.path)) for item in items}
     slow = Counter(group for item, group in groups.items() if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[groups[item]])
@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`--dist loadfile` with these groups (loadgroup finds no group with pytest 9.2: it writes an attribute of old)."""
+    """`--dist loadfile` by group. `--dist loadgroup` does not work with pytest 9.2: it sets an attribute that is gone."""
     from xdist.scheduler import LoadFileScheduling
 
     class Groups(LoadFileScheduling):
@@ -80,19 +80,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shipped configurations name files relative to the repository."""
+    """Run in the repository: shipped configurations have paths relative to it."""
     monkeypatch.chdir(REPO)
 
 
 def small_config(root: Path | str, *overrides: str) -> RunConfig:
-    """OGLS-SD by its plain settings on the tiny world, made small."""
+    """OGLS-SD with default settings on the tiny world, with few problems and rollouts."""
     config = load_config(TINY, [f"root={root}", *SMALL, *overrides])
-    few = tuple(b.model_copy(update={"limit": 8}) for b in config.evaluate.benchmarks)
-    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"benchmarks": few})})
+    benchmarks = tuple(b.model_copy(update={"limit": 8}) for b in config.evaluate.benchmarks)
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"benchmarks": benchmarks})})
 
 
 def carry_out(config: RunConfig, rounds: int | None = None) -> Run:
-    """Every stage of a run, without Prefect."""
+    """Run every stage of a run, without Prefect, up to `rounds` (None: all rounds)."""
     run = Run(config)
     run.records.open(config)
     STAGES["prepare"](run, 0)
@@ -106,17 +106,17 @@ def carry_out(config: RunConfig, rounds: int | None = None) -> Run:
 
 
 def again(run: Run) -> dict[str, tuple[bool, str]]:
-    """Every stage once more: was it reused, and what was said."""
-    said = {}
+    """Run every stage of a finished run again: (whether it was reused, its notice) by "stage round"."""
+    results = {}
     for name, round_ in [("prepare", 0), ("evaluate", 0), *((n, r) for r in (1, 2) for n in ROUND)]:
         result = STAGES[name](Run(run.config), round_)
-        said[f"{name} {round_}"] = (result.reused, result.notice)
-    return said
+        results[f"{name} {round_}"] = (result.reused, result.notice)
+    return results
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A small finished run of two rounds. Read it; never write to it."""
+    """A small finished run of two rounds. Tests must not write to it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPO)
         yield carry_out(small_config(tmp_path_factory.mktemp("store")))
@@ -135,7 +135,7 @@ def prompter(policy: Policy) -> Prompter:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """A Prefect server of the tests' own."""
+    """A Prefect server for the tests only."""
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):
@@ -144,16 +144,31 @@ def prefect_server() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """`ogls up`: Prefect's server, a worker and MLflow, of the tests' own. Whoever kills one starts it again."""
+    """The services of `ogls up` for the tests only: a Prefect server, a worker and MLflow.
+
+    A test that kills a service must start it again.
+    """
     from upped import Up
 
     with Up(tmp_path_factory.mktemp("up")) as services:
         yield services
 
 
+@pytest.fixture
+def console_output(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
+    """The captured output of a console that shows the progress of stages."""
+    from rich.console import Console
+
+    from tasks.progress import show_progress_on
+
+    show_progress_on(Console(width=300))
+    yield capsys
+    show_progress_on(None)
+
+
 @pytest.fixture(scope="session")
 def trained(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Any, Any]:
-    """A run trained for one round, then resumed to two: its configuration and both flow runs."""
+    """A run trained for one round, then resumed to two: (configuration, first flow run, second flow run)."""
     from flow_helpers import newest_flow_run, tracked
 
     from flows.train import train_flow
@@ -162,17 +177,29 @@ def trained(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> t
         patch.chdir(REPO)
         root = tmp_path_factory.mktemp("flow")
         patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
-        watched = ("name=flow-test", "tracking.report=tokens", "tracking.system_metrics=true")
-        train_flow(tracked(root, *watched, "rounds=1"))
+        overrides = ("name=flow-test", "tracking.report=tokens", "tracking.system_metrics=true")
+        train_flow(tracked(root, *overrides, "rounds=1"))
         first = newest_flow_run("train flow-test")
-        config = tracked(root, *watched, "rounds=2")
+        config = tracked(root, *overrides, "rounds=2")
         train_flow(config)
     return config, first, newest_flow_run("train flow-test")
 
 
+@pytest.fixture
+def watched(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
+    """The output of progress on the terminal, captured."""
+    from rich.console import Console
+
+    from tasks.progress import show_progress_on
+
+    show_progress_on(Console(width=300))
+    yield capsys
+    show_progress_on(None)
+
+
 def content(run: Run) -> dict[str, list[str]]:
-    """Checksums of all that a run computed, by stage and round."""
-    found = {}
+    """Paths and checksums of all files that a run computed, by "table round"."""
+    files = {}
     tables = (
         "problems",
         "trajectories",
@@ -188,12 +215,12 @@ def content(run: Run) -> dict[str, list[str]]:
         for round_ in run.records.rounds(table):
             manifest = run.records.manifest(table, round_)
             assert manifest
-            found[f"{table} {round_}"] = [f"{f.path} {f.sha256}" for f in manifest.files]
-    return found
+            files[f"{table} {round_}"] = [f"{f.path} {f.sha256}" for f in manifest.files]
+    return files
 
 
 def random_items(count: int = 12) -> list[TrainItem]:
-    """Rollouts with random targets; every third has no tail."""
+    """Rollouts with random targets over 320 tokens; every third has no tail."""
     generator = torch.Generator().manual_seed(3)
     items = []
     for i in range(count):

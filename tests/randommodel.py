@@ -1,4 +1,4 @@
-"""Models of Qwen3's shape with random weights and the tiny world's tokenizer."""
+"""Models with the Qwen3 architecture, random weights and the tokenizer of the tiny world."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QWEN3_1_7B = {
 
 
 def shaped(folder: Path, **shape: int) -> Path:
-    """Its configuration and its tokenizer, without weights: SMALL but for what `shape` says."""
+    """Write a configuration (SMALL, changed by `shape`) and a tokenizer, without weights, to a new folder."""
     shutil.copytree(TINY_MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((folder / "config.json").read_text()) | SMALL | shape
     config["layer_types"] = ["full_attention"] * config["num_hidden_layers"]
@@ -39,7 +39,7 @@ def shaped(folder: Path, **shape: int) -> Path:
 
 
 def random_model(folder: Path, dtype: str = "float32", **shape: int) -> Path:
-    """The same with weights, by the model's own initialisation and seed 0."""
+    """Write a model as `shaped` does, with weights from the initialisation of the architecture at seed 0."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

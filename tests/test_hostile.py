@@ -27,7 +27,7 @@ from ogls.stages.run import Run
 from ogls.store import run_query
 from ogls.store.writer import StageWriter
 from ogls.verifiers.pool import Case, Verifier
-from tasks.publish import _rollout
+from tasks.publish import _rollout_markdown
 
 PIECES = (
     *(
@@ -214,7 +214,7 @@ class Tags(html.parser.HTMLParser):
 
 def test_no_markup_of_a_rollout_is_markup_in_an_artifact(hostile: list[str]) -> None:
     for i, text in enumerate(hostile):
-        block = _rollout({"problem_id": f"<b>{i}", "sample": 0, "verdict": "incorrect", "text": text})
+        block = _rollout_markdown({"problem_id": f"<b>{i}", "sample": 0, "verdict": "incorrect", "text": text})
         head, _, body = block.partition("\n\n")
         tags = Tags()
         tags.feed(block)

@@ -1,4 +1,4 @@
-"""Stages: finished work is not done again, damage is found and redone, bad rounds are said and survived."""
+"""Stages: finished work is reused, damaged files are found and redone, and a round without mixed groups is reported."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ogls.training.items import correct_rollout_items, reference_items
 
 @pytest.fixture
 def copy(finished: Run, tmp_path: Path) -> Run:
-    """The finished run in a folder of its own, to be spoiled."""
+    """A copy of the finished run that a test may damage."""
     shutil.copytree(Path(finished.records.storage.path) / "tiny", tmp_path / "tiny")
     return Run(small_config(tmp_path))
 
 
-def test_nothing_finished_is_done_again(copy: Run) -> None:
+def test_finished_stages_are_reused(copy: Run) -> None:
     assert {reused for reused, _ in again(copy).values()} == {True}
 
 
-def test_a_run_does_the_same_twice(finished: Run, tmp_path: Path) -> None:
+def test_a_run_is_deterministic(finished: Run, tmp_path: Path) -> None:
     assert content(carry_out(small_config(tmp_path))) == content(finished)
 
 
@@ -48,76 +48,78 @@ def test_a_run_does_the_same_twice(finished: Run, tmp_path: Path) -> None:
         ("evaluate 2", "summaries/round=002/part-0000.parquet"),
     ],
 )
-@pytest.mark.parametrize("damage", ["lost", "flipped"])
-def test_a_damaged_stage_is_redone_alone_and_said(
+@pytest.mark.parametrize("damage", ["missing", "bit flipped"])
+def test_only_the_damaged_stage_is_redone_with_a_notice(
     copy: Run, finished: Run, tmp_path: Path, stage: str, file: str, damage: str
 ) -> None:
     path = tmp_path / "tiny" / file
-    whole = path.read_bytes()
-    if damage == "lost":
+    original = path.read_bytes()
+    if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(whole[:60] + bytes([whole[60] ^ 4]) + whole[61:])
-    said = again(copy)
-    redone = {name for name, (reused, _) in said.items() if not reused}
+        path.write_bytes(original[:60] + bytes([original[60] ^ 4]) + original[61:])
+    results = again(copy)
+    redone = {name for name, (reused, _) in results.items() if not reused}
     assert redone == {stage}
-    assert "is redone" in said[stage][1]
-    assert file.split("/")[-1] in said[stage][1]
-    assert path.read_bytes() == whole
+    assert "is redone" in results[stage][1]
+    assert file.split("/")[-1] in results[stage][1]
+    assert path.read_bytes() == original
     assert content(copy) == content(finished)
 
 
-def test_a_torn_manifest_has_its_stage_redone(copy: Run, tmp_path: Path) -> None:
+def test_a_stage_with_a_truncated_manifest_is_redone(copy: Run, tmp_path: Path) -> None:
     manifest = tmp_path / "tiny/targets/round=001/manifest.json"
     manifest.write_text(manifest.read_text()[:99])
-    said = again(copy)
-    assert said["steer 1"] == (False, "steer r001 is redone: its manifest cannot be read")
-    assert sum(not reused for reused, _ in said.values()) == 1
+    results = again(copy)
+    assert results["steer 1"] == (False, "steer r001 is redone: its manifest cannot be read")
+    assert sum(not reused for reused, _ in results.values()) == 1
 
 
-def test_another_configuration_redoes_what_depends_on_it(copy: Run) -> None:
-    """Asked for directly, past the check on the run's name: fingerprints follow the settings that matter."""
+def test_a_changed_setting_redoes_only_the_stages_that_depend_on_it(copy: Run) -> None:
+    """The stages are called directly, without the check that a run keeps its configuration."""
     config = small_config(copy.config.root, "steer.strength=0.9")
     run = Run(config)
     reused = {n: STAGES[n](run, 1).reused for n in ROUND}
     assert {name for name in ROUND if reused[name]} == {"sample", "verify", "teach"}
 
 
-def test_a_damaged_adapter_is_not_used(copy: Run, tmp_path: Path) -> None:
+def test_a_damaged_adapter_is_an_error(copy: Run, tmp_path: Path) -> None:
     path = tmp_path / "tiny/policy/round=001/adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StoreError, match=r"adapter_model\.safetensors has \d+ bytes instead of \d+; run the training"):
         copy.load_adapter(1)
 
 
-def test_an_adapter_that_is_not_the_one_trained_is_found(copy: Run, tmp_path: Path) -> None:
-    """Another round's adapter, with a manifest that vouches for the file: the recorded hash still tells."""
-    swapped = tmp_path / "tiny/policy/round=001/adapter_model.safetensors"
-    shutil.copy(tmp_path / "tiny/policy/round=002/adapter_model.safetensors", swapped)
+def test_an_adapter_of_another_round_is_an_error(copy: Run, tmp_path: Path) -> None:
+    """The manifest has the checksum of the exchanged file, but the hash of the adapter differs from the recorded one."""
+    exchanged = tmp_path / "tiny/policy/round=001/adapter_model.safetensors"
+    shutil.copy(tmp_path / "tiny/policy/round=002/adapter_model.safetensors", exchanged)
     path = tmp_path / "tiny/updates/round=001/manifest.json"
     manifest = json.loads(path.read_text())
     (entry,) = [f for f in manifest["files"] if f["path"].endswith("adapter_model.safetensors")]
-    entry["sha256"] = hashlib.sha256(swapped.read_bytes()).hexdigest()
+    entry["sha256"] = hashlib.sha256(exchanged.read_bytes()).hexdigest()
     path.write_text(json.dumps(manifest))
     with pytest.raises(StoreError, match=r"the adapter's hash is \w+, but \w+ was trained"):
         copy.load_adapter(1)
 
 
-def test_a_run_with_gradient_checkpointing_is_the_same_run(finished: Run, tmp_path: Path) -> None:
-    """A layer that drops its activations also drops the cache of keys and values: the probe after training, and the
-    teacher of a policy that was just trained, must not be run by such layers."""
-    lean = carry_out(finished.config.model_copy(update={"root": str(tmp_path), "train": checkpointed(finished)}))
+def test_gradient_checkpointing_does_not_change_a_run(finished: Run, tmp_path: Path) -> None:
+    """Checkpointed layers do not fill the key-value cache, so checkpointing must be off for the probe after training
+    and for the teacher pass of a policy that was just trained."""
+    checkpointed = carry_out(
+        finished.config.model_copy(update={"root": str(tmp_path), "train": with_checkpointing(finished)})
+    )
     for round_ in (1, 2):
-        probes = [run.records.manifest("updates", round_).metrics["probe"] for run in (finished, lean)]
+        probes = [run.records.manifest("updates", round_).metrics["probe"] for run in (finished, checkpointed)]
         assert probes[0]["token_ids"] == probes[1]["token_ids"]
         assert probes[0]["logprobs"] == pytest.approx(probes[1]["logprobs"], abs=1e-4)
 
 
-def checkpointed(run: Run) -> TrainConfig:
+def with_checkpointing(run: Run) -> TrainConfig:
     return run.config.train.model_copy(update={"gradient_checkpointing": True})
 
 
-def test_stages_out_of_order_say_what_to_run_first(tmp_path: Path) -> None:
+def test_a_stage_without_its_input_names_the_stage_to_run_first(tmp_path: Path) -> None:
     run = Run(small_config(tmp_path))
     with pytest.raises(StoreError, match="run the stage prepare first"):
         STAGES["sample"](run, 1)
@@ -128,34 +130,34 @@ def test_stages_out_of_order_say_what_to_run_first(tmp_path: Path) -> None:
         STAGES["sample"](run, 2)
 
 
-def wrong_world(tmp_path: Path) -> list[str]:
-    """Overrides for problems whose expected answers no rollout gives."""
+def unsolvable_problems(tmp_path: Path) -> list[str]:
+    """Overrides for a source in which every expected answer is wrong, so that no rollout is correct."""
     rows = [json.loads(line) for line in Path("data/tiny/train.jsonl").read_text().splitlines()][:40]
     path = tmp_path / "wrong.jsonl"
     path.write_text("".join(json.dumps({**row, "answer": "77"}) + "\n" for row in rows))
     return [f"problems.source={path}", "root=" + str(tmp_path / "store")]
 
 
-def test_a_model_that_answers_nothing_right_goes_on_and_is_told(tmp_path: Path) -> None:
-    """No mixed group in any round: recorded and said; the adapter stays; the next round runs."""
-    config = small_config(tmp_path, *wrong_world(tmp_path))
+def test_rounds_without_a_correct_rollout_are_reported_and_train_nothing(tmp_path: Path) -> None:
+    """No group is mixed in any round: the notices say so, the adapter does not change, and the next round runs."""
+    config = small_config(tmp_path, *unsolvable_problems(tmp_path))
     run = Run(config)
     run.records.open(config)
     STAGES["prepare"](run, 0)
     for round_ in (1, 2):
-        said = {name: STAGES[name](run, round_) for name in ROUND}
-        notice = said["verify"].notice
+        results = {name: STAGES[name](run, round_) for name in ROUND}
+        notice = results["verify"].notice
         assert f"round {round_}: 0 of 8 groups are mixed (0 of 32 rollouts are correct)" in notice
         assert "use easier problems" in notice
-        assert said["verify"].metrics["mixed_groups"] == 0
-        assert said["teach"].metrics["left_out"] == {"group_not_mixed": 32}
-        assert "nothing to train on" in said["train"].notice
-        assert said["steer"].rows == said["train"].rows == 0
+        assert results["verify"].metrics["mixed_groups"] == 0
+        assert results["teach"].metrics["left_out"] == {"group_not_mixed": 32}
+        assert "nothing to train on" in results["train"].notice
+        assert results["steer"].rows == results["train"].rows == 0
     assert run.policy_hash(1) == run.policy_hash(2)
 
 
-def test_problems_that_change_under_a_run_are_refused(tmp_path: Path) -> None:
-    config = small_config(tmp_path, *wrong_world(tmp_path))
+def test_problems_that_change_during_a_run_are_an_error(tmp_path: Path) -> None:
+    config = small_config(tmp_path, *unsolvable_problems(tmp_path))
     STAGES["prepare"](Run(config), 0)
     source = Path(config.problems.source)
     source.write_text(source.read_text().replace("77", "78"))
@@ -163,19 +165,19 @@ def test_problems_that_change_under_a_run_are_refused(tmp_path: Path) -> None:
         STAGES["prepare"](Run(config), 0)
 
 
-def test_answers_that_cannot_be_judged_are_refused_before_the_first_rollout(tmp_path: Path) -> None:
+def test_unusable_answers_are_an_error_before_the_first_rollout(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"id": "x", "problem": "P?", "answer": "}{"}\n{"id": "y", "problem": "Q?", "answer": "2"}\n')
-    with pytest.raises(DataError, match=r"1 of 2 problems cannot be used \(1 unusable answer: x \('}\{'\)\)"):
+    with pytest.raises(DataError, match=r"1 of 2 problems are unusable \(1 unusable answer: x \('}\{'\)\)"):
         STAGES["prepare"](Run(small_config(tmp_path, f"problems.source={path}")), 0)
 
 
-def test_problems_longer_than_the_context_are_refused_before_the_first_rollout(tmp_path: Path) -> None:
+def test_problems_longer_than_the_context_are_an_error_before_the_first_rollout(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"8 too long: .*tokens with its completion; .* takes 512"):
         STAGES["prepare"](Run(small_config(tmp_path, "evaluate.max_tokens=500")), 0)
 
 
-def test_states_that_overflow_their_type_are_refused(copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_that_overflow_their_type_are_an_error(copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from ogls.distillation import teacher
 
     real = teacher.score_rollouts
@@ -202,16 +204,16 @@ def test_states_that_overflow_their_type_are_refused(copy: Run, monkeypatch: pyt
     ],
     ids=lambda o: o[0],
 )
-def test_relatives_run_from_configuration_alone(tmp_path: Path, overrides: list[str]) -> None:
+def test_related_methods_are_configurations(tmp_path: Path, overrides: list[str]) -> None:
     run = carry_out(small_config(tmp_path, *overrides))
     trained = [run.policy_hash(r) for r in (1, 2)]
     assert len({"base", *trained}) == 3
     losses = [r["loss"] for r in run.records.read("updates", 2).to_pylist()]
-    grpo = config_of(overrides) == "grpo"  # its surrogate has no sign, and is near 0 at the first step
+    grpo = objective_of(overrides) == "grpo"  # its loss may be negative, and is near 0 at the first step
     assert all(abs(x) < 1 if grpo else x > 0 for x in losses)
 
 
-def config_of(overrides: list[str]) -> str:
+def objective_of(overrides: list[str]) -> str:
     return small_config("x", *overrides).train.objective
 
 
@@ -226,41 +228,41 @@ def test_methods_without_a_teacher_have_no_teacher_stages(tmp_path: Path) -> Non
     assert sum(u["tokens"] for u in updates) == sum(len(r.token_ids) for g in mixed for r in g)
 
 
-def test_sft_learns_the_reference_solutions_and_rft_the_correct_rollouts(tmp_path: Path) -> None:
-    stop = {}
+def test_sft_trains_on_reference_solutions_and_rft_on_correct_rollouts(tmp_path: Path) -> None:
+    last_tokens = {}
     for objective in ("sft", "rft"):
         run = carry_out(small_config(tmp_path / objective, f"train.objective={objective}"), rounds=1)
-        posed = {p.problem_id: p for p in run.problems("train")}
+        problems_by_id = {p.problem_id: p for p in run.problems("train")}
         groups = columns.to_rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
         tokenizer = run.load_policy().tokenizer
         if objective == "sft":
-            items = reference_items(groups, posed, tokenizer, tokenizer.eos_token_id, 64)
+            items = reference_items(groups, problems_by_id, tokenizer, tokenizer.eos_token_id, 64)
             texts = {i.key[0]: tokenizer.decode(i.token_ids, skip_special_tokens=True) for i in items}
-            assert texts == {name: posed[name].solution for name in groups}
+            assert texts == {name: problems_by_id[name].solution for name in groups}
         else:
             items = correct_rollout_items(groups)
-            right = [r for g in groups.values() for r in g if r.outcome == "correct"]
-            assert [i.token_ids for i in items] == [r.token_ids for r in right]
+            correct = [r for g in groups.values() for r in g if r.outcome == "correct"]
+            assert [i.token_ids for i in items] == [r.token_ids for r in correct]
         updates = run.records.read("updates", 1).to_pylist()
         assert sum(u["tail_tokens"] for u in updates) == sum(len(i.token_ids) for i in items)
-        stop[objective] = {i.token_ids[-1] for i in items}
-    assert stop["sft"] == {tokenizer.eos_token_id}
+        last_tokens[objective] = {i.token_ids[-1] for i in items}
+    assert last_tokens["sft"] == {tokenizer.eos_token_id}
 
 
-def test_teacher_weights_change_what_is_taught(tmp_path: Path) -> None:
+def test_teacher_weights_change_the_targets(tmp_path: Path) -> None:
     """Frozen, live and averaged teachers agree in round 1, where all are the base model, and differ in round 2."""
     targets: dict[str, list[np.ndarray]] = {}
     for weights in ("frozen", "live", "ema"):
         run = carry_out(small_config(tmp_path / weights, f"teacher.weights={weights}", "train.learning_rate=5e-3"))
-        columns = [run.records.read("targets", r)["token_target_logprob"] for r in (1, 2)]
-        targets[weights] = [c.to_numpy() for c in columns]
+        tables = [run.records.read("targets", r) for r in (1, 2)]
+        targets[weights] = [t["token_target_logprob"].to_numpy() for t in tables]
     (frozen, live, ema) = targets.values()
     assert np.abs(frozen[0] - live[0]).max() < 1e-2 > np.abs(frozen[0] - ema[0]).max()  # fp16 states
     means = [np.mean(t[1]) for t in (frozen, live, ema)]
     assert len({round(float(m), 4) for m in means}) == 3
 
 
-def test_an_unknown_source_is_said_before_anything_is_written(tmp_path: Path) -> None:
+def test_an_unknown_source_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read problems"):
         STAGES["prepare"](Run(small_config(tmp_path, "problems.source=none.jsonl")), 0)
     with pytest.raises(ConfigError):
@@ -268,8 +270,8 @@ def test_an_unknown_source_is_said_before_anything_is_written(tmp_path: Path) ->
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_a_whole_run_in_a_store_that_is_no_directory(finished: Run) -> None:
-    """Any fsspec URL will do; the records are the same bits as on a disk."""
+def test_a_run_in_a_store_that_is_not_a_directory(finished: Run) -> None:
+    """The store can be any fsspec URL; the records have the same bits as on a disk."""
     from uuid import uuid4
 
     run = carry_out(small_config(f"memory://{uuid4().hex}"))

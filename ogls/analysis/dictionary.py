@@ -1,4 +1,4 @@
-"""The data dictionary `data/README.md`, generated from `records.py` (`make docs`); a test keeps it so."""
+"""The data dictionary `data/README.md`, generated from `ogls/records/` by `make docs`; a test compares them."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ _HEAD = """# The data
 
 Generated from `ogls/records/` by `make docs`: change it there, not here.
 
-- `tiny/`: the embedded default, made by `ogls seed-model` and nothing else: `model/` (the seed model, with its card),
+- `tiny/`: the embedded default, created by `ogls seed-model`: `model/` (the seed model, with its card),
   `train.jsonl` and `test.jsonl` (problems with reference solutions and answers).
 - `runs/` (ignored by git): the store. `mlflow/` (ignored by git): MLflow's database and artifacts.
 
 ## The store
 
-    runs/<run>/run.json                                  the resolved configuration the run was started with
-    runs/<run>/<table>/round=003/part-0000.parquet       rows, in shards
+    runs/<run>/run.json                                  the resolved configuration of the run
+    runs/<run>/<table>/round=003/part-0000.parquet       the rows, in shards
     runs/<run>/<table>/round=003/manifest.json           written last: proves that the stage is done
     runs/<run>/policy/round=003/adapter_model.safetensors and adapter_config.json: the adapter a round ended with
     runs/<run>/policy/round=003/optimizer.safetensors    the optimizer's state, for the next round
 
-Query it with `ogls query`, or read the Parquet with anything. Every table has `run` (the folder's name) and `round`
-(from the path) besides the columns below. A rollout's key is `(run, round, problem_id, sample)`. Round 0 holds the
-problems and the evaluation of the base model. Rollouts of round r are sampled from the policy that round r - 1 ended
+Query it with `ogls query`, or read the Parquet files with any reader. Every table has `run` (the folder's name) and
+`round` (from the path) besides the columns below. The key of a rollout is `(run, round, problem_id, sample)`. Round 0
+has the problems and the evaluation of the base model. Rollouts of round r are sampled from the policy that round r - 1 ended
 with; scores of round r are those of the policy that round r ended with. Log-probabilities are in nats.
 
 """
 
 
 def data_dictionary() -> str:
-    """The whole page."""
+    """The page as markdown."""
     tables = "\n".join(_table(t) for t in ALL_TABLES)
     queries = "\n".join(
         f"- `{name}`: {sql.splitlines()[0].removeprefix('-- ')}" for name, sql in named_queries().items()
@@ -42,7 +42,7 @@ def data_dictionary() -> str:
     return (
         f"{_HEAD}Schema version {SCHEMA_VERSION}.\n\n{tables}\n### stages\n\n{STAGES_ABOUT} A view over the manifests, "
         f"with the columns {', '.join(STAGES_COLUMNS)}.\n\n## Named queries\n\n"
-        f"`ogls query --name NAME`, kept in `ogls/store/sql/`.\n\n{queries}\n"
+        f"`ogls query --name NAME`, in `ogls/store/sql/`.\n\n{queries}\n"
     )
 
 

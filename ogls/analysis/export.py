@@ -1,8 +1,8 @@
-"""Any selection of rollouts as a dataset for other trainers: a Hugging Face dataset folder, or JSON Lines.
+"""Exporting rollouts as a dataset for other trainers: a Hugging Face dataset folder or JSON Lines.
 
 Kinds: `rollouts` (a row a rollout, with its problem and verdict), `sft` (conversations that end in a correct rollout)
-and `preference` (a correct and a failed rollout of one group, as chosen and rejected). Conversations have the run's
-own student prompt; `messages`, `prompt`, `chosen` and `rejected` are what TRL's trainers read.
+and `preference` (a correct and a failed rollout of one group, as chosen and rejected). Conversations use the student
+prompt of the run; TRL's trainers read `messages`, `prompt`, `chosen` and `rejected`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Kind = Literal["rollouts", "sft", "preference"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-_TALK = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _KEY = [("run", pa.string()), ("round", pa.int32()), ("problem_id", pa.string())]
 _SCHEMAS = {
-    "sft": pa.schema([("messages", _TALK), *_KEY, ("sample", pa.int32())]),
+    "sft": pa.schema([("messages", _MESSAGES), *_KEY, ("sample", pa.int32())]),
     "preference": pa.schema(
         [
-            *(("prompt", _TALK), ("chosen", _TALK), ("rejected", _TALK), *_KEY),
+            *(("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _MESSAGES), *_KEY),
             *(("chosen_sample", pa.int32()), ("rejected_sample", pa.int32())),
         ]
     ),
@@ -50,10 +50,10 @@ JOIN (SELECT * EXCLUDE (round) FROM problems WHERE split = 'train') AS problems 
 
 
 def select_rows(store: Store, kind: Kind, where: str = "true", run: str | None = None, pairs: int = 1) -> pa.Table:
-    """The rows of a dataset, in the order of their keys, from the rollouts for which the SQL condition `where` holds.
+    """The rows of a dataset, sorted by key, from the rollouts that satisfy the SQL condition `where`.
 
-    `where` may name any column of kind `rollouts`. A group gives at most `pairs` preference pairs, in the order of
-    its samples, and no rollout stands in two of them. Raises DataError if nothing is selected.
+    `where` may name any column of kind `rollouts`. A group gives at most `pairs` preference pairs, in the
+    order of its samples, and no rollout is in two pairs. Raises DataError if no row is selected.
     """
     sql = f"SELECT * FROM ({_ROLLOUTS}) WHERE ({where}\n) ORDER BY run, round, problem_id, sample"
     table = run_query(store, sql, run)
@@ -63,15 +63,15 @@ def select_rows(store: Store, kind: Kind, where: str = "true", run: str | None =
         rows = list(made(table.to_pylist(), prompts, pairs))
         table = pa.Table.from_pylist(rows, schema=_SCHEMAS[kind])
     if not len(table):
-        needs = {"sft": "correct ones", "preference": "groups with both outcomes", "rollouts": "any"}[kind]
-        raise DataError(f"no rows: among the rollouts for which {where} there are not {needs}; see `ogls runs`")
+        needs = {"sft": "correct rollout", "preference": "group with both outcomes", "rollouts": "rollout"}[kind]
+        raise DataError(f"no rows: the rollouts that satisfy {where} contain no {needs}; see `ogls runs`")
     return table
 
 
 def write_dataset(table: pa.Table, out: Path, kind: Kind, origin: str) -> None:
-    """Write rows to a `.jsonl` file, or else to a new folder that `datasets.load_dataset` opens, with a card.
+    """Write rows to a `.jsonl` file, or to a new folder that `datasets.load_dataset` opens, with a card.
 
-    Whole or not at all; `origin` says in the card where the rows come from. UserError if `out` is there already.
+    The write is atomic; the card contains `origin`. Raises UserError if `out` exists or cannot be written.
     """
     with atomic_write(out) as place:
         if out.suffix == ".jsonl":
@@ -88,13 +88,13 @@ def _prompts(store: Store, run: str) -> PromptsConfig:
     return PromptsConfig.model_validate(about["config"]["prompts"])
 
 
-def _asked(row: dict[str, Any], prompts: dict[str, PromptsConfig]) -> list[dict[str, str]]:
-    mine = prompts[row["run"]]
-    system = [{"role": "system", "content": mine.system}] if mine.system else []
-    return [*system, {"role": "user", "content": fill_template(mine.student, problem=row["problem"])}]
+def _prompt_messages(row: dict[str, Any], prompts: dict[str, PromptsConfig]) -> list[dict[str, str]]:
+    config = prompts[row["run"]]
+    system = [{"role": "system", "content": config.system}] if config.system else []
+    return [*system, {"role": "user", "content": fill_template(config.student, problem=row["problem"])}]
 
 
-def _said(row: dict[str, Any]) -> dict[str, str]:
+def _assistant_message(row: dict[str, Any]) -> dict[str, str]:
     return {"role": "assistant", "content": row["text"]}
 
 
@@ -104,7 +104,7 @@ def _conversations(
     for row in rows:
         if row["outcome"] == "correct":
             key = {n: row[n] for n in ("run", "round", "problem_id", "sample")}
-            yield {"messages": [*_asked(row, prompts), _said(row)], **key}
+            yield {"messages": [*_prompt_messages(row, prompts), _assistant_message(row)], **key}
 
 
 def _preferences(
@@ -116,9 +116,9 @@ def _preferences(
         failed = [r for r in group if r["outcome"] == "failed"]
         for chosen, rejected in list(zip(correct, failed, strict=False))[:pairs]:
             yield {
-                "prompt": _asked(chosen, prompts),
-                "chosen": [_said(chosen)],
-                "rejected": [_said(rejected)],
+                "prompt": _prompt_messages(chosen, prompts),
+                "chosen": [_assistant_message(chosen)],
+                "rejected": [_assistant_message(rejected)],
                 "run": run,
                 "round": round_,
                 "problem_id": name,

@@ -1,4 +1,4 @@
-"""Figures as PNG bytes: colours that the colour-blind can tell apart, units on the axes."""
+"""Figures as PNG bytes, with colours for colour-blind readers and units on the axes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MARKERS = "osD^vPX"
 
 
 def line_style(number: int, label: str) -> dict[str, Any]:
-    """Colour, marker and line of the n-th thing shown; from the eighth on dashed, so that none looks like another."""
+    """Colour, marker and line style of the n-th series; from the eighth on dashed, so that no two look the same."""
     line = ("-", "--", ":")[number // 7 % 3]
     return {"color": COLOURS[number % 7], "marker": _MARKERS[number % 7], "linestyle": line, "label": label}
 
@@ -59,7 +59,7 @@ def sweep_figure(rows: Sequence[dict[str, Any]], positions: Sequence[dict[str, A
 
 
 def run_figure(rounds: Sequence[int], summaries: Sequence[Mapping[str, Any]]) -> bytes:
-    """Accuracy with its 95% interval, greedy accuracy, and mean length, by round: small, for a page that has many."""
+    """Accuracy with its 95% interval, greedy accuracy, and mean length, by round, as a small figure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 2.8), layout="constrained")
@@ -99,7 +99,7 @@ _CURVE_LABELS = {
 def study_figure(
     curves: Mapping[str, Sequence[dict[str, Any]]], passes: Sequence[dict[str, Any]], a_round: int, title: str
 ) -> bytes:
-    """A panel a measure against rollouts, bands over seeds, and pass@k of the last round."""
+    """One panel a measure over rollouts, with bands over seeds, and pass@k of the last round."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(16, 7.5), layout="constrained")

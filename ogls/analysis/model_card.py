@@ -1,4 +1,4 @@
-"""A round's policy as a folder that anybody loads: merged weights, tokenizer, and a card that says where from."""
+"""Exporting the policy of a round: merged weights, tokenizer, and a model card with its origin."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ogls.store.atomic import atomic_write
 
 
 def export_model(run: Run, round_: int, out: Path) -> None:
-    """Write the policy that a round ended with as a Hugging Face folder `out`, whole or not at all.
+    """Write the policy that a round ended with as a Hugging Face folder `out`, atomically.
 
-    Raises UserError if `out` is there already or cannot be written, StoreError if the round was not trained.
+    Raises UserError if `out` exists or cannot be written, StoreError if the round was not trained.
     """
     with atomic_write(out) as folder:
-        run.policy_hash(round_)  # a round that was not trained is said
+        run.policy_hash(round_)  # raises StoreError for a round that was not trained
         adapter = run.load_adapter(round_)
         causal = load_causal(run.config.model)
         if adapter:
@@ -32,7 +32,7 @@ def export_model(run: Run, round_: int, out: Path) -> None:
 
 
 def render_card(run: Run, round_: int) -> str:
-    """The model's card: method, data, curve, settings, and the command that makes it again."""
+    """The model card: method, data, curve, settings, and the command to reproduce it."""
     config, about = run.config, run.records.read_info() or {}
     rows = [(r, read_first_summary(run.records, r)) for r in run.records.rounds("scores") if r <= round_]
     problems = len(run.problems("train"))
@@ -69,7 +69,7 @@ Prompts were rendered with the thinking flag {"on" if config.model.thinking else
 {config.prompts.student}
 ```
 
-`ogls train` with this file trains it again:
+To reproduce it, run `ogls train` with this file:
 
 ```toml
 {redact_credentials(to_toml(config))}```

@@ -1,4 +1,5 @@
-"""Self-contained HTML pages: nothing is fetched, no text of a model or a problem is ever markup or script."""
+"""Self-contained HTML pages: they fetch nothing, and no text of a model or a problem is interpreted as markup or
+script."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ from markupsafe import Markup
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of `ogls/pages/`, its styles and scripts inside it. Values are escaped unless they are Markup.
+    """Render a template of `pages/` with its styles and scripts inlined. Values are escaped unless they are Markup.
 
-    The page's own policy lets only its own script run, and no address be asked for anything.
+    The content security policy of the page allows only its own script and no network access.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -37,7 +38,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def embed_json(data: Any) -> Markup:
-    """Data as JSON that can stand inside a script element, whatever texts it holds."""
+    """Data as JSON that is safe inside a script element, whatever text it contains."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")

@@ -1,4 +1,4 @@
-"""The report of one run or several: one HTML file that holds everything and asks no address for anything."""
+"""The report of one or several runs: one self-contained HTML file that fetches nothing."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ from ogls.stages.run import Run
 from ogls.store import named_queries, run_query
 
 REPORT, _PROOF = "report.html", "report.json"  # in the run's folder
-_MOST_ROUNDS = 12  # rounds of which rollouts are shown, evenly spread
+_MOST_ROUNDS = 12  # maximal number of rounds whose rollouts are shown, evenly spaced
 _RESAMPLES = 2000
 
 
 def render_report(
     runs: Sequence[Run], tokens: bool = True, policy: bool = True, progress: Progress = no_progress
 ) -> str:
-    """The page. Raises UserError if a run has not been evaluated yet, or if the runs do not share a store.
+    """The report as HTML. Raises UserError if a run has not been evaluated, or if a run is named twice.
 
-    `tokens` embeds the token view of some rollouts of each run; `policy` lets it run the policies (see `token_view`).
+    `tokens` embeds the token view of some rollouts of each run; `policy` runs the policies for it (see
+    `build_token_view`).
     """
     names = [r.config.name for r in runs]
     if len(set(names)) < len(names):
         raise UserError(f"a run is named twice: {', '.join(names)}")
     for run in runs:
         if not run.records.rounds("scores"):
-            raise UserError(f"run {run.config.name} has not been evaluated yet: there is nothing to report")
+            raise UserError(f"run {run.config.name} has not been evaluated yet, so there is nothing to report")
     answers = {name: _asked(runs, name) for name in _QUERIES}
     summaries = {n: [r for r in answers["summaries"] if r["run"] == n] for n in names}
     shown = []
@@ -73,7 +74,7 @@ def render_report(
 
 
 def write_report(run: Run, progress: Progress = no_progress) -> str:
-    """Write the report of one run into its folder, unless it is there and nothing has come since; its path."""
+    """Write the report of a run into its folder, unless it is up to date. Returns its path."""
     tokens = run.config.tracking.report == "tokens"
     manifests = [m.digest for t in ("trajectories", "targets", "scores", "health") for m in run.records.manifests(t)]
     wanted = fingerprint(code_version()["version"], tokens, manifests)
@@ -85,7 +86,7 @@ def write_report(run: Run, progress: Progress = no_progress) -> str:
 
 
 def read_report(run: Run) -> str | None:
-    """The report that `write_report` has written; None if it has not."""
+    """The report that `write_report` has written; None if there is none."""
     content = run.records.storage.read_bytes(f"{run.config.name}/{REPORT}")
     return content.decode() if content else None
 
@@ -107,7 +108,7 @@ _QUERIES = {
 
 
 def _asked(runs: Sequence[Run], name: str) -> list[dict[str, Any]]:
-    """The answer to one of the report's questions, run by run, in the order of the runs."""
+    """The rows of one query of the report, in the order of the runs."""
     return [row for run in runs for row in run_query(run.store, _QUERIES[name], run.config.name).to_pylist()]
 
 
@@ -137,14 +138,15 @@ def _about(run: Run, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
-    """The settings in which several runs differ."""
+    """The settings in which the runs differ, with the value of each run."""
     flat = [dict(flatten(run.config.model_dump(mode="json", exclude={"name", "root"}))) for run in runs]
     keys = dict.fromkeys(k for f in flat for k in f)
     return [(k, [f.get(k, "(not set)") for f in flat]) for k in keys if len({repr(f.get(k)) for f in flat}) > 1]
 
 
 def _comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Every run's last evaluation against the first run's, paired by problem, with a 95% bootstrap interval."""
+    """The last evaluation of every run minus that of the first run, paired by problem, with a 95% bootstrap
+    interval."""
     rows = []
     first = _by_problem(runs[0])
     for run in runs[1:]:
@@ -160,7 +162,7 @@ def _comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _by_problem(run: Run) -> dict[tuple[str, str], float]:
-    """Accuracy of the last evaluation by benchmark problem: (its text, its answer), alike in every run."""
+    """Accuracy in the last evaluation by benchmark problem, keyed by (text, answer), which is the same in every run."""
     last = run.records.rounds("scores")[-1]
     sql = (
         "SELECT problem, answer, avg((verdict = 'correct')::INT) AS accuracy "
@@ -174,7 +176,7 @@ def _by_problem(run: Run) -> dict[tuple[str, str], float]:
 
 
 def _listed(view: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's rollouts by round, with the address of each in the token view."""
+    """The rollouts of a run by round, with the address of each in the token view."""
     rows = [
         {
             **{n: r[n] for n in ("round", "problem_id", "sample", "verdict", "tags")},
@@ -187,7 +189,7 @@ def _listed(view: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spread(rounds: Sequence[int]) -> list[int]:
-    """At most so many rounds, the first and the last among them."""
+    """At most _MOST_ROUNDS rounds, including the first and the last."""
     if len(rounds) <= _MOST_ROUNDS:
         return list(rounds)
     return sorted({rounds[round(i * (len(rounds) - 1) / (_MOST_ROUNDS - 1))] for i in range(_MOST_ROUNDS)})

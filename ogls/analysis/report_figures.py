@@ -1,4 +1,5 @@
-"""The report's figures as SVG inside a page: they take its colours, light or dark, and their text stays text."""
+"""The figures of the report as inline SVG: they use the colours of the page, light or dark, and their text is
+selectable."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from ogls.analysis.figures import COLOURS, line_style
 Rows = Sequence[Mapping[str, Any]]
 
 
-_INK = "#010203"  # stands for the page's own text colour
+_INK = "#010203"  # placeholder for the text colour of the page
 
 
 _RC: dict[Any, Any] = {
@@ -140,7 +141,7 @@ def _rounds(*panels: Any) -> None:
 
 
 class _drawing:  # noqa: N801
-    """A figure being drawn under the report's settings; `svg` is there once it is left."""
+    """A figure with the settings of the report; `svg` is set when the block ends."""
 
     def __init__(self, width: float, height: float, title: str):
         self.size, self.title = (width, height), title
@@ -149,7 +150,7 @@ class _drawing:  # noqa: N801
         import matplotlib as mpl
         from matplotlib.figure import Figure
 
-        self.context = mpl.rc_context({**_RC, "svg.hashsalt": self.title})  # ids that no other figure of the page has
+        self.context = mpl.rc_context({**_RC, "svg.hashsalt": self.title})  # ids that are unique in the page
         self.context.__enter__()
         self.figure = Figure(figsize=self.size, layout="constrained")
         return self

@@ -24,7 +24,7 @@ LEGEND = "length in tokens; KL(target || base) in nats a token; sample to evalua
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One round; a number is None where its stage has not been done."""
+    """One round; a number is None if its stage is not done."""
 
     round: int
     summary: dict[str, Any] | None
@@ -39,7 +39,7 @@ class RoundRow:
 
 
 def read_round(run: RunStore, round_: int) -> RoundRow:
-    """What the manifests and the summary of a round say (the first benchmark's)."""
+    """A round from its manifests and the summary of the first benchmark."""
     found = {t: m for t in (*_TABLES, "style", "health") if (m := run.manifest(t, round_))}
     metrics = {t: m.metrics for t, m in found.items()}
     summary = None
@@ -60,13 +60,13 @@ def read_round(run: RunStore, round_: int) -> RoundRow:
 
 
 def read_rounds(run: RunStore, last: int | None = None) -> list[RoundRow]:
-    """Every round that has any finished stage, up to `last`."""
+    """All rounds with a finished stage, up to `last`."""
     rounds = sorted({n for t in _TABLES for n in run.rounds(t)})
     return [read_round(run, n) for n in rounds if last is None or n <= last]
 
 
 def round_cells(row: RoundRow) -> list[str]:
-    """A row under HEADINGS, as text."""
+    """The cells of a row under HEADINGS, as text."""
     s = row.summary
 
     def of(name: str, form: str) -> str:
@@ -88,7 +88,7 @@ def round_cells(row: RoundRow) -> list[str]:
 
 
 def round_line(row: RoundRow) -> str:
-    """A row as one line, for the log."""
+    """A round as one line for the log."""
     named = dict(zip(HEADINGS, round_cells(row), strict=True))
     interval = f" ({named['95% interval']})" if row.summary else ""
     shown = [f"{name} {named[name]}" for name in ("greedy", "length", "mixed", "KL") if named[name] != "-"]
@@ -98,7 +98,7 @@ def round_line(row: RoundRow) -> str:
 
 
 def rounds_markdown(rows: Sequence[RoundRow]) -> str:
-    """The table as markdown."""
+    """The table of rounds as markdown."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " ---: |" * len(HEADINGS)]
     lines += ["| " + " | ".join(round_cells(row)) + " |" for row in rows]
     said = [f"**{row.health['notice']}**\n" for row in rows if row.health.get("notice")]
@@ -106,7 +106,7 @@ def rounds_markdown(rows: Sequence[RoundRow]) -> str:
 
 
 def sample_rollouts(run: RunStore, round_: int, count: int = 3) -> list[dict[str, Any]]:
-    """A few training rollouts of a round with their verdicts, one a problem."""
+    """Some training rollouts of a round with their verdicts, at most one a problem."""
     if not run.manifest("verdicts", round_):
         return []
     verdicts = {(r["problem_id"], r["sample"]): r for r in run.read("verdicts", round_).to_pylist()}

@@ -1,4 +1,4 @@
-"""Which rollouts of a run are worth looking at: most steered, collapsed, failed and then fixed, correct, failed."""
+"""Selecting rollouts to look at: most steered, collapsed, failed and later fixed, correct, failed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ogls.stages.verify import judge_rows
 from ogls.store import named_queries, run_query
 
 SHOW = ("all", "steered", "collapsed", "fixed", "correct", "failed")
-_SHORT = 0.5  # collapsed: shorter than this share of the median length of the first round's rollouts
-_REPOSED = 32  # failed problems that are posed again, to see whether they are fixed
+_SHORT = 0.5  # collapsed: shorter than this share of the median length in the first round
+_RESAMPLED = 32  # failed problems that are sampled again to see whether they are fixed
 
 
 RolloutPlace = tuple[int, str, int]  # (round, problem_id, sample)
@@ -26,7 +26,7 @@ RolloutPlace = tuple[int, str, int]  # (round, problem_id, sample)
 
 @dataclass
 class SelectedRollout:
-    """One rollout to show, and why."""
+    """One rollout to show, and the reasons."""
 
     place: RolloutPlace
     tags: set[str] = field(default_factory=set)
@@ -34,7 +34,7 @@ class SelectedRollout:
 
 
 class RolloutSelector:
-    """Chooses rollouts of one run. Without a policy nothing is posed again to see whether it is fixed."""
+    """Selects rollouts of one run. Without a policy, no failed problem is sampled again."""
 
     def __init__(self, run: Run, posed: dict[str, Problem], policy: Policy | None):
         self.run, self.posed, self.policy = run, posed, policy
@@ -42,7 +42,7 @@ class RolloutSelector:
     def choose(
         self, rounds: list[int], problem: str, sample: int | None, show: str, most: int, each: int = 0
     ) -> list[SelectedRollout]:
-        """The rollouts to show: those asked for, else about `most` over the kinds of `show`, newest first."""
+        """The rollouts of `problem`, or about `most` rollouts over the kinds in `show`, newest first."""
         if problem:
             asked = f"problem_id = {_quoted(problem)}" + ("" if sample is None else f" AND sample = {int(sample)}")
             rows = self._sql(f"{self._listed(rounds)} AND {asked} ORDER BY round DESC, sample")
@@ -69,7 +69,8 @@ class RolloutSelector:
         return run_query(self.run.store, statement, self.run.config.name).to_pylist()
 
     def _listed(self, rounds: list[int]) -> str:
-        """A SELECT of the rounds' rollouts with what the choice depends on, which takes more conditions."""
+        """A SELECT of the rollouts of the rounds with the columns that the selection needs; conditions can be
+        appended."""
         return f"""
             SELECT round, problem_id, sample, outcome, kl,
                    finish_reason = 'length' OR n_tokens < {self._short} AS collapsed
@@ -78,9 +79,9 @@ class RolloutSelector:
             WHERE round IN ({", ".join(map(str, rounds))})"""
 
     def _candidates(self, rounds: list[int], most: int) -> list[dict[str, Any]]:
-        """All that a choice can fall on, newest rounds first: `most` of each kind and round, however many there are.
+        """The candidates of a selection, newest rounds first: at most `most` of each kind and round.
 
-        One of each problem: more kinds of mistakes in as many rollouts.
+        At most one a problem, which shows more kinds of mistakes in the same number of rollouts.
         """
         return self._sql(f"""
             WITH listed AS ({self._listed(rounds)}),
@@ -96,7 +97,7 @@ class RolloutSelector:
 
     @cached_property
     def _short(self) -> float:
-        """Tokens below which a rollout counts as collapsed."""
+        """The length in tokens below which a rollout counts as collapsed."""
         first = self.run.records.rounds("trajectories")[0]
         return _SHORT * float(
             median(self.run.records.read("trajectories", first, ["n_tokens"])["n_tokens"].to_pylist())
@@ -113,7 +114,7 @@ class RolloutSelector:
         return list(first.values())[:most]
 
     def _fixed(self, rounds: list[int], most: int) -> list[SelectedRollout]:
-        """Failed rollouts whose problem is solved since: by its next rollouts, or by the newest policy when asked."""
+        """Failed rollouts whose problem was solved later: by its next rollouts, or greedily by the newest policy."""
         found = []
         for row in self._sql(named_queries()["failed_then_fixed"]):
             if row["round"] in rounds:
@@ -125,12 +126,12 @@ class RolloutSelector:
             earliest = self._sql(f"""
                 FROM (SELECT *, max(round) OVER (PARTITION BY problem_id) AS latest FROM {failed})
                 QUALIFY 1 = row_number() OVER (PARTITION BY problem_id ORDER BY round, sample)
-                ORDER BY latest DESC, problem_id DESC LIMIT {_REPOSED + len(known)}""")
-            found += self._posed_again([p for p in map(_place_of, earliest) if p not in known][:_REPOSED])
+                ORDER BY latest DESC, problem_id DESC LIMIT {_RESAMPLED + len(known)}""")
+            found += self._sampled_again([p for p in map(_place_of, earliest) if p not in known][:_RESAMPLED])
         return found[:most]
 
-    def _posed_again(self, failed: list[RolloutPlace]) -> list[SelectedRollout]:
-        """Those of the failed rollouts whose problem the newest policy solves greedily."""
+    def _sampled_again(self, failed: list[RolloutPlace]) -> list[SelectedRollout]:
+        """The failed rollouts whose problem the newest policy solves greedily."""
         trained = self.run.records.newest_manifest("updates")
         if not (failed and trained and self.policy):
             return []

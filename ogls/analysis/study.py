@@ -1,7 +1,7 @@
-"""A study: methods x seeds at equal rollouts, and what their runs say together, as plain rows.
+"""A study: methods x seeds with equal numbers of rollouts, and the results of its runs as rows.
 
-Every run of a study has the study's problems and sampling seeds; methods differ by their configuration alone. The
-result is the last round, never the best one. Two kinds of interval: over problems (bootstrap, within a run) and over
+All runs of a study have the same problems and sampling seeds; methods differ in their configuration only. The result
+is the last round, never the best one. Two kinds of interval: over problems (bootstrap, within a run) and over
 seeds (Student's t, between runs).
 """
 
@@ -27,13 +27,15 @@ class Method(Section):
 
 
 class Tuning(Section):
-    """A grid over one setting, the same for every method, tried before the study on seeds of its own."""
+    """A grid over one setting, the same for every method, tried before the study on separate seeds."""
 
     key: str = setting("train.learning_rate", "The setting, section.key.")
-    values: tuple[float, ...] = setting((1e-4, 3e-4, 1e-3), "What is tried.", min_length=2)
-    seeds: tuple[int, ...] = setting((100,), "Seeds; none of them may be the study's.", min_length=1)
-    rounds: int = setting(6, "Rounds of a tuning run; the last one's mean accuracy decides.", ge=1)
-    set: tuple[str, ...] = setting((), "Overrides of the tuning runs alone: section.key=value.")
+    values: tuple[float, ...] = setting((1e-4, 3e-4, 1e-3), "Values to try.", min_length=2)
+    seeds: tuple[int, ...] = setting(
+        (100,), "Seeds of the tuning runs; they must not be seeds of the study.", min_length=1
+    )
+    rounds: int = setting(6, "Rounds of a tuning run; the mean accuracy of the last round decides.", ge=1)
+    set: tuple[str, ...] = setting((), "Overrides for tuning runs only: section.key=value.")
 
 
 class StudyConfig(Section):
@@ -43,24 +45,26 @@ class StudyConfig(Section):
         "study", "Name of the study; its runs are <name>-<method>-s<seed>.", pattern=r"^[a-z0-9][a-z0-9._-]*$"
     )
     root: str = setting("data/runs", "The store of the runs.")
-    out: str = setting("data/studies", "Where the study's page and figures go, in a folder of its name.")
-    seeds: tuple[int, ...] = setting((0, 1, 2), "Seeds; every method gets each.", min_length=1)
-    set: tuple[str, ...] = setting((), "Overrides of every method: section.key=value.")
-    at_once: int = setting(1, "Runs at once, each in a process of its own.", ge=1)
-    reference: str = setting("ogls-sd", "The method that the others are compared with.")
+    out: str = setting(
+        "data/studies", "Folder for the page and the figures; they are in a subfolder with the name of the study."
+    )
+    seeds: tuple[int, ...] = setting((0, 1, 2), "Seeds; every method runs with each.", min_length=1)
+    set: tuple[str, ...] = setting((), "Overrides for every method: section.key=value.")
+    at_once: int = setting(1, "Number of parallel runs, each in a separate process.", ge=1)
+    reference: str = setting("ogls-sd", "The method that the other methods are compared with.")
     methods: tuple[Method, ...] = setting((Method(),), "The methods.", min_length=1)
-    tune: Tuning | None = setting(None, "A setting that is tuned for each method first.")
+    tune: Tuning | None = setting(None, "A setting to tune for each method before the study.")
 
     @model_validator(mode="after")
     def _names(self) -> StudyConfig:
         names = [m.name for m in self.methods]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
-            raise ValueError(f"two methods are named {', '.join(twice)}")
+            raise ValueError(f"method names must be unique; used twice: {', '.join(twice)}")
         if self.reference not in names:
-            raise ValueError(f"the reference {self.reference} is none of the methods {', '.join(names)}")
+            raise ValueError(f"the reference {self.reference} is not a method; methods: {', '.join(names)}")
         if self.tune and (shared := sorted(set(self.tune.seeds) & set(self.seeds))):
-            raise ValueError(f"seeds {shared} are the study's and tuning's: tune on others")
+            raise ValueError(f"seeds {shared} are used by the study and by tuning: tune on other seeds")
         return self
 
 
@@ -73,12 +77,15 @@ class StudyRuns(NamedTuple):
 
 
 def load_study(path: str | Path) -> StudyRuns:
-    """Read a study's file. Raises ConfigError as load_config does, and where the runs would not sample alike."""
+    """Read the TOML file of a study.
+
+    Raises ConfigError as load_config does, and if the runs differ in sampled rollouts.
+    """
     path = Path(path)
     try:
         study = StudyConfig.model_validate(tomllib.loads(path.read_text()))
     except FileNotFoundError:
-        raise ConfigError(f"no study {path}; the shipped ones are in deployments/studies/") from None
+        raise ConfigError(f"no study {path}; the shipped studies are in deployments/studies/") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
@@ -101,15 +108,17 @@ def load_study(path: str | Path) -> StudyRuns:
     budgets = {(c.problems.per_round, c.rollout.samples, c.rounds, c.rollout.max_tokens) for c in runs.values()}
     if len(budgets) > 1:
         raise ConfigError(
-            f"{path}: the methods do not sample alike: (problems.per_round, rollout.samples, rounds, "
-            f"rollout.max_tokens) is {' and '.join(map(str, sorted(budgets)))}"
+            f"{path}: the methods must sample the same number of rollouts: (problems.per_round, rollout.samples, "
+            f"rounds, rollout.max_tokens) is {' and '.join(map(str, sorted(budgets)))}"
         )
     return StudyRuns(study, tuning, runs)
 
 
 def tuning_rows(found: Mapping[tuple[str, float], Sequence[float]]) -> list[dict[str, Any]]:
-    """A row a method and value: mean accuracy over tuning seeds, and whether it is the method's best (the least of
-    equals)."""
+    """A row a method and value: mean accuracy over tuning seeds, and whether it is the best of the method.
+
+    Of equal values the smallest is the best.
+    """
     means = {key: sum(values) / len(values) for key, values in found.items()}
     best = {m: max((v for n, v in means if n == m), key=lambda v: (means[m, v], -v)) for m, _ in means}
     return [{"method": m, "value": v, "accuracy": mean, "chosen": best[m] == v} for (m, v), mean in means.items()]
@@ -132,7 +141,8 @@ CURVES = ("accuracy", "greedy_accuracy", "mean_length", "entropy", "kl_base", "t
 
 
 def curve_rows(runs: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]], measure: str) -> list[dict[str, Any]]:
-    """Mean over seeds and its interval, of one measure, by method and round (those that all its seeds evaluated)."""
+    """Mean over seeds and its interval of one measure, by method and round, for rounds that all seeds have
+    evaluated."""
     rows = []
     for method in dict.fromkeys(m for m, _ in runs):
         mine = [summaries for (m, _), summaries in runs.items() if m == method]
@@ -145,7 +155,7 @@ def curve_rows(runs: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]], meas
 
 
 def rounds_to_most(curve: Iterable[Mapping[str, Any]], share: float = 0.9) -> int | None:
-    """First round at which a method's mean has made `share` of its final gain; None if it did not gain."""
+    """The first round at which the mean of a method reaches `share` of its final gain; None without a gain."""
     points = [(row["round"], row["mean"]) for row in curve]
     start, end = points[0][1], points[-1][1]
     if end <= start:

@@ -1,4 +1,4 @@
-"""A study's page: read its runs from the store, write a table, figures and the numbers behind them."""
+"""The page of a study: a table, figures, and the numbers behind them, from its runs in the store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_K = 16
 
 
 def apply_tuning(study: StudyConfig, tuning: Sequence[RunConfig], runs: Sequence[RunConfig]) -> list[RunConfig]:
-    """The study's runs with the best value of the tuned setting, method by method."""
+    """The runs of the study with the best value of the tuned setting for each method."""
     if study.tune is None:
         return list(runs)
     key = study.tune.key
@@ -35,17 +35,17 @@ def apply_tuning(study: StudyConfig, tuning: Sequence[RunConfig], runs: Sequence
 def write_study_page(
     study: StudyConfig, configs: Sequence[RunConfig], tuning: Sequence[RunConfig] = ()
 ) -> tuple[Path, str]:
-    """Write the study's page. Raises StoreError while any of its runs is unfinished.
+    """Write the page of a study. Raises StoreError if a run is unfinished.
 
     It is `<out>/<study>/README.md`, with `curves.png`, `results.parquet`, `curves.parquet` and, where something was
-    tuned, `tuning.parquet`; its path and text are returned.
+    tuned, `tuning.parquet`; returns the path and the text of the page.
     """
     keys = {c.name: (_method(study, c), c.seed) for c in configs}
     unfinished = [c.name for c in (*tuning, *configs) if not is_complete(c)]
     if unfinished:
         names = ", ".join(unfinished[:5])
         raise StoreError(
-            f"{len(unfinished)} runs of the study are not finished ({names}): their last round is no result"
+            f"{len(unfinished)} runs of the study are not finished ({names}), so their last round is not a result"
         )
     summaries = {keys[c.name]: _summaries(Run(c)) for c in configs}
     seconds = {keys[c.name]: _seconds(Run(c)) for c in configs}
@@ -72,12 +72,12 @@ def write_study_page(
 
 
 def _method(study: StudyConfig, config: RunConfig) -> str:
-    """The method of a run of the study, or of its tuning, from its name."""
+    """The method of a run of the study or of its tuning, from the name of the run."""
     return re.sub(r"^tune\d+-(?=.)", "", config.name.removeprefix(f"{study.name}-").rpartition("-s")[0])
 
 
 def _tuning(study: StudyConfig, tuning: Sequence[RunConfig]) -> list[dict[str, Any]]:
-    """The rows of the tuning grid: the last round's mean accuracy over its seeds."""
+    """The rows of the tuning grid: mean accuracy of the last round over the tuning seeds."""
     found: dict[tuple[str, float], list[float]] = {}
     for config in tuning:
         value = dict(flatten(config.model_dump()))[study.tune.key if study.tune else ""]
@@ -112,14 +112,14 @@ def _summaries(run: Run) -> list[dict[str, Any]]:
 
 
 def _seconds(run: Run) -> float:
-    """Wall time of all stages but evaluation, which costs every method the same."""
+    """Wall time in seconds of all stages except evaluation, which costs the same for every method."""
     tables = [stage.table for stage in STAGES if stage.in_rounds and stage.name != "evaluate"]
     found = [run.records.manifest(t, r) for t in tables for r in run.records.rounds(t) if r <= run.config.rounds]
     return sum(float(m.metrics["seconds"]) for m in found if m)
 
 
 def _pass_rows(runs: dict[tuple[str, int], Run]) -> list[dict[str, Any]]:
-    """Mean pass@k of the last round over seeds, by method, for k = 1 .. samples (16 at the most)."""
+    """Mean pass@k of the last round over seeds, by method, for k = 1 .. samples (at most 16)."""
     by_method: dict[str, list[list[float]]] = {}
     for (method, _), run in runs.items():
         last = max(r for r in run.records.rounds("scores") if r <= run.config.rounds)

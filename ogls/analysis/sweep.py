@@ -1,4 +1,4 @@
-"""`sweep`: read a round's cached states, measure a grid of recipes, write three tables. The head is all that runs."""
+"""`ogls sweep`: measure a grid of recipes on the cached states of a round, and write three tables and a figure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def sweep(
     recipes: Sequence[str] = sweeping.RECIPES,
     strengths: Sequence[float] = sweeping.STRENGTHS,
 ) -> StageResult:
-    """Measure recipes and strengths on a round's cached states. Raises DataError where there is nothing to measure."""
+    """Measure recipes and strengths on the cached states of a round.
+
+    Raises DataError if there is nothing to measure.
+    """
     config = run.config
     inputs = {
         "model": config.model,
@@ -51,7 +54,7 @@ def sweep(
             measured.append(sweeping.measure_points(states, tokens, points, head, config.steer.batch_tokens))
             places.append((len(tokens), len(places), rollout.outcome == "correct"))
         if points is None:
-            raise DataError(f"round {round_} of run {config.name} has no cached states: no rollout was taught in it")
+            raise DataError(f"round {round_} of run {config.name} has no cached states: no rollout was scored in it")
         if not points:
             names = ", ".join(recipes)
             raise DataError(
@@ -76,7 +79,7 @@ def sweep(
 
 
 def _common_pools(run: Run, round_: int) -> set[Pool]:
-    """The pools that every taught rollout of a round has."""
+    """The pools that every scored rollout of a round has."""
     pools: dict[tuple[str, int], set[Pool]] = {}
     for row in run.records.read("teacher_states", round_, ["problem_id", "sample", "pool"]).to_pylist():
         pools.setdefault((row["problem_id"], row["sample"]), set()).add(row["pool"])

@@ -1,12 +1,12 @@
-"""One rollout, token by token: what each distribution says, and what any recipe on the grid would have it become.
+"""The numbers of one rollout for the token view: each distribution, and the target of every recipe on a grid.
 
-A page cannot hold [T, V]. It gets, for each token, the log-probs of every distribution on the K tokens that matter
-to any of them, and for every point (a recipe at a strength) the log-normaliser of its target over the whole
-vocabulary. From these the page has every target's log-prob exactly, at any V:
+A page cannot contain [T, V]. For each token it contains the log-probs of every distribution on the K tokens that are
+likely under any of them, and for every recipe and strength the log-normaliser of its target over the vocabulary. From
+these the page computes the log-probs of every target exactly, for any V:
 
     log p_target(v) = sum_d w_d log p_d(v) / temperature - log_z,    log_z = logsumexp over V of the first term
 
-for sum_d w_d z_d and sum_d w_d log p_d differ by a constant a token, which no softmax sees.
+because sum_d w_d z_d and sum_d w_d log p_d differ by a constant a token, which does not change a softmax.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 STRENGTHS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
-_TOP, _TOP_TARGET = 6, 3  # likeliest tokens of a distribution, and of a point's target, that a page can show
-_DIGITS = 4  # decimals of a log-prob: an error of 5e-5 nats
+_TOP, _TOP_TARGET = 6, 3  # most likely tokens of a distribution, and of a target, that a page shows
+_DIGITS = 4  # decimals of a log-prob; the error is at most 5e-5 nats
 
 
 @dataclass(frozen=True)
 class ShownRecipe:
-    """A target as weights over distributions: a recipe at a strength, or what training made of the student."""
+    """A target as weights over distributions: a recipe at a strength, or the trained policy."""
 
     name: str
     recipe: str
@@ -42,19 +42,19 @@ class ShownRecipe:
 
 @dataclass(frozen=True)
 class TokenNumbers:
-    """A rollout's numbers for the page; lists over T tokens, nats."""
+    """The numbers of a rollout for the page: lists over T tokens, in nats."""
 
-    ids: list[list[int]]  # [T, K_t]: the tokens that can be shown, the sampled one first
+    ids: list[list[int]]  # [T, K_t]: the tokens that the page can show, the sampled token first
     logprobs: dict[str, list[list[float]]]  # by distribution [T, K_t]
     entropy: dict[str, list[float]]
-    points: dict[str, dict[str, list[float]]]  # by point: log_z, kl (target || base), entropy of the target
+    points: dict[str, dict[str, list[float]]]  # by recipe: log_z, kl (target || base), entropy of the target
     direction_norm: list[float] | None
 
 
 def shown_recipes(steer: SteerConfig, pools: set[Any], trained: bool) -> list[ShownRecipe]:
-    """The run's own target, the grid that its cached pools allow, and what training did.
+    """The target of the run, a grid of recipes that the cached pools allow, and the trained policy.
 
-    Without cached pools (GRPO and fine-tuning) there is only the last.
+    Without cached pools (GRPO and fine-tuning) only the trained policy.
     """
     found = []
     if pools:
@@ -77,10 +77,10 @@ def compute_token_numbers(
     head: Float[Tensor, "V D"],
     batch_tokens: int = 1024,
 ) -> TokenNumbers:
-    """The numbers of one rollout from the states of each distribution, which have one of the name base.
+    """The numbers of one rollout from the states of each distribution; one of them is named base.
 
-    Points that weigh a distribution which is not there are left out. Logits [batch_tokens, V] of every distribution
-    are alive at once.
+    Recipes that need a missing distribution are left out. Logits [batch_tokens, V] of every distribution are in memory
+    at once.
     """
     possible = [p for p in wanted if set(p.weights) <= set(states)]
     shown = TokenNumbers(
@@ -124,7 +124,7 @@ def _add(
 
 
 def _candidates(likely: Sequence[Tensor], token_ids: Tensor) -> list[list[int]]:
-    """For every token the ids that can be shown: the sampled one, then what is likely to anything, each once."""
+    """For every token the ids that the page can show: the sampled token, then the likely tokens, without duplicates."""
     import torch
 
     together = torch.cat([token_ids[:, None], *likely], -1).tolist()
@@ -136,9 +136,9 @@ def _rounded(values: Tensor) -> list[float]:
 
 
 def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
-    """The text of each token, control tokens spelled out; together they are the text of all.
+    """The text of each token, including control tokens; concatenated they give the text of the rollout.
 
-    A character that several tokens make up stands with the last of them.
+    A character that spans several tokens is assigned to the last of them.
     """
     found, start, before = [], 0, ""
     for end in range(1, len(token_ids) + 1):
@@ -148,6 +148,6 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
             continue
         found.append(text[len(before) :])
         start, before = end - 1, tokenizer.decode(token_ids[end - 1 : end], skip_special_tokens=False)
-        if before.endswith("\ufffd"):  # half a character by itself: look from the next token on
+        if before.endswith("\ufffd"):  # an incomplete character: decode from the next token on
             start, before = end, ""
     return found

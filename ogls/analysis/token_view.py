@@ -1,6 +1,6 @@
-"""What the token view shows of a run: which rollouts, and for each what every model said of its tokens.
+"""The token view of a run: selected rollouts with the numbers of every model for their tokens.
 
-Nothing here belongs to a round's work: it reads finished stages, and runs the models once more over a few rollouts.
+It reads finished stages, and runs the models again over a few rollouts.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def build_token_view(
 ) -> dict[str, Any]:
     """The data of the token view: the rollouts chosen (`choose`), with the numbers of `tokenview.show` for each.
 
-    With `each`, so many correct and failed rollouts of every round are shown besides.
+    `each` adds that many correct and failed rollouts of every round.
 
     Without `policy` no model runs but the head: the student's own distribution is then shown only where it is the
-    base pool, and nothing is posed again. Raises UserError where nothing fits, naming what there is.
+    base pool, and nothing is posed again. Raises UserError if nothing matches, naming what exists.
     """
     sampled = run.records.rounds("verdicts")
     if not sampled:
-        raise UserError(f"run {run.config.name} has no verified rollouts yet: there is nothing to look at")
+        raise UserError(f"run {run.config.name} has no verified rollouts yet")
     if unknown := sorted(set(rounds) - set(sampled)):
         there = f"it has those of {_span(sampled)}"
         raise UserError(f"run {run.config.name} has no verified rollouts in round {unknown[0]}; {there}")
@@ -76,13 +76,13 @@ def build_token_view(
 
 
 def render_token_view(data: dict[str, Any]) -> str:
-    """The token view of one run as a page of its own."""
+    """The token view of one run as a separate page."""
     about = f"Method {data['method']}, model {data['model']}. Exact to 1e-4 nats at every recipe and strength."
     return render("view.html.j2", title=f"{data['run']}: tokens", about=about, tokens=embed_json([data]))
 
 
 class _Viewer:
-    """A run being looked at: its models are loaded once, and only if they are needed."""
+    """The models of a run, loaded once and only if they are needed."""
 
     def __init__(self, run: Run, policy: bool):
         self.run = run
@@ -97,7 +97,7 @@ class _Viewer:
         self.posed = {p.problem_id: p for p in run.problems("train")}
 
     def round(self, round_: int, chosen: Sequence[SelectedRollout]) -> list[dict[str, Any]]:
-        """The rollouts chosen of one round, ready for the page."""
+        """The data of the selected rollouts of one round."""
         run = self.run
         groups = read_groups(run, round_)
         by_key = {r.key: r for group in groups.values() for r in group}
@@ -148,9 +148,9 @@ class _Viewer:
         )
 
     def _cached(self, round_: int, keys: set[Key]) -> tuple[dict[Key, dict[str, Tensor]], str]:
-        """Cached states of some rollouts by pool, and what to say where there are none."""
+        """The cached states of some rollouts by pool, and the note for rollouts without states."""
         if not self.run.config.has_teacher:
-            return {}, "this method has no teacher: what training changed is all there is to see"
+            return {}, "this method has no teacher; only the change by training is shown"
         found: dict[Key, dict[str, Tensor]] = {}
         try:
             entries = self.run.records.list_shards("teacher_states", round_)
@@ -160,12 +160,12 @@ class _Viewer:
             for key, pools in columns.unpack_states(self.run.records.read_shard(entry)).items():
                 if key in keys:
                     found[key] = {str(p): s.float() for p, s in pools.items()}
-                    if self.run.config.teacher.anchor == "policy":  # then the base pool is the student itself
+                    if self.run.config.teacher.anchor == "policy":  # then the base pool has the states of the student
                         found[key]["student"] = found[key]["base"]
-        return found, "it was not scored: train.rollouts leaves it out, or a pool had no exemplar"
+        return found, "not scored: train.rollouts excludes it, or a pool has no exemplar"
 
     def _students(self, round_: int) -> Iterable[tuple[str, Any]]:
-        """The policies that are run over the rollouts: the one that sampled, and the one that the round trained."""
+        """The policies to run over the rollouts: the one that sampled them, and the one that the round trained."""
         if not self.policy:
             return []
         students = [("student", self.run.load_adapter(self.run.start_point(round_).round))]
@@ -189,7 +189,7 @@ class _Viewer:
         return {key: states for (key, _), states in scored.items()}
 
     def _contexts(self, round_: int) -> dict[Key, list[tuple[str, list[int]]]]:
-        """Which exemplars the teacher read for each rollout, by pool."""
+        """The exemplars that the teacher read for each rollout, by pool."""
         if not self.run.config.has_teacher:
             return {}
         sql = f"SELECT problem_id, sample, pool, exemplars FROM contexts WHERE round = {round_} AND pool <> 'base'"
@@ -205,7 +205,7 @@ class _Viewer:
         return {"pool": pool, "texts": named}
 
     def vocabulary(self, shown: Sequence[dict[str, Any]]) -> dict[int, str]:
-        """The text of every token that the page can show."""
+        """The text of every token id that the page can show."""
         used = {i for r in shown if r["numbers"] for ids in r["numbers"]["ids"] for i in ids}
         return {i: self.tokenizer.decode([i], skip_special_tokens=False) for i in sorted(used)}
 

@@ -1,7 +1,7 @@
-"""Every setting of a run: sections with described fields, reading them from TOML, and fingerprints.
+"""The configuration of a run: sections of settings, loading them from TOML, validation and fingerprints.
 
 Belongs here: what a user can configure, its validation, and which settings identify a run.
-Does not belong here: anything that needs torch, numpy, pyarrow or duckdb; this package loads in milliseconds.
+Does not belong here: code that needs torch, numpy, pyarrow or duckdb; the package must import in milliseconds.
 """
 
 from ogls.config.data import Benchmark, Columns, DataSource, ProblemsConfig, PromptsConfig

@@ -1,4 +1,4 @@
-"""Judging completions, and evaluation."""
+"""Verification of answers, and evaluation."""
 
 from __future__ import annotations
 
@@ -14,39 +14,59 @@ Verdict = Literal["correct", "incorrect", "no_answer", "truncated", "timeout", "
 
 
 class VerifyConfig(Section):
-    """Judging completions with math-verify."""
+    """Verification of completions with math-verify, or with a custom checker."""
 
-    workers: int = setting(2, "Worker processes.", ge=1, operational=True)
-    timeout_seconds: float = setting(5.0, "Wall limit of one judgement; its worker is killed then.", gt=0)
-    memory_mb: int = setting(2048, "Address space of a worker, in MiB.", ge=512)
-    tail_chars: int = setting(2000, "Only so many last characters of a completion are looked at.", ge=64)
-    require_boxed: bool = setting(True, r"Take answers from \boxed{} or #### only, not from loose text.")
+    workers: int = setting(2, "Number of worker processes.", ge=1, operational=True)
+    timeout_seconds: float = setting(
+        5.0, "Wall-clock limit for one answer, in seconds. A worker that exceeds it is killed.", gt=0
+    )
+    memory_mb: int = setting(2048, "Address space limit of a worker process, in MiB.", ge=512)
+    tail_chars: int = setting(2000, "Search for the answer only in the last N characters of a completion.", ge=64)
+    require_boxed: bool = setting(
+        True,
+        r"Accept answers only in \boxed{} or after ####. If false, a completion without either is compared as a whole.",
+    )
     checker: str = setting(
         "",
-        "A function of your own, module:name, that judges in place of math-verify: (answer, expected) -> bool. It runs "
-        "in the same guarded worker processes; the module may lie in the working directory.",
+        "Custom checker `module:function` that replaces math-verify; its signature is (answer, expected) -> bool. It "
+        "runs in the same worker processes with the same limits. The module may be in the working directory. Empty: "
+        "math-verify.",
         later=True,
         pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$",
     )
     failed: tuple[Verdict, ...] = setting(
         ("incorrect", "no_answer", "truncated"),
-        "Verdicts that make a rollout a failure; any other but correct leaves it out of every pool.",
+        "Verdicts that count as failed. Rollouts with any other verdict except correct are undecided: they are not "
+        "trained on and are not used as exemplars.",
     )
 
 
 class EvaluateConfig(SamplingConfig):
-    """Evaluation after every round (and of the base model, as round 0)."""
+    """Evaluation of the policy after a round, and of round 0: the base model, or the adapter in adapter.start."""
 
-    samples: int = setting(4, "k of avg@k: sampled completions a problem.", ge=1)
-    every: int = setting(1, "Evaluate each so many rounds; the first and last always are.", ge=1, operational=True)
-    base_kl: bool = setting(True, "Score the samples with the base model too, for the policy's KL to it.")
-    bootstrap: int = setting(2000, "Bootstrap resamples over problems for the 95% interval.", ge=100)
-    benchmarks: tuple[Benchmark, ...] = setting((), "What to evaluate on, besides problems.holdout.")
+    samples: int = setting(4, "Sampled completions per problem: the k of avg@k. One greedy completion is added.", ge=1)
+    every: int = setting(
+        1,
+        "Evaluate every N rounds; the first and the last round are always evaluated.",
+        ge=1,
+        operational=True,
+    )
+    base_kl: bool = setting(
+        True,
+        "Also compute the samples' log-probs under the base model, which gives the policy's KL to it. Costs one more "
+        "forward pass.",
+    )
+    bootstrap: int = setting(
+        2000, "Number of bootstrap resamples over problems for the 95% confidence interval.", ge=100
+    )
+    benchmarks: tuple[Benchmark, ...] = setting(
+        (), "Benchmarks to evaluate on, in addition to the problems of problems.holdout."
+    )
 
     @model_validator(mode="after")
-    def _unique_names(self) -> EvaluateConfig:
+    def _check_unique_names(self) -> EvaluateConfig:
         names = [b.name for b in self.benchmarks]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise ValueError(f"two benchmarks are named {', '.join(twice)}")
+        duplicates = sorted({n for n in names if names.count(n) > 1})
+        if duplicates:
+            raise ValueError(f"benchmark names must be unique; used more than once: {', '.join(duplicates)}")
         return self

@@ -13,16 +13,20 @@ from ogls.config.run import RunConfig
 
 
 def canonical_json(*parts: Any) -> str:
-    """Deterministic JSON of configuration parts, without what decides no result."""
+    """Return deterministic JSON of configuration parts, without the settings that affect no result."""
     return json.dumps([_identity(p) for p in parts], sort_keys=True, separators=(",", ":"))
 
 
 def fingerprint(*parts: Any) -> str:
-    """32 hex digits that name the parts (sections, strings, numbers, mappings) and nothing else."""
+    """Return the first 32 hex digits of the SHA-256 of the parts' canonical JSON.
+
+    Parts are sections, strings, numbers, mappings, lists and tuples.
+    """
     return hashlib.sha256(canonical_json(*parts).encode()).hexdigest()[:32]
 
 
 def _identity(value: Any) -> Any:
+    """Convert a part to JSON types, without the fields that affect no result."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         return {
@@ -36,13 +40,13 @@ def _identity(value: Any) -> Any:
 
 
 def _is_identity(field: Any, value: Any) -> bool:
-    """Whether a field is part of what decides results (see `section`)."""
+    """Whether a field affects results and so belongs in the fingerprint (see `ogls.config.section`)."""
     extra = field.json_schema_extra or {}
     return not (extra.get("operational") or (extra.get("later") and value == field.default))
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`(dotted key, leaf)` pairs of a nested mapping."""
+    """Yield `(dotted key, leaf)` pairs of a nested mapping."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
@@ -51,7 +55,10 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(old: Mapping[str, Any], new: RunConfig) -> list[str]:
-    """Lines `key: old -> new` for all that decides results and differs from a stored `canonical` form."""
+    """Return a line `key: old -> new` for each result-affecting setting that differs.
+
+    `old` is a configuration's canonical form, as `canonical_json` writes it.
+    """
     before, after = dict(flatten(old)), dict(flatten(_identity(new)))
     keys = [k for k in {**before, **after} if before.get(k) != after.get(k)]
     return [f"{k}: {before.get(k, '(not set)')!r} -> {after.get(k, '(not set)')!r}" for k in keys]

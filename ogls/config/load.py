@@ -1,4 +1,4 @@
-"""From a TOML file and `--set section.key=value` to a RunConfig, with errors that say what to change."""
+"""Loading a RunConfig from a TOML file and `--set section.key=value` overrides, with errors that say what to change."""
 
 from __future__ import annotations
 
@@ -18,38 +18,46 @@ from ogls.errors import ConfigError
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a TOML file, apply overrides (`train.epochs=2`, values in TOML's spelling), validate.
+    """Read a TOML file, apply overrides (`train.epochs=2`, values in TOML syntax) and return the validated RunConfig.
 
-    A file may begin from another, named relative to it: `extends = "tiny.toml"`; tables are merged, anything
-    else is replaced. Raises ConfigError naming the file, each key at fault, and for an unknown key the nearest
-    known one.
+    A file may extend another one, with a path relative to its own: `extends = "tiny.toml"`. Tables are merged; other
+    values are replaced. Raises ConfigError with the file, each invalid key and, for an unknown key, the closest known
+    one.
     """
     return build_config(_read(Path(path), ()), overrides, origin=str(path))
 
 
-def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """Read a TOML file and merge it into the file that it extends. `extended_by` are the files that led to this one."""
     try:
         with open(path, "rb") as file:
             data = tomllib.load(file)
     except FileNotFoundError:
-        raise ConfigError(f"no configuration file {path}; the shipped ones are in deployments/runs/") from None
+        raise ConfigError(
+            f"no configuration file {path}; the shipped configurations are in deployments/runs/"
+        ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
     base = data.pop("extends", None)
     if base is None:
         return data
-    if path.resolve() in readers:
-        raise ConfigError(f"{path}: extends itself, by way of {', '.join(p.name for p in readers)}")
-    return _merge(_read(path.parent / str(base), (*readers, path.resolve())), data)
+    if path.resolve() in extended_by:
+        chain = " -> ".join(p.name for p in (*extended_by, path))
+        raise ConfigError(f"{path}: circular extends: {chain}")
+    return _merge(_read(path.parent / str(base), (*extended_by, path.resolve())), data)
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    both = {k: _merge(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
-    return {**base, **over, **both}
+def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `update`; tables in both are merged recursively."""
+    tables = {k: _merge(base[k], v) for k, v in update.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return {**base, **update, **tables}
 
 
 def build_config(data: Mapping[str, Any], overrides: Sequence[str] = (), origin: str = "configuration") -> RunConfig:
-    """Validate a mapping as `load_config` does."""
+    """Apply overrides to a mapping and return the validated RunConfig.
+
+    `origin` names the source in errors. Raises ConfigError as `load_config` does.
+    """
     merged = json.loads(json.dumps(data, default=str))
     for override in overrides:
         _apply(merged, override)
@@ -62,6 +70,7 @@ def build_config(data: Mapping[str, Any], overrides: Sequence[str] = (), origin:
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
+    """Set the key of a `section.key=value` override in `data`. Raises ConfigError if the override is malformed."""
     key, equals, raw = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -69,7 +78,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     try:
         value = tomllib.loads(f"v = {raw}")["v"]
     except tomllib.TOMLDecodeError:
-        value = raw  # a bare word stands for itself
+        value = raw  # accept strings without quotes
     node = data
     for part in parts[:-1]:
         node = node.setdefault(part, {})
@@ -79,19 +88,20 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: Any) -> str:
-    where = ".".join(str(p) for p in error["loc"])
+    """Return a line `key: message` for one pydantic error."""
+    key = ".".join(str(p) for p in error["loc"])
     if error["type"] != "extra_forbidden":
         got = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
         message = error["msg"].removeprefix("Value error, ")
-        return f"{where}: {message}{got}" if where else message
+        return f"{key}: {message}{got}" if key else message
     known = _fields_at(error["loc"][:-1])
     near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-    return f"{where}: unknown key; {hint}"
+    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+    return f"{key}: unknown key; {hint}"
 
 
 def _fields_at(location: Sequence[str | int]) -> list[str]:
-    """Names of the fields of the section at `location` (list indices are passed over)."""
+    """Return the field names of the section at `location`; list indices in it are skipped."""
     schema = RunConfig.model_json_schema()
     node: Any = schema
     for part in location:
@@ -103,5 +113,5 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
 
 
 def to_toml(config: RunConfig) -> str:
-    """The resolved configuration as TOML, which `load_config` reads back to the same values."""
+    """Return the resolved configuration as TOML. `load_config` reads it back to the same values."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

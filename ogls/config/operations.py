@@ -1,7 +1,7 @@
-"""How a run is watched, tracked and carried out: settings that change no result by themselves.
+"""Settings that control how a run is executed, monitored and tracked.
 
-All are operational: a run may be resumed with others. Only a rollback (`health`) decides what is trained next, and
-then by what it recorded, not by these values.
+All settings here are operational: a run may be resumed with other values. Only a rollback (`health`) affects what is
+trained next, and a resumed run reads it from the recorded decision, not from these settings.
 """
 
 from __future__ import annotations
@@ -17,135 +17,190 @@ from ogls.config.section import Section, setting
 class TokenClass(Section):
     """A named class of tokens."""
 
-    name: str = setting("substance", "Its name in tables and metrics.", pattern=r"^[a-z][a-z0-9_]*$")
+    name: str = setting("substance", "Name of the class in tables and metrics.", pattern=r"^[a-z][a-z0-9_]*$")
     pattern: str = setting(
         r"[0-9+\-*/=^<>\u00d7\u00f7\u00b7]|\\(times|cdot|div|d?frac|sqrt|pm)",
-        "Regular expression looked for in a token's text.",
+        "Regular expression. A token belongs to the class if the expression matches anywhere in the token's text.",
     )
 
     @model_validator(mode="after")
-    def _compiles(self) -> TokenClass:
+    def _check_pattern(self) -> TokenClass:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ValueError(f"the pattern {self.pattern!r} of token class {self.name} is wrong: {error}") from None
+            raise ValueError(
+                f"the pattern {self.pattern!r} of token class {self.name} is not a valid regular expression: {error}"
+            ) from None
         if self.name == "rest":
-            raise ValueError("rest is the class of the tokens that no pattern matches: take another name")
+            raise ValueError("the name rest is reserved for tokens that no pattern matches: use another name")
         return self
 
 
 class StyleConfig(Section):
-    """Style against substance: which part of each round's steering and privilege gap is which."""
+    """The style stage: how much of the steering and of the privilege gap is style, and how much is substance."""
 
-    enabled: bool = setting(True, "Measure it every round, from the cached states.", operational=True)
+    enabled: bool = setting(True, "Measure style in every round, from the cached teacher states.", operational=True)
     classes: tuple[TokenClass, ...] = setting(
         (TokenClass(),),
-        "Classes whose tokens are substance; the first that matches counts.",
+        "Token classes. A token belongs to the first class that matches, or else to the rest. KL within these classes "
+        "counts as substance; KL between classes and within the rest counts as style.",
         operational=True,
         min_length=1,
     )
-    rollouts: int = setting(64, "Most rollouts of a round that are measured, evenly spread.", ge=1, operational=True)
+    rollouts: int = setting(
+        64,
+        "Number of rollouts to measure per round, evenly spaced. Approximate: up to twice as many may be measured.",
+        ge=1,
+        operational=True,
+    )
 
 
 Action = Literal["off", "warn", "stop", "rollback"]
 
 
 class HealthConfig(Section):
-    """What is watched after every evaluation, and what each check does when it fails.
+    """Checks after every evaluation, on the first benchmark, and the action of each check if it fails. off: no action.
+    warn: log a warning. stop: end the run. rollback: continue from the adapter of the best round at a lower learning
+    rate. "The base model's" values are those of round 0."""
 
-    warn says it; stop ends the run; rollback goes on from the best round's adapter at a lower learning rate.
-    """
-
-    accuracy: Action = setting("warn", "Accuracy whose interval lies below the best round's.", operational=True)
-    short: Action = setting("warn", "Completions have become short: style copied, reasoning lost.", operational=True)
+    accuracy: Action = setting(
+        "warn",
+        "Action if accuracy fell: the upper end of its confidence interval is below the lower end of the best round's.",
+        operational=True,
+    )
+    short: Action = setting(
+        "warn",
+        "Action if completions became short, a sign that the policy copies a terse style instead of reasoning.",
+        operational=True,
+    )
     min_length: float = setting(
-        0.7, "short: median length below this share of the base model's.", ge=0, operational=True
+        0.7, "short: fail if the median length is below this fraction of the base model's.", ge=0, operational=True
     )
-    long: Action = setting("warn", "Completions have become long.", operational=True)
+    long: Action = setting("warn", "Action if completions became long.", operational=True)
     max_length: float = setting(
-        2.0, "long: 95th percentile of length above this multiple of the base model's.", gt=0, operational=True
+        2.0,
+        "long: fail if the 95th percentile of the length is above this multiple of the base model's.",
+        gt=0,
+        operational=True,
     )
-    repeats: Action = setting("warn", "Completions end in a loop.", operational=True)
+    repeats: Action = setting("warn", "Action if completions end in repetition loops.", operational=True)
     max_repeats: float = setting(
-        0.05, "repeats: share of completions above this over the base model's.", ge=0, operational=True
+        0.05,
+        "repeats: fail if the share of looping completions exceeds the base model's by more than this.",
+        ge=0,
+        operational=True,
     )
-    low_entropy: Action = setting("warn", "The policy has become sure of everything.", operational=True)
-    min_entropy: float = setting(0.05, "low_entropy: below this share of the base model's.", ge=0, operational=True)
-    high_entropy: Action = setting("warn", "The policy has become unsure.", operational=True)
-    max_entropy: float = setting(3.0, "high_entropy: above this multiple of the base model's.", gt=0, operational=True)
-    truncated: Action = setting("warn", "Completions run into max_tokens.", operational=True)
+    low_entropy: Action = setting("warn", "Action if the policy's entropy collapsed.", operational=True)
+    min_entropy: float = setting(
+        0.05, "low_entropy: fail if the entropy is below this fraction of the base model's.", ge=0, operational=True
+    )
+    high_entropy: Action = setting("warn", "Action if the policy's entropy rose.", operational=True)
+    max_entropy: float = setting(
+        3.0, "high_entropy: fail if the entropy is above this multiple of the base model's.", gt=0, operational=True
+    )
+    truncated: Action = setting("warn", "Action if completions are cut off at max_tokens.", operational=True)
     max_truncated: float = setting(
-        0.1, "truncated: share of completions above this over the base model's.", ge=0, operational=True
+        0.1,
+        "truncated: fail if the share of truncated completions exceeds the base model's by more than this.",
+        ge=0,
+        operational=True,
     )
-    stop_mass: Action = setting("warn", "The policy forgets how to stop.", operational=True)
-    min_stop_mass: float = setting(0.7, "stop_mass: below this share of the base model's.", ge=0, operational=True)
-    kl_base: Action = setting("warn", "The policy has left the base model.", operational=True)
-    max_kl_base: float = setting(1.0, "kl_base: above this, in nats a token.", gt=0, operational=True)
-    rollbacks: int = setting(2, "Most rollbacks a run; the next one is a stop.", ge=0, operational=True)
+    stop_mass: Action = setting(
+        "warn", "Action if the probability of the stop token at the end of completions fell.", operational=True
+    )
+    min_stop_mass: float = setting(
+        0.7, "stop_mass: fail if the probability is below this fraction of the base model's.", ge=0, operational=True
+    )
+    kl_base: Action = setting("warn", "Action if the policy moved far from the base model.", operational=True)
+    max_kl_base: float = setting(
+        1.0,
+        "kl_base: fail if KL(policy || base model) is above this, in nats per token. Needs evaluate.base_kl.",
+        gt=0,
+        operational=True,
+    )
+    rollbacks: int = setting(
+        2, "Maximum number of rollbacks per run; the run stops instead of making another one.", ge=0, operational=True
+    )
     rollback_rate: float = setting(
-        0.5, "The learning rate is multiplied by this at every rollback.", gt=0, le=1, operational=True
+        0.5, "Factor that multiplies the learning rate at every rollback.", gt=0, le=1, operational=True
     )
 
 
 class TrackingConfig(Section):
-    """MLflow."""
+    """Experiment tracking with MLflow, and the run's report."""
 
-    enabled: bool = setting(True, "Log to MLflow.", operational=True)
-    uri: str = setting("sqlite:///data/mlflow/mlflow.db", "Tracking server or database.", operational=True)
+    enabled: bool = setting(True, "Log metrics, parameters and adapters to MLflow.", operational=True)
+    uri: str = setting(
+        "sqlite:///data/mlflow/mlflow.db",
+        "MLflow tracking URI: a server or a database. It must not contain credentials; set MLFLOW_TRACKING_USERNAME "
+        "and MLFLOW_TRACKING_PASSWORD instead.",
+        operational=True,
+    )
 
     @field_validator("uri")
     @classmethod
-    def _no_password(cls, uri: str) -> str:
-        """Prefect keeps a flow's parameters in its database; a server's credentials have a place of their own."""
+    def _check_no_credentials(cls, uri: str) -> str:
+        """Reject credentials in the URI: Prefect stores flow parameters in its database."""
         if uri.startswith("http") and ("?" in uri or "@" in uri.partition("://")[2].partition("/")[0]):
-            raise ValueError("takes no password or token; put them in MLFLOW_TRACKING_USERNAME and _PASSWORD")
+            raise ValueError(
+                "must not contain credentials; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
         return uri
 
-    artifacts: str = setting("data/mlflow/artifacts", "Where a local database keeps artifacts.", operational=True)
-    experiment: str = setting("ogls-sd", "MLflow experiment.", operational=True)
+    artifacts: str = setting(
+        "data/mlflow/artifacts", "Artifact folder, used if `uri` is a local database.", operational=True
+    )
+    experiment: str = setting("ogls-sd", "Name of the MLflow experiment.", operational=True)
     registered_model: str = setting(
         "ogls-sd-{run}",
-        "Registered model whose versions the adapters are, {run} standing for the run's name; empty for none. The best "
-        "has the alias best; the newest is models:/NAME/latest.",
+        "Name of the registered model; each round's adapter becomes a version of it. {run} is replaced by the run's "
+        "name. The best version has the alias best; the newest is models:/NAME/latest. Empty: register nothing.",
         operational=True,
         pattern=r"^[^/:]*$",
     )
-    system_metrics: bool = setting(True, "Log CPU, memory, disk, network and GPU use.", operational=True)
+    system_metrics: bool = setting(True, "Log CPU, memory, disk, network and GPU usage.", operational=True)
     report: Literal["tokens", "plain", "off"] = setting(
         "tokens",
-        "At the end of a run, write its report (ogls report): with the token view of some rollouts, for which the "
-        "policies run once more; without; or not at all.",
+        "Report written at the end of a run (see `ogls report`). tokens: with the token view of some rollouts, which "
+        "runs the policies once more. plain: without it. off: no report.",
         operational=True,
     )
 
 
 class StorageConfig(Section):
-    """What is kept on disk."""
+    """Retention of files on disk."""
 
     keep_states: int = setting(
         0,
-        "Teacher states are kept for so many of the newest trained rounds and dropped for older ones; 0 keeps all. "
-        "Nothing else is ever dropped.",
+        "Keep the teacher states of only the N newest trained rounds and delete older ones to save disk space; 0 keeps "
+        "all. No other data is ever deleted.",
         ge=0,
         operational=True,
     )
 
 
 class ExecutionConfig(Section):
-    """How stages are carried out as Prefect tasks."""
+    """Execution of stages as Prefect tasks."""
 
-    retries: int = setting(2, "Retries of a stage after an error that may heal.", ge=0, operational=True)
-    retry_seconds: float = setting(2.0, "First delay before a retry; it doubles each time.", ge=0, operational=True)
-    other_version: Literal["accept", "refuse"] = setting(
-        "accept",
-        "A run that another version of ogls-sd has begun: go on with it and say so, or refuse. Every manifest names "
-        "the version that wrote it.",
+    retries: int = setting(2, "Number of retries of a stage after a transient error.", ge=0, operational=True)
+    retry_seconds: float = setting(
+        2.0,
+        "Delay before the first retry, in seconds; it doubles with every further retry. 0: no delay.",
+        ge=0,
         operational=True,
     )
-    timeout_seconds: float = setting(86400.0, "Wall limit of one stage.", gt=0, operational=True)
+    other_version: Literal["accept", "refuse"] = setting(
+        "accept",
+        "What to do if the run was started by another version of ogls-sd. accept: log a notice and continue. refuse: "
+        "raise an error. Every manifest records the version that wrote it.",
+        operational=True,
+    )
+    timeout_seconds: float = setting(
+        86400.0, "Wall-clock limit for one attempt of a stage, in seconds.", gt=0, operational=True
+    )
     limit: str = setting(
         "",
-        "Prefect's global concurrency limit that a stage which runs the model takes a place of, waiting for it; "
-        "`ogls up` makes ogls-gpu with one place. Empty: none.",
+        "Name of a Prefect global concurrency limit. Stages that run the model wait for a slot of it, so that runs can "
+        "share a GPU. `ogls up` creates ogls-gpu with one slot. Empty: no limit.",
         operational=True,
     )

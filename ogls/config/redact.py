@@ -6,5 +6,5 @@ import re
 
 
 def redact_credentials(text: str) -> str:
-    """The text with user names, passwords and query strings taken out of the addresses in it."""
+    """Return the text without the user names, passwords and query strings of the URLs in it."""
     return re.sub(r"(://[^\s?\"']*)\?[^\s\"']*", r"\1", re.sub(r"://[^/@\s\"']*@", "://", text))

@@ -15,48 +15,50 @@ from ogls.config.training import TrainConfig
 
 
 class RunConfig(Section):
-    """Everything that decides what a run computes, and how."""
+    """The settings of a run that belong to no section, and all sections."""
 
-    name: str = setting("run", "Name of the run; its folder in the store.", pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    root: str = setting("data/runs", "The store: a folder, s3://bucket/path, or another fsspec URL.", operational=True)
-    seed: int = setting(0, "Every other seed derives from it.", ge=0)
-    rounds: int = setting(8, "Rounds to train; a finished run goes on if this is raised.", ge=0, operational=True)
+    name: str = setting("run", "Name of the run, and of its folder in the store.", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    root: str = setting(
+        "data/runs", "The store: a local folder, s3://bucket/path, or another fsspec URL.", operational=True
+    )
+    seed: int = setting(0, "Seed of the run; all other seeds are derived from it.", ge=0)
+    rounds: int = setting(8, "Number of training rounds. Raise it to continue a finished run.", ge=0, operational=True)
     model: ModelConfig = setting(ModelConfig(), "The base model.")
-    adapter: AdapterConfig = setting(AdapterConfig(), "What is trained.")
+    adapter: AdapterConfig = setting(AdapterConfig(), "The weights that are trained.")
     problems: ProblemsConfig = setting(ProblemsConfig(), "The problems to train on.")
-    prompts: PromptsConfig = setting(PromptsConfig(), "The words put before the model.")
+    prompts: PromptsConfig = setting(PromptsConfig(), "Prompt templates.")
     rollout: RolloutConfig = setting(RolloutConfig(), "Sampling of training rollouts.")
-    verify: VerifyConfig = setting(VerifyConfig(), "Judging completions.")
+    verify: VerifyConfig = setting(VerifyConfig(), "Verification of completions.")
     teacher: TeacherConfig = setting(TeacherConfig(), "The teacher pass.")
-    steer: SteerConfig = setting(SteerConfig(), "The target.")
-    train: TrainConfig = setting(TrainConfig(), "One training round.")
+    steer: SteerConfig = setting(SteerConfig(), "The target distribution.")
+    train: TrainConfig = setting(TrainConfig(), "Training of the policy in a round.")
     evaluate: EvaluateConfig = setting(EvaluateConfig(), "Evaluation.")
-    style: StyleConfig = setting(StyleConfig(), "Style against substance.")
-    health: HealthConfig = setting(HealthConfig(), "What is watched, and what is done about it.")
-    tracking: TrackingConfig = setting(TrackingConfig(), "MLflow.")
-    storage: StorageConfig = setting(StorageConfig(), "What is kept on disk.")
-    execution: ExecutionConfig = setting(ExecutionConfig(), "How stages are carried out.")
+    style: StyleConfig = setting(StyleConfig(), "The style stage.")
+    health: HealthConfig = setting(HealthConfig(), "Health checks after every evaluation, and their actions.")
+    tracking: TrackingConfig = setting(TrackingConfig(), "Experiment tracking with MLflow, and the run's report.")
+    storage: StorageConfig = setting(StorageConfig(), "Retention of files on disk.")
+    execution: ExecutionConfig = setting(ExecutionConfig(), "Execution of stages as Prefect tasks.")
 
     @model_validator(mode="after")
-    def _has_a_benchmark(self) -> RunConfig:
+    def _check_benchmarks(self) -> RunConfig:
         if not self.evaluate.benchmarks and not self.problems.holdout:
-            raise ValueError("nothing to evaluate on: add an [[evaluate.benchmarks]] or set problems.holdout")
+            raise ValueError("nothing to evaluate on: add an [[evaluate.benchmarks]] table or set problems.holdout")
         if self.problems.holdout and any(b.name == "holdout" for b in self.evaluate.benchmarks):
-            raise ValueError("a benchmark named holdout stands beside problems.holdout: rename it")
+            raise ValueError("the benchmark name holdout is reserved if problems.holdout is set: rename the benchmark")
         return self
 
     @property
     def has_teacher(self) -> bool:
-        """Whether a round has the stages teach and steer."""
+        """Whether rounds include the teach, steer and style stages (train.objective = distil)."""
         return self.train.objective == "distil"
 
     @property
     def method(self) -> str:
-        """What the run does, in a word: its recipe, or its objective where there is no teacher."""
+        """Name of the method: the recipe, or the objective of a run without a teacher."""
         return self.steer.recipe if self.has_teacher else self.train.objective
 
     def pools(self) -> tuple[Pool, ...]:
-        """The pools that the teacher pass caches: base, those of the recipe, and those asked for."""
+        """Return the pools that the teacher pass caches: base, the recipe's pools, and teacher.pools."""
         order: tuple[Pool, ...] = ("base", "reference", "correct", "incorrect")
-        wanted = {"base", *self.steer.to_recipe().pools(), *self.teacher.pools}
-        return tuple(p for p in order if p in wanted)
+        cached = {"base", *self.steer.to_recipe().pools(), *self.teacher.pools}
+        return tuple(p for p in order if p in cached)

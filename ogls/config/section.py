@@ -1,8 +1,10 @@
-"""What every part of a configuration is: a frozen model with described fields that refuses unknown keys.
+"""The base class of all configuration sections, and the function that declares a setting.
 
-Fields marked *operational* say how a run is carried out or watched, not what it computes: they may change between
-the start of a run and its resumption, and no fingerprint contains them. Fields marked *later* came in a later release
-than the first: at their default they are in no fingerprint either, so that runs begun before are still the same runs.
+*Operational* settings control how a run is executed or monitored, not what it computes. They may change between the
+start of a run and its resumption, and no fingerprint contains them.
+
+*Later* settings were added after the first release. At its default, a later setting is left out of fingerprints, so
+that runs started before it existed keep their fingerprints.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 def setting(default: Any, description: str, *, operational: bool = False, later: bool = False, **bounds: Any) -> Any:
-    """A described field; `bounds` are pydantic's (`ge`, `gt`, `le`, `pattern`, ...)."""
+    """Return a pydantic field with a description; `bounds` are passed on to pydantic (`ge`, `gt`, `le`, `pattern`)."""
     extra: dict[str, Any] = {"operational": operational, "later": later}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration that refuses keys it does not know."""
+    """An immutable section of the configuration that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)

@@ -1,4 +1,4 @@
-"""One training round."""
+"""Settings of a training round."""
 
 from __future__ import annotations
 
@@ -10,64 +10,106 @@ from ogls.config.section import Section, setting
 
 
 class GrpoConfig(Section):
-    """GRPO's surrogate (arXiv 2402.03300), used with train.objective = grpo."""
+    """GRPO's clipped surrogate loss (arXiv 2402.03300), used if train.objective = grpo."""
 
-    clip_low: float = setting(0.2, "The importance ratio is clipped at 1 - clip_low.", gt=0, le=1)
-    clip_high: float = setting(0.2, "The importance ratio is clipped at 1 + clip_high.", gt=0)
+    clip_low: float = setting(
+        0.2, "Lower clipping range: the importance ratio is clipped to at least 1 - clip_low.", gt=0, le=1
+    )
+    clip_high: float = setting(
+        0.2, "Upper clipping range: the importance ratio is clipped to at most 1 + clip_high.", gt=0
+    )
     normalise_std: bool = setting(
-        True, "Divide advantages by the group's standard deviation; false is Dr. GRPO (arXiv 2503.20783)."
+        True, "Divide advantages by the group's standard deviation; false gives Dr. GRPO (arXiv 2503.20783)."
     )
 
 
 class TrainConfig(Section):
-    """One training round."""
+    """Training of the policy in a round: objective, loss, batches and optimizer."""
 
     objective: Literal["distil", "grpo", "rft", "sft"] = setting(
         "distil",
-        "distil: the teacher's targets. Without a teacher: grpo (clipped policy gradient), rft (rejection "
-        "fine-tuning: NLL of correct rollouts), sft (NLL of the reference solutions of the round's problems).",
+        "Training objective. distil: match the teacher's targets. Without a teacher: grpo (clipped policy gradient), "
+        "rft (rejection fine-tuning: NLL of correct rollouts), sft (NLL of the reference solutions of the round's "
+        "problems).",
     )
-    grpo: GrpoConfig = setting(GrpoConfig(), "GRPO's surrogate.")
+    grpo: GrpoConfig = setting(GrpoConfig(), "GRPO's clipped surrogate loss.")
     rollouts: Literal["incorrect", "correct", "mixed_groups", "all"] = setting(
-        "mixed_groups", "Distil failed rollouts, correct ones, all rollouts of mixed groups, or all rollouts."
+        "mixed_groups",
+        "Rollouts to distil. incorrect: failed rollouts. correct: correct rollouts. mixed_groups: all rollouts of "
+        "groups with both outcomes. all: all rollouts.",
     )
-    tokens: int = setting(1024, "Token cap T: only the first so many tokens of a rollout are distilled.", ge=1)
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = setting("reverse_kl", "D(target, student).")
-    jsd_beta: float = setting(0.5, "jsd: weight of the target in the mixture.", gt=0, lt=1)
+    tokens: int = setting(1024, "Token cap T: only the first T tokens of a rollout are distilled.", ge=1)
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = setting(
+        "reverse_kl",
+        "Divergence per token. forward_kl: KL(target || student). reverse_kl: KL(student || target). jsd: generalised "
+        "Jensen-Shannon divergence (see jsd_beta).",
+    )
+    jsd_beta: float = setting(
+        0.5, "jsd: weight of the target in the mixture; the student's is 1 - jsd_beta.", gt=0, lt=1
+    )
     support: Literal["top_k", "full"] = setting(
-        "top_k", "Compare on the stored top-K and tail, or on the full vocabulary from the cached states."
+        "top_k",
+        "Tokens that the divergence compares. top_k: the target's stored top-K and its tail. full: the whole "
+        "vocabulary, recomputed from the cached teacher states; exact, but needs more memory.",
     )
     tail_bucket: bool = setting(
-        True, "top_k: compare the mass outside the support too, in one bucket; false renormalises on the support."
+        True,
+        "top_k: compare the probability mass outside the support as one extra bucket. false: renormalise both "
+        "distributions on the support.",
     )
     token_weights: Literal["uniform", "kl", "direction"] = setting(
-        "uniform", "Weigh distilled tokens by their KL(target || base) or direction norm, over its mean in the step."
+        "uniform",
+        "Weights of distilled tokens in the loss, normalised within each optimizer step. uniform: equal weights. kl: "
+        "KL(target || base pool). direction: norm of the direction.",
     )
-    token_clip: float = setting(0.0, "A token's divergence is clipped at this, after its sum; 0 for not.", ge=0)
-    pointwise_clip: float = setting(
+    token_clip: float = setting(
         0.0,
-        "forward_kl: clip every term of the sum at this (OPSD's tau = 0.05); 0 for not. For reproduction only: it "
-        "reverses the gradient of clipped terms and ends in loops.",
+        "Clip each token's divergence at this value, in nats, after summing over the vocabulary; 0 disables it.",
         ge=0,
     )
-    tail_weight: float = setting(0.0, "mu: weight of the NLL on the tail of correct rollouts.", ge=0)
-    tail_tokens: int = setting(32, "Last tokens of a correct rollout, stop token included, in the tail NLL.", ge=1)
+    pointwise_clip: float = setting(
+        0.0,
+        "forward_kl: clip each vocabulary term of the divergence at this value (OPSD's tau = 0.05); 0 disables it. "
+        "Use it only to reproduce OPSD: it reverses the gradient of clipped terms, and training ends in loops of "
+        "repeated text.",
+        ge=0,
+    )
+    tail_weight: float = setting(
+        0.0, "mu: weight of the tail NLL, the loss on the last tokens of correct rollouts; 0 disables it.", ge=0
+    )
+    tail_tokens: int = setting(
+        32, "Number of last tokens of a correct rollout, including the stop token, in the tail NLL.", ge=1
+    )
     epochs: int = setting(1, "Passes over the round's rollouts.", ge=1)
-    batch_rollouts: int = setting(64, "Rollouts an optimizer step.", ge=1)
-    micro_batch_tokens: int = setting(16384, "Most tokens (padding included) in one forward pass.", ge=1)
+    batch_rollouts: int = setting(64, "Rollouts per optimizer step.", ge=1)
+    micro_batch_tokens: int = setting(
+        16384,
+        "Maximum number of tokens, padding included, in one forward and backward pass. Lower it to save memory.",
+        ge=1,
+    )
     head_tokens: int = setting(
-        512, "Tokens whose full-vocabulary logits are alive at once, forward and backward.", ge=1, operational=True
+        512,
+        "Maximum number of tokens whose full-vocabulary logits are in memory at once, in the forward and the backward "
+        "pass. Lower it to save memory.",
+        ge=1,
+        operational=True,
     )
     gradient_checkpointing: bool = setting(
-        False, "Keep no activations within a layer, and run it again in the backward pass.", operational=True
+        False,
+        "Recompute the activations of a layer in the backward pass instead of storing them. Saves memory, costs time.",
+        operational=True,
     )
     learning_rate: float = setting(1e-4, "AdamW learning rate, constant after warm-up.", gt=0)
-    warmup_steps: int = setting(0, "Optimizer steps over which the rate rises linearly, once a run.", ge=0)
+    warmup_steps: int = setting(
+        0, "Number of optimizer steps of linear learning-rate warm-up at the start of the run.", ge=0
+    )
     weight_decay: float = setting(0.0, "AdamW weight decay.", ge=0)
-    max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm.", gt=0)
+    max_grad_norm: float = setting(
+        1.0, "Maximum L2 norm of the gradient; larger gradients are scaled down to it.", gt=0
+    )
 
     @model_validator(mode="after")
-    def _pointwise_clip_is_of_forward_kl(self) -> TrainConfig:
+    def _check_pointwise_clip(self) -> TrainConfig:
         if self.pointwise_clip and self.divergence != "forward_kl":
-            raise ValueError("train.pointwise_clip goes with train.divergence = 'forward_kl' only")
+            raise ValueError("train.pointwise_clip requires train.divergence = 'forward_kl'")
         return self

@@ -1,7 +1,7 @@
-"""Which contexts score which rollouts: a context is a prompt that holds one exemplar.
+"""Which contexts score which rollouts. A context is a teacher prompt with one exemplar.
 
-The pools of a rollout are its group's other rollouts by outcome and the reference solution. Its mean over a pool is
-a set of contexts with shares; equal contexts count as one.
+The pools of a rollout are the other rollouts of its group, by outcome, and the reference solution. The mean over a pool
+is a weighted mean over contexts; equal contexts are merged and their weights added.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ogls.errors import ModelError
 from ogls.problems.prompts import Prompter
 from ogls.records import Key, Problem, Rollout
 
-REFERENCE = -1  # the "sample" of a reference solution among exemplars
+REFERENCE = -1  # the sample number of the reference solution among exemplars
 
 
 @dataclass(frozen=True)
 class Context:
-    """A prompt that scores rollouts; `weights` says whose logits are wanted."""
+    """A prompt that scores rollouts; `weights` names the model weights that run it."""
 
     weights: Literal["teacher", "policy"]
     prompt_ids: tuple[int, ...]
@@ -30,7 +30,7 @@ class Context:
 
 @dataclass(frozen=True)
 class ScoredRollout:
-    """One rollout and pool: contexts with their shares of the mean, and the samples that they stand for."""
+    """One rollout and pool: contexts with their weights in the mean, and the samples of the group that they contain."""
 
     key: Key
     pool: Pool
@@ -41,7 +41,7 @@ class ScoredRollout:
 
 @dataclass
 class TeacherPlan:
-    """What the teacher pass has to do for some groups."""
+    """The work of the teacher pass for some groups; rollouts that are not scored are counted by reason."""
 
     scored: list[ScoredRollout] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -54,14 +54,14 @@ class TeacherPlan:
 
 
 class ContextPlanner:
-    """Chooses exemplars. The choice depends on the texts of a group, not on the order of its rollouts."""
+    """Selects exemplars. The selection depends on the content of a group and not on the order of its rollouts."""
 
     def __init__(self, config: RunConfig, prompter: Prompter, context: int):
         self.config, self.prompter, self.context = config, prompter, context
         self.required = set(config.steer.to_recipe().pools())
 
     def group(self, problem: Problem, rollouts: Sequence[Rollout]) -> TeacherPlan:
-        """Plan one group: every rollout to be trained, and a reason for each that is left out."""
+        """Plan one group: every rollout to be scored, and a reason for each one that is left out."""
         plan = TeacherPlan()
         by_outcome = {o: self._ordered([r for r in rollouts if r.outcome == o]) for o in ("correct", "failed")}
         mixed = all(by_outcome.values())
@@ -93,7 +93,8 @@ class ContextPlanner:
     def _pools(
         self, rollout: Rollout, problem: Problem, by_outcome: dict[str, list[Rollout]]
     ) -> dict[Pool, list[Rollout | None]]:
-        """Exemplars a pool; None among them is the reference. `base` has a placeholder of its own."""
+        """The exemplars of each pool; None stands for the reference solution, and is the placeholder of the pool
+        base."""
         most = self.config.teacher.max_exemplars
         reference: list[Rollout | None] = [None] if problem.solution else []
         pools: dict[Pool, list[Rollout | None]] = {}
@@ -111,17 +112,17 @@ class ContextPlanner:
             pools["correct"] = list(reference)
         alone = rollout.outcome == "correct" and pools.get("incorrect") == []
         if alone and self.config.teacher.unanimous == "anchor":
-            pools["incorrect"] = pools.get("correct", [])  # the same contexts: the direction is exactly 0
+            pools["incorrect"] = pools.get("correct", [])  # equal contexts in both pools, so the direction is exactly 0
         return pools
 
     def _ordered(self, rollouts: list[Rollout]) -> list[Rollout]:
-        """Shuffled by content: permuting the rollouts of a group changes nothing."""
+        """The rollouts in a pseudo-random order of their content, which does not depend on the input order."""
         seed = str(self.config.seed).encode()
         return sorted(rollouts, key=lambda r: hashlib.blake2b(repr(r.token_ids).encode(), key=seed[:64]).digest())
 
 
 class _Contexts:
-    """The contexts of one problem, each rendered once."""
+    """The contexts of one problem; each is rendered once."""
 
     def __init__(self, planner: ContextPlanner, problem: Problem):
         self.planner, self.problem = planner, problem
@@ -138,7 +139,7 @@ class _Contexts:
     def context(self, pool: Pool, exemplar: Rollout | None) -> Context:
         config, prompter = self.planner.config, self.planner.prompter
         if pool == "base":
-            same = config.teacher.weights == "live"  # then teacher and policy are one: run them together
+            same = config.teacher.weights == "live"  # teacher and policy have the same weights, so one pass runs both
             whose: Literal["teacher", "policy"] = "teacher" if same else config.teacher.anchor
             return Context(whose, tuple(prompter.student(self.problem.problem)))
         tokens = exemplar.token_ids if exemplar else self._solution()
@@ -152,7 +153,7 @@ class _Contexts:
         return tuple(self.planner.prompter.tokenizer(self.problem.solution, add_special_tokens=False)["input_ids"])
 
     def _text(self, tokens: tuple[int, ...], reference: bool) -> str:
-        """The exemplar as text, cut to what the setting and the model's context leave room for."""
+        """The exemplar as text, truncated to teacher.exemplar_tokens and to the room in the model's context."""
         planner, config = self.planner, self.planner.config
         frame = len(planner.prompter.teacher(self.problem.problem, "", reference=reference))
         continuation = min(config.train.tokens, config.rollout.max_tokens)
@@ -160,7 +161,7 @@ class _Contexts:
         if room < 1:
             raise ModelError(
                 f"problem {self.problem.problem_id}: {frame} tokens of prompt and {continuation} of rollout leave no "
-                f"room for an exemplar in a context of {planner.context}; lower train.tokens"
+                f"room for an exemplar in a context of {planner.context} tokens; lower train.tokens"
             )
         most = min(config.teacher.exemplar_tokens, room)
         self.cut += len(tokens) > most

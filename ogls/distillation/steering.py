@@ -1,10 +1,10 @@
-"""Outcome-guided logit steering (OGLS-SD, arXiv 2605.12400), and every relative that is a weighting of pools.
+"""Outcome-guided logit steering (OGLS-SD, arXiv 2605.12400), and related methods as weightings of pools.
 
     direction = z_correct - z_incorrect
     target    = softmax(z_base + lambda * direction) = softmax(sum over pools p of w_p z_p),  sum of w_p = 1
 
-z_p is the mean over a pool's contexts of the teacher's logits. The head is linear: sum_p w_p z_p is the head
-of sum_p w_p h_p, with h_p the pool's averaged hidden states, and so one matrix product gives the exact target.
+z_p is the mean of the teacher's logits over the contexts of pool p. The head is linear, so sum_p w_p z_p is the head
+applied to sum_p w_p h_p, with h_p the averaged hidden states of the pool: one matrix product gives the exact target.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """The steered target of T tokens on its own top-K support; all log-probs in nats, fp32."""
+    """The steered target of T tokens on its top-K support; log-probs in nats, fp32."""
 
     ids: Int[Tensor, "T K"]
     base_logprobs: Float[Tensor, "T K"]
@@ -40,7 +40,10 @@ class Target:
 def combine_states(
     states: Mapping[Pool, Float[Tensor, "T D"]], recipe: Recipe, temperature: float = 1.0
 ) -> Float[Tensor, "T D"]:
-    """sum_p w_p h_p / temperature in fp32: the state whose logits are the target's. KeyError names a missing pool."""
+    """sum_p w_p h_p / temperature in fp32: the state whose logits are the target's logits.
+
+    Raises KeyError naming a pool that `recipe` needs and `states` lacks.
+    """
     weighted = [getattr(recipe, pool) * states[pool].float() for pool in recipe.pools()]
     total = weighted[0]
     for term in weighted[1:]:
@@ -57,11 +60,11 @@ def steer_tokens(
     batch_tokens: int = 1024,
     temperature: float = 1.0,
 ) -> Target:
-    """The exact full-vocabulary target, kept on the K = min(support, V) tokens that are its own likeliest.
+    """The exact full-vocabulary target, kept on its K = min(support, V) most likely tokens.
 
-    `states` needs base and the recipe's pools. One support is chosen from the steered distribution: top-K
-    lists of different contexts have different supports, and their average would mean nothing. Logits [*, V]
-    of at most `batch_tokens` tokens are alive at once.
+    `states` has the pool base and the pools of the recipe. The support is chosen from the steered distribution: top-K
+    lists of different contexts have different supports, so their average is not a distribution. Logits [*, V] of at
+    most `batch_tokens` tokens are in memory at once.
     """
 
     head = head.float()
@@ -100,12 +103,12 @@ def entropy(logprobs: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
 
 
 def direction(states: Mapping[Pool, Float[Tensor, "T D"]], recipe: Recipe) -> Float[Tensor, "T D"]:
-    """h_correct - h_incorrect where both pools are there; else what the recipe adds to the base."""
+    """h_correct - h_incorrect if both pools are present; else the difference that the recipe adds to the base."""
     if "correct" in states and "incorrect" in states:
         return states["correct"].float() - states["incorrect"].float()
     return combine_states(states, recipe) - states["base"].float()
 
 
 def centred_norm(logits: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
-    """L2 norm over the vocabulary after taking out the mean, which no softmax sees."""
+    """L2 norm over the vocabulary after subtracting the mean, which does not change a softmax."""
     return (logits - logits.mean(-1, keepdim=True)).norm(dim=-1)

@@ -1,13 +1,13 @@
-r"""Style against substance: what part of a shift between two next-token distributions changes *how* a text goes on.
+r"""Style and substance: the part of a shift between two next-token distributions that changes *how* a text continues.
 
-Give every token of the vocabulary a class (digits and operators, or the user's own regular expressions; all others
-are the rest). By the chain rule a KL divergence splits exactly:
+Every token of the vocabulary has a class (digits and operators, or classes given by regular expressions; all other
+tokens are the rest). By the chain rule a KL divergence splits exactly:
 
     KL(p || q) = KL(P || Q) + sum over classes c of P(c) KL(p(. | c) || q(. | c)),    P(c) = sum over v in c of p(v)
 
-The terms within named classes say *which* digit or operator comes next: substance. The first term says whether one
-comes at all, and the term within the rest which word does: style. A teacher that has read a solution and wants to
-answer at once moves mass between classes; one that corrects a fact moves it within one.
+The terms within named classes are substance: *which* digit or operator comes next. The first term (whether one comes at
+all) and the term within the rest (which other token comes) are style. A teacher that has read a solution and answers at
+once moves mass between classes; a teacher that corrects a fact moves it within a class.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _BINS = 8
 
 @dataclass(frozen=True)
 class Shift:
-    """Of T tokens, how far one distribution lies from another; nats, and logits for `norm`."""
+    """The shift from one distribution to another at T tokens; in nats, `norm` in logits."""
 
     kl: np.ndarray
-    style: np.ndarray  # the part of kl that is between classes or within the rest
+    style: np.ndarray  # the part of kl between classes or within the rest
     norm: np.ndarray  # L2 norm of the centred difference of the logits
 
 
 def classify(tokenizer: Any, vocabulary: int, classes: Sequence[TokenClass]) -> Int[Tensor, " V"]:
-    """Class of every token id: 0 for the rest, else 1 + the place of the first pattern found in its text."""
+    """Class of every token id: 0 for the rest, else 1 + the index of the first pattern that matches its text."""
     import torch
 
     patterns = [re.compile(c.pattern) for c in classes]
@@ -55,7 +55,7 @@ def classify(tokenizer: Any, vocabulary: int, classes: Sequence[TokenClass]) -> 
 def split_kl(
     p: Float[Tensor, "T V"], q: Float[Tensor, "T V"], classes: Int[Tensor, " V"]
 ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
-    """KL(p || q) of log-probs, and the part of it that is style, in nats. Both are sums of the equation above."""
+    """KL(p || q) of log-probs, and the part of it that is style, in nats (the equation of this module)."""
     import torch
 
     count = int(classes.max()) + 1
@@ -69,10 +69,10 @@ def split_kl(
 
 
 def signal_recipes(pools: Sequence[Pool], recipe: Recipe) -> dict[str, Recipe]:
-    """What is held against the base pool: the target, the bare direction, and every privileged pool by itself.
+    """The signals that are compared with the base pool: the target, the direction alone, and every privileged pool.
 
-    The shift to the reference pool is the OPSD gap: what the teacher would do differently for having read the
-    solution. The shift to the correct pool is SDPO's; from it to the direction is what steering takes out.
+    The shift to the reference pool is the OPSD gap: how reading the solution changes the teacher. The shift to the
+    correct pool is that of SDPO.
     """
     found = {"target": recipe}
     if {"correct", "incorrect"} <= set(pools):
@@ -89,9 +89,9 @@ def measure_shifts(
     batch_tokens: int = 1024,
     temperature: float = 1.0,
 ) -> dict[str, Shift]:
-    """The shift of every wanted signal from the base pool; logits [batch_tokens, V] of two are alive at once.
+    """The shift of every signal from the base pool; logits [batch_tokens, V] of two signals are in memory at once.
 
-    `temperature` is that of the target; the other signals are taken at 1.
+    `temperature` applies to the target; the other signals use temperature 1.
     """
     parts: dict[str, list[Shift]] = {name: [] for name in wanted}
     for start in range(0, len(states["base"]), batch_tokens):
@@ -108,7 +108,8 @@ def measure_shifts(
 def style_rows(
     shifts: Mapping[str, Shift], token_class: np.ndarray, position: np.ndarray, names: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """A `style` row a signal, class of the sampled token [T] (0: the rest, then `names`) and bin of positions [T]."""
+    """Rows of the table `style`: one a signal, class of the sampled token [T] (0: the rest, then `names`) and
+    position bin [T]."""
     width = -(-(int(position.max()) + 1) // _BINS)
     labels = (REST, *names)
     for signal, shift in shifts.items():
@@ -127,7 +128,7 @@ def style_rows(
 
 
 def shift_metrics(shifts: Mapping[str, Shift], token_class: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """A round in a few numbers: per signal its KL and the share of style in it, and the KL by class of token."""
+    """Metrics of a round: for each signal its KL, the share of style in it, and the KL by class of token."""
     found = {}
     for signal, shift in shifts.items():
         total = float(shift.kl.sum())

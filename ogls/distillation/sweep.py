@@ -1,9 +1,9 @@
-"""What other recipes and strengths would have done, from cached teacher states alone.
+"""Measuring other recipes and strengths on cached teacher states, without a teacher pass.
 
-A recipe's target is the head of a weighted sum of cached states (see `steering`), so a grid of recipes costs one
-matrix product a point and token: no model runs. Measured against the base pool, per point: KL(target || base), the
-target's entropy, how much probability moved to the tokens of correct and of failed rollouts, and how well the
-log-prob ratio target / base tells the two apart (AUC), which is what the direction is for.
+The target of a recipe is the head applied to a weighted sum of cached states (see `steering`), so a grid of recipes
+costs one matrix product a point and token. Measured for each point: KL(target || base), the entropy of the target, the
+probability that it moves to the tokens of correct and of failed rollouts, and how well the log-prob ratio target / base
+separates the two (AUC), which is the purpose of the direction.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WITH_STRENGTH = ("ogls-sd", "contrastive")
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One recipe at one strength (None where the recipe has none)."""
+    """One recipe at one strength (None for a recipe without strength)."""
 
     recipe: str
     strength: float | None
@@ -44,19 +44,19 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Measures:
-    """Of T tokens, under one point; numpy so that a round's worth is small and quick."""
+    """Measures of T tokens at one point, as numpy arrays."""
 
     kl: np.ndarray
     entropy: np.ndarray
     moved: np.ndarray  # p_target(token) - p_base(token)
     ratio: np.ndarray  # log p_target(token) - log p_base(token)
-    top: np.ndarray  # the target's likeliest token
+    top: np.ndarray  # the most likely token of the target
 
 
 def recipe_grid(
     cached: set[Pool], recipes: Sequence[str] = RECIPES, strengths: Sequence[float] = STRENGTHS
 ) -> list[SweepPoint]:
-    """The points that the cached pools allow. ValueError names a recipe that there is not."""
+    """The points that the cached pools allow. Raises ValueError for an unknown recipe."""
     points = []
     for recipe in recipes:
         for strength in strengths if recipe in _WITH_STRENGTH else (None,):
@@ -75,7 +75,7 @@ def measure_points(
     head: Float[Tensor, "V D"],
     batch_tokens: int = 1024,
 ) -> list[Measures]:
-    """Measures of every point on the same tokens; logits [batch_tokens, V] of one point are alive at once."""
+    """Measures of every point on the same tokens; logits [batch_tokens, V] of one point are in memory at once."""
     parts: list[list[Measures]] = [[] for _ in points]
     for start in range(0, len(token_ids), batch_tokens):
         part = slice(start, start + batch_tokens)
@@ -115,7 +115,7 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float | None:
 
 @dataclass(frozen=True)
 class TokenPlaces:
-    """Where each of the measured tokens stands: its rollout's number, its position, and whether that is correct."""
+    """For every measured token the number of its rollout, its position, and whether the rollout is correct."""
 
     rollout: np.ndarray
     position: np.ndarray
@@ -125,7 +125,7 @@ class TokenPlaces:
 def summary_rows(
     points: Sequence[SweepPoint], measures: Sequence[Measures], where: TokenPlaces
 ) -> Iterator[dict[str, Any]]:
-    """A `sweeps` row a point."""
+    """Rows of the table `sweeps`, one a point."""
     _, first = np.unique(where.rollout, return_index=True)
     right = where.correct[first]
     sizes = np.bincount(where.rollout)[where.rollout[first]]
@@ -148,7 +148,7 @@ def summary_rows(
 def position_rows(
     points: Sequence[SweepPoint], measures: Sequence[Measures], where: TokenPlaces, bins: int = 16
 ) -> Iterator[dict[str, Any]]:
-    """A `sweep_positions` row a point and bin of positions: the AUC of single tokens there."""
+    """Rows of the table `sweep_positions`, one a point and position bin, with the AUC of single tokens."""
     width = -(-(int(where.position.max()) + 1) // bins) if len(where.position) else 1
     place = where.position // width
     for point, m in zip(points, measures, strict=True):
@@ -168,7 +168,8 @@ def position_rows(
 
 
 def agreement_rows(points: Sequence[SweepPoint], measures: Sequence[Measures]) -> Iterator[dict[str, Any]]:
-    """A `sweep_agreement` row a pair of points: how often their likeliest tokens agree, and how their ratios do."""
+    """Rows of the table `sweep_agreement`, one a pair of points: how often their most likely tokens agree, and the
+    correlation of their log-prob ratios."""
     for (a, one), (b, other) in combinations(zip(points, measures, strict=True), 2):
         varies = one.ratio.std() > 0 and other.ratio.std() > 0
         yield {

@@ -1,9 +1,9 @@
 """The teacher pass: the averaged final hidden states of rollouts under the contexts of their exemplars.
 
-A context is a prompt that holds one exemplar (`exemplars.py`). Each is prefilled once and every rollout that it
-scores is run as a continuation of that cache: G prefills and G (G - 1) short continuations for a group, in place
-of G (G - 1) full sequences. No head is applied here. It is linear, so the head of the mean state over a pool is
-the mean of the pool's logits (DESIGN, "The head is linear"), and [T, D] stands for [T, V].
+A context is a prompt with one exemplar (`exemplars.py`). Each context is prefilled once, and every rollout that it
+scores continues from a copy of its key-value cache: G prefills and G (G - 1) short continuations a group, instead of
+G (G - 1) full sequences. The head is not applied here. It is linear, so the head applied to the mean state over a pool
+gives the mean of the pool's logits, and [T, D] states replace [T, V] logits.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_HEAD_TOKENS = 1024  # tokens whose full-vocabulary logits are alive at once
+_HEAD_TOKENS = 1024  # tokens whose full-vocabulary logits are in memory at once
 
 
 def score_rollouts(
     policy: Policy, scored: Sequence[ScoredRollout], batch_tokens: int, progress: Progress = no_progress
 ) -> dict[tuple[Key, Pool], Float[Tensor, "T D"]]:
-    """Averaged final hidden states (fp32, on the CPU) with the weights that the policy has in use.
+    """Averaged final hidden states [T, D] by rollout and pool (fp32, on the CPU), with the policy's current weights.
 
-    State t of a rollout is the one whose logits predict its token t.
+    State t of a rollout is the one whose logits predict its token t. Raises ModelError if a single sequence does not
+    fit into memory.
     """
-
     wanted: dict[tuple[int, ...], dict[tuple[int, ...], list[tuple[tuple[Key, Pool], float]]]] = {}
-    for item in scored:  # equal contexts and equal rollouts are run once
+    for item in scored:  # equal contexts and equal rollouts run once
         for context, share in item.shares:
             rows = wanted.setdefault(context.prompt_ids, {}).setdefault(item.token_ids, [])
             rows.append(((item.key, item.pool), share))
@@ -56,9 +56,9 @@ def score_rollouts(
 def _fitting(
     policy: Policy, prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]], batch_tokens: int
 ) -> list[Float[Tensor, "T D"]]:
-    """`continuations`, in fp32 on the CPU; where memory does not suffice, in halves, down to one of each.
+    """`run_continuations` in fp32 on the CPU. If memory runs out, it is repeated on halves, down to single pairs.
 
-    Raises ModelError where a single prefix with a single continuation does not fit.
+    Raises ModelError if a single prefix with a single continuation does not fit.
     """
     import torch
 
@@ -66,12 +66,14 @@ def _fitting(
         with torch.inference_mode():
             return [states.float().cpu() for states in run_continuations(policy, prefixes, pairs, batch_tokens)]
     except torch.OutOfMemoryError:
-        pass  # outside the handler, so that what it holds is let go of
+        pass  # continue outside the handler, which would keep tensors of the failed pass alive
     if policy.device.type == "cuda":
         torch.cuda.empty_cache()
     if len(pairs) == 1:
         size = len(prefixes[pairs[0][0]]) + len(pairs[0][1])
-        raise ModelError(f"no memory for one sequence of {size} tokens: lower teacher.exemplar_tokens or train.tokens")
+        raise ModelError(
+            f"out of memory on one sequence of {size} tokens: lower teacher.exemplar_tokens or train.tokens"
+        )
     half = len(pairs) // 2
     return [
         states
@@ -83,7 +85,7 @@ def _fitting(
 def _only_used(
     prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]]
 ) -> tuple[list[Sequence[int]], list[tuple[int, Sequence[int]]]]:
-    """The prefixes that some pairs name, and the pairs as these are counted."""
+    """The prefixes that `pairs` use, and the pairs with renumbered prefixes."""
     used = list(dict.fromkeys(i for i, _ in pairs))
     return [prefixes[i] for i in used], [(used.index(i), tokens) for i, tokens in pairs]
 
@@ -91,7 +93,7 @@ def _only_used(
 def run_continuations(
     policy: Policy, prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]], batch_tokens: int
 ) -> Iterable[Float[Tensor, "T D"]]:
-    """For each (prefix index, tokens) the states that predict the tokens; every prefix is prefilled once."""
+    """For each (prefix index, tokens) pair the states that predict the tokens. Every prefix is prefilled once."""
     import torch
     from transformers import DynamicCache
 
@@ -126,7 +128,7 @@ def run_continuations(
 def rollout_logprobs(
     policy: Policy, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[tuple[int, ...]], batch_tokens: int
 ) -> list[float]:
-    """Log-probability (nats) of each rollout given its prompt, with the weights in use; equal prompts run once."""
+    """Log-probability (nats) of each rollout given its prompt, with the current weights. Equal prompts run once."""
     import torch
 
     places: dict[tuple[int, ...], list[int]] = {}
@@ -146,7 +148,7 @@ def rollout_logprobs(
 
 
 def _batches(contexts: list[tuple[int, ...]], longest: list[int], batch_tokens: int) -> Iterable[list[tuple[int, ...]]]:
-    """Contexts of like length together, as many as a padded prefill of `batch_tokens` holds."""
+    """Batches of contexts of similar length, each at most `batch_tokens` tokens including padding."""
     order = sorted(range(len(contexts)), key=lambda i: (len(contexts[i]), longest[i], contexts[i]))
     batch: list[tuple[int, ...]] = []
     for i in order:

@@ -1,7 +1,7 @@
-"""Is a run still well? Each evaluation against the base model's and the best one's, and what to do about it.
+"""Health checks: compare an evaluation with the base model's and with the best one, and decide how to continue.
 
-A check looks at one number of an evaluation (`summaries`); `HealthConfig` says what each does when it fails: warn,
-stop, or roll back to the best round. The gravest action of all failed checks is taken.
+Each check compares one number of an evaluation (table `summaries`) with a limit; `HealthConfig` sets the action of a
+failed check: warn, stop, or roll back to the best round. The most severe action of all failed checks is taken.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ Summary = Mapping[str, Any]
 State = Literal["well", "warn", "stop", "rollback"]
 
 
-_GRAVITY: tuple[State, ...] = ("well", "warn", "rollback", "stop")
+_SEVERITY: tuple[State, ...] = ("well", "warn", "rollback", "stop")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check on one evaluation; `failed` is None where the number is not known."""
+    """The result of one check; `failed` is None if the value or the limit is unknown."""
 
     check: str
     value: float | None
     limit: float | None
     failed: bool | None
     action: Action
-    words: str
+    message: str
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is done about a round: its gravest state, why, the best round, and where the next round starts from."""
+    """The decision after a round: state, reason, best round, the round to restart from (or None), and the factor on the
+    learning rate."""
 
     state: State
     why: str
@@ -45,12 +46,12 @@ class Decision:
 
 
 def best_round(history: Mapping[int, Summary]) -> int:
-    """The evaluated round of the highest accuracy, the earliest of equals."""
+    """The evaluated round with the highest accuracy; the earliest of equals."""
     return max(history, key=lambda r: (history[r]["accuracy"], -r))
 
 
 def run_checks(config: HealthConfig, history: Mapping[int, Summary]) -> list[Finding]:
-    """Every check on the last round of `history`, which holds round 0 (the base model) too."""
+    """The results of all checks on the last round of `history`, which contains round 0 (the base model) too."""
     now, base = history[max(history)], history[min(history)]
     best = best_round(history)
     return list(_findings(config, now, base, best, history[best]))
@@ -62,13 +63,13 @@ def _findings(config: HealthConfig, now: Summary, base: Summary, best: int, top:
     def of_base(name: str, factor: float = 1.0, more: float = 0.0) -> float | None:
         return None if base.get(name) is None else base[name] * factor + more
 
-    def below(check: str, name: str, limit: float | None, action: Action, words: str) -> Finding:
+    def below(check: str, name: str, limit: float | None, action: Action, message: str) -> Finding:
         value = now.get(name)
         failed = None if value is None or limit is None else value < limit
-        return Finding(check, value, limit, failed, action, words)
+        return Finding(check, value, limit, failed, action, message)
 
-    def above(check: str, name: str, limit: float | None, action: Action, words: str) -> Finding:
-        found = below(check, name, limit, action, words)
+    def above(check: str, name: str, limit: float | None, action: Action, message: str) -> Finding:
+        found = below(check, name, limit, action, message)
         failed = None if found.value is None or limit is None else found.value > limit
         return replace(found, failed=failed)
 
@@ -90,31 +91,35 @@ def _findings(config: HealthConfig, now: Summary, base: Summary, best: int, top:
 def decide(
     config: HealthConfig, findings: Sequence[Finding], best: int, last: int, rollbacks: int, rate: float
 ) -> Decision:
-    """What to do after round `last`, with so many rollbacks behind it and the learning rate at `rate` of its setting.
+    """Decide after round `last`, after `rollbacks` earlier rollbacks and with the learning rate scaled by `rate`.
 
-    A rollback is a stop where there have been `config.rollbacks` of them already.
+    After `config.rollbacks` rollbacks, and if the best round is the last one, a rollback becomes a stop.
     """
     alarms = [f for f in findings if f.failed and f.action != "off"]
-    why = "; ".join(f"{f.words} ({f.value:.3g}, limit {f.limit:.3g})" for f in alarms)
+    why = "; ".join(f"{f.message} ({f.value:.3g}, limit {f.limit:.3g})" for f in alarms)
     states: list[State] = [f.action for f in alarms if f.action != "off"]
-    state: State = max(states, key=_GRAVITY.index, default="well")
+    state: State = max(states, key=_SEVERITY.index, default="well")
     if state == "rollback":
         if rollbacks >= config.rollbacks:
             return Decision("stop", f"{why}; rolled back {rollbacks} times already", best, None, rate)
         if best == last:
             return Decision(
-                "stop", f"{why}; round {best} is the best there is, so there is nothing to go back to", best, None, rate
+                "stop",
+                f"{why}; round {best} is the best, so there is no round to return to",
+                best,
+                None,
+                rate,
             )
         return Decision("rollback", why, best, best, rate * config.rollback_rate)
     return Decision(state, why, best, None, rate)
 
 
 def describe_decision(decision: Decision, round_: int, adapter: Callable[[int], str]) -> str:
-    """The decision in words, with the best adapter named; empty for a run that is well."""
+    """The decision as one line for people, naming the best adapter; empty for a healthy run."""
     if decision.state == "well":
         return ""
     done = {
-        "warn": "look at it",
+        "warn": "check the run",
         "stop": "the run is stopped",
         "rollback": f"the next round starts from round {decision.restart} at {decision.rate:g} of the learning rate",
     }[decision.state]

@@ -1,4 +1,4 @@
-"""What evaluation completions amount to: avg@k and pass@k with intervals, lengths, truncation."""
+"""Metrics of evaluation completions: avg@k and pass@k with intervals, lengths, truncation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RESAMPLED_AT_ONCE = 2**20  # values that a bootstrap holds in memory
 
 
 def summarize(rows: Sequence[dict[str, Any]], benchmark: str, place: int, resamples: int, seed: int) -> dict[str, Any]:
-    """One `summaries` row from a benchmark's `scores` rows."""
+    """One row of the table `summaries` from the `scores` rows of a benchmark."""
     sampled: dict[str, list[dict[str, Any]]] = defaultdict(list)
     greedy: list[bool] = []
     for row in rows:
@@ -68,7 +68,8 @@ def bootstrap_interval(values: np.ndarray, resamples: int, seed: int, level: flo
 
 
 def ends_in_loop(token_ids: Sequence[int], times: int = 4, least: int = 16, longest: int = 64) -> bool:
-    """Whether a completion ends in an n-gram of up to `longest` tokens said `times` times and over `least` tokens."""
+    """Whether a completion ends in an n-gram of up to `longest` tokens, repeated `times` times over `least` tokens
+    or more."""
     for n in range(1, longest + 1):
         tail = token_ids[-max(n * times, least) :]
         if len(tail) < max(n * times, least):
@@ -79,7 +80,8 @@ def ends_in_loop(token_ids: Sequence[int], times: int = 4, least: int = 16, long
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased chance that k of n samples, of which `correct` are right, hold a right one (2107.03374, eq. 1).
+    """Unbiased estimate of the probability that one of k samples is correct, from n samples with `correct` correct ones
+    (2107.03374, eq. 1).
 
     1 - C(n - c, k) / C(n, k). Raises ValueError if k > n.
     """

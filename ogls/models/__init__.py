@@ -1,5 +1,5 @@
-"""The model: loading it, its body and head, and the adapter that is trained. The only imports of peft.
+"""The model: loading, body, head, and the trained adapter. The only imports of peft.
 
 Belongs here: what touches weights, and the numbers that describe a model.
-Does not belong here: what a model is asked (`problems`), and how tokens are sampled (`samplers`).
+Does not belong here: prompts (`problems`), and how tokens are sampled (`samplers`).
 """

@@ -1,4 +1,4 @@
-"""Trained weights: by name, by hash, and as the files that peft and vLLM load. No peft is needed."""
+"""Trained weights, their hash, and the files that peft and vLLM load. Does not need peft."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-BASE = "base"  # the hash of no adapter
+BASE = "base"  # the hash of the base model without an adapter
 WEIGHTS = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """Trained weights by name, and the hash that follows them through the records."""
+    """Trained weights by name, and the hash that identifies them in the records."""
 
     weights: Mapping[str, Tensor]
     hash: str
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor]) -> Adapter:
-        """The hash covers names, shapes and values, not how a file lays them out."""
+        """An adapter from weights. The hash covers names, shapes and values, not the file layout."""
         digest = hashlib.sha256()
         for name in sorted(weights):
             tensor = weights[name].detach().cpu().float().contiguous()
@@ -39,13 +39,13 @@ class Adapter:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Adapter:
-        """From the bytes of a safetensors file."""
+        """An adapter from the bytes of a safetensors file."""
         from safetensors.torch import load
 
         return cls.from_weights(load(content))
 
     def average(self, other: Adapter, decay: float) -> Adapter:
-        """`decay * self + (1 - decay) * other`, weight by weight, in fp32 (A and B of a LoRA apart)."""
+        """`decay * self + (1 - decay) * other`, weight by weight in fp32 (LoRA's A and B separately)."""
         old, new = self.weights, other.weights
         return Adapter.from_weights(
             {n: (decay * old[n].float() + (1 - decay) * new[n].float()).to(new[n].dtype) for n in new}
@@ -53,13 +53,13 @@ class Adapter:
 
 
 def adapter_files(adapter: Adapter, model: ModelConfig, config: AdapterConfig) -> dict[str, bytes]:
-    """The weights as files by name: for LoRA, the two that plain peft loads."""
+    """The files of an adapter: content by file name. For LoRA, the two files that peft loads."""
     from safetensors.torch import save
 
     weights = {n: w.contiguous() for n, w in adapter.weights.items()}
     files = {WEIGHTS[config.kind]: save(weights, metadata={"format": "pt"})}
     if config.kind == "lora":
-        about = {
+        peft_config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": model.path,
@@ -70,22 +70,22 @@ def adapter_files(adapter: Adapter, model: ModelConfig, config: AdapterConfig) -
             "target_modules": sorted(config.modules),
             "inference_mode": True,
         }
-        files["adapter_config.json"] = json.dumps(about, indent=2).encode()
+        files["adapter_config.json"] = json.dumps(peft_config, indent=2).encode()
     return files
 
 
-def check_adapter_config(about: Mapping[str, Any], config: RunConfig) -> None:
-    """Raise ModelError where an adapter_config.json is not of an adapter that this configuration goes on with.
+def check_adapter_config(adapter_config: Mapping[str, Any], config: RunConfig) -> None:
+    """Raise ModelError if an adapter_config.json does not match the configuration: another base, rank or scale.
 
-    A base is known by the last part of its name, so that a model's id and a copy of it in a folder are one.
+    Bases are compared by the last part of their name, so a model id and a local copy in a folder are equal.
     """
-    base, model = about.get("base_model_name_or_path") or "", config.model.path
+    base, model = adapter_config.get("base_model_name_or_path") or "", config.model.path
     if base and Path(base).name != Path(model).name:
         raise ModelError(
-            f"adapter.start: {config.adapter.start} was trained on {base}, and model.path is {model}; name the same "
-            "model, or, if they are one, say so in base_model_name_or_path of its adapter_config.json"
+            f"adapter.start: {config.adapter.start} was trained on {base}, and model.path is {model}; set the same "
+            "model, or, if both are the same model, change base_model_name_or_path in its adapter_config.json"
         )
     for key, setting in (("r", "rank"), ("lora_alpha", "alpha")):
-        found, wanted = about.get(key), getattr(config.adapter, setting)
-        if found is not None and found != wanted:
+        found, expected = adapter_config.get(key), getattr(config.adapter, setting)
+        if found is not None and found != expected:
             raise ModelError(f"adapter.start: {config.adapter.start} has {key} = {found}: set adapter.{setting} to it")

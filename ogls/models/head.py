@@ -1,8 +1,8 @@
-"""The head, and what a loss has to know of its logits, without keeping them.
+"""Logits of the head, and log-probs on a support without keeping all logits for the backward pass.
 
-A divergence on a support of K tokens and one bin for the rest needs K logits of a token and the log-sum-exp of all
-others. Both come out of one buffer [N, V] that is computed in place and turned, in place again, into the logits'
-gradient: where autograd keeps three and more such tensors alive, this keeps one. The head itself is never trained.
+A divergence on a support of K tokens plus one bin for the rest needs K logits a token and the log-sum-exp of all other
+logits. Both are computed from one buffer [N, V], which the backward pass overwrites with the gradient of the logits.
+Autograd would keep three or more such tensors. The head is never trained.
 """
 
 from __future__ import annotations
@@ -16,59 +16,61 @@ if TYPE_CHECKING:
 
 
 def head_logits(states: Float[Tensor, "*B D"], head: Float[Tensor, "V D"]) -> Float[Tensor, "*B V"]:
-    """The head's logits in fp32, whatever the model's type."""
+    """The logits of hidden states, in fp32 whatever the type of the model."""
     return (states.to(head.dtype) @ head.T).float()
 
 
 def binned_logprobs(
     states: Float[Tensor, "N D"], head: Float[Tensor, "V D"], ids: Int[Tensor, "N K"]
 ) -> Float[Tensor, "N B"]:
-    """Log-probs on the support and, unless K = V, of all the rest in one bin (B = K + 1), in fp32.
+    """Log-probs (nats, fp32) on the support `ids` and, unless K = V, of all other tokens as one bin (then B = K + 1).
 
-    Its gradient reaches the states and not the head, and can be taken once.
+    The gradient flows to the states and not to the head, and can be computed only once.
     """
     import torch
 
     if ids.shape[-1] == head.shape[0]:
         return head_logits(states, head).gather(-1, ids).log_softmax(-1)
     inside, rest = _function().apply(states, head, ids)
-    # log(sum of all) = log(sum inside + sum of the rest), so that the bins normalise themselves.
+    # log(sum of all) = log(sum inside + sum of the rest), so a log_softmax over the bins normalises them.
     return torch.cat([inside, rest], -1).log_softmax(-1)
 
 
 def nll(states: Float[Tensor, "M D"], head: Float[Tensor, "V D"], ids: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
-    """-log q(id) of every token."""
+    """-log q(id) of every token, in nats."""
     return -binned_logprobs(states, head, ids[:, None])[:, 0]
 
 
 @cache
 def _function() -> Any:
-    """Made when it is first asked for: this module imports without torch."""
+    """The autograd function, created on first use so that this module imports without torch."""
     import torch
     from torch.autograd.function import once_differentiable
 
     class Scores(torch.autograd.Function):
-        """Logits inside the support [N, K] and the log-sum-exp of those outside [N, 1]."""
+        """Logits on the support [N, K], and the log-sum-exp of all other logits [N, 1]."""
 
         @staticmethod
         def forward(ctx: Any, states: Tensor, head: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
             buffer = head_logits(states, head)
             inside = buffer.gather(-1, ids)
             buffer.scatter_(-1, ids, -torch.inf)
-            most = buffer.amax(-1, keepdim=True)
-            total = buffer.sub_(most).exp_().sum(-1, keepdim=True)
+            max_logit = buffer.amax(-1, keepdim=True)
+            total = buffer.sub_(max_logit).exp_().sum(-1, keepdim=True)
             ctx.save_for_backward(head, ids, total)
-            ctx.buffer, ctx.type = buffer, states.dtype
-            return inside, most + total.log()
+            ctx.buffer, ctx.dtype = buffer, states.dtype
+            return inside, max_logit + total.log()
 
         @staticmethod
         @once_differentiable
-        def backward(ctx: Any, by_inside: Tensor, by_rest: Tensor) -> tuple[Tensor, None, None]:
+        def backward(ctx: Any, grad_inside: Tensor, grad_rest: Tensor) -> tuple[Tensor, None, None]:
             head, ids, total = ctx.saved_tensors
             if ctx.buffer is None:
-                raise RuntimeError("the gradient of binned log-probs can be taken once: its buffer is used up")
+                raise RuntimeError(
+                    "the gradient of binned log-probs can be computed only once: its buffer is overwritten"
+                )
             buffer, ctx.buffer = ctx.buffer, None
-            buffer.mul_(by_rest / total).scatter_add_(-1, ids, by_inside)
-            return (buffer.to(head.dtype) @ head).to(ctx.type), None, None
+            buffer.mul_(grad_rest / total).scatter_add_(-1, ids, grad_inside)
+            return (buffer.to(head.dtype) @ head).to(ctx.dtype), None, None
 
     return Scores

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The model's tokenizer. Raises ModelError if it is not to be had or has no chat template."""
+    """The tokenizer. Raises ModelError if it cannot be loaded or has no chat template."""
     from transformers import AutoTokenizer
 
     try:
@@ -27,7 +27,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
 
 def load_causal(model: ModelConfig) -> Any:
-    """The model as transformers loads it, on the CPU. Raises ModelError if it is not to be had."""
+    """The model as transformers loads it, on the CPU. Raises ModelError if it cannot be loaded."""
     import torch
     import transformers
 
@@ -47,21 +47,21 @@ def load_causal(model: ModelConfig) -> Any:
 def load_head(model: ModelConfig) -> Tensor:
     """The LM head alone [V, D] in fp32 on the model's device, for steering from cached states.
 
-    Nothing runs: that the head is a plain matrix was seen when the run was prepared.
+    `prepare` has checked that the head is a plain matrix.
     """
     return load_causal(model).get_output_embeddings().weight.detach().float().to(resolve_device(model))
 
 
 def _load_error(model: ModelConfig, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0]
+    first_line = str(error).strip().splitlines()[0]
     return (
-        f"cannot load the model {model.path}: {first} "
+        f"cannot load the model {model.path}: {first_line} "
         "(model.path is a folder or a Hugging Face id; gated models need `hf auth login`)"
     )
 
 
 def resolve_device(model: ModelConfig) -> Any:
-    """Where the model runs. Raises ModelError where CUDA is asked for and is not there."""
+    """The device of the model. Raises ModelError if `model.device` is cuda and torch sees no CUDA device."""
     import torch
 
     if model.device == "cuda" and not torch.cuda.is_available():
@@ -70,18 +70,18 @@ def resolve_device(model: ModelConfig) -> Any:
 
 
 def load_stop_ids(model: ModelConfig, tokenizer: Any) -> tuple[int, ...]:
-    """The same without loading the model."""
+    """The stop tokens of the model (see `collect_stop_ids`), without loading it."""
     from transformers import GenerationConfig
 
     try:
-        found = GenerationConfig.from_pretrained(model.path, revision=model.revision or "main")
+        generation = GenerationConfig.from_pretrained(model.path, revision=model.revision or "main")
     except OSError:
-        found = None  # a model without the file: its tokenizer says
-    return collect_stop_ids(found, tokenizer)
+        generation = None  # without a generation config, the tokenizer's eos is the stop token
+    return collect_stop_ids(generation, tokenizer)
 
 
 def load_context_length(model: ModelConfig) -> int:
-    """The longest sequence that the model takes, in tokens, without loading it."""
+    """The context length of the model in tokens, without loading it."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
@@ -89,6 +89,10 @@ def load_context_length(model: ModelConfig) -> int:
 
 
 def collect_stop_ids(generation: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Sorted ids of the stop tokens: those of the generation config (may be None) and the tokenizer's eos.
+
+    Raises ModelError if there is no stop token.
+    """
     listed = generation.eos_token_id if generation else None
     ids = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id} - {None}
     if not ids:

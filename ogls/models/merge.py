@@ -1,4 +1,4 @@
-"""An adapter merged into the base model's weights: for engines that reload them, and for export. No peft is needed."""
+"""Merging an adapter into the weights of the base model, for engines that reload weights and for export."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 def merged_weights(config: RunConfig, adapter: Adapter | None) -> dict[str, Tensor]:
-    """The weights of the policy by name, on the CPU in the model's type; None: the base model's."""
+    """The weights of the policy by name, on the CPU in the type of the model. None selects the base model."""
     state: dict[str, Tensor] = load_causal(config.model).state_dict()
     return merge(state, adapter, config.adapter) if adapter else state
 
 
 def merge(state: Mapping[str, Tensor], adapter: Adapter, config: AdapterConfig) -> dict[str, Tensor]:
-    """W + alpha / rank * B A in fp32 for every LoRA pair, or the weights of a full adapter in place of the base's.
+    """W + alpha / rank * B A in fp32 for every LoRA pair, or the weights of a full adapter.
 
-    Raises ModelError if the adapter names a weight that the model does not have.
+    Raises ModelError if the adapter has a weight that the model does not have.
     """
     changed: dict[str, Tensor] = {}
     for name, weight in adapter.weights.items():
@@ -36,17 +36,19 @@ def merge(state: Mapping[str, Tensor], adapter: Adapter, config: AdapterConfig) 
         elif name.endswith(_A):
             target = name.removeprefix(_PREFIX).removesuffix(_A) + ".weight"
             if target in state:
-                low = adapter.weights[name.removesuffix(_A) + _B].float() @ weight.float()
-                changed[target] = state[target].float() + config.alpha / config.rank * low
+                delta = adapter.weights[name.removesuffix(_A) + _B].float() @ weight.float()
+                changed[target] = state[target].float() + config.alpha / config.rank * delta
             else:
                 changed[target] = weight
     if unknown := sorted(set(changed) - set(state)):
-        raise ModelError(f"the adapter is of another model: {len(unknown)} weights such as {unknown[0]} are not in it")
+        raise ModelError(
+            f"the adapter belongs to another model, which lacks {len(unknown)} of its weights, such as {unknown[0]}"
+        )
     return {n: changed[n].to(w.dtype) if n in changed else w for n, w in state.items()}
 
 
 def save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
-    """One safetensors file in a folder. Weights that are one and the same (tied embeddings) are written once."""
+    """Write the weights as one safetensors file in a folder. Tied weights (shared storage) are written once."""
     from safetensors.torch import save_file
 
     kept: dict[str, Tensor] = {}

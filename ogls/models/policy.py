@@ -1,8 +1,8 @@
-"""The model: loading, its body and head, and the adapter. The only import of peft.
+"""The policy: a base model with trainable weights. The only import of peft.
 
-Only what comes before the head is ever trained, so logits are always `body(tokens) @ head.T` with the base
-model's own head. That is what lets the teacher cache hold states in place of logits; a model whose logits
-are anything else (bias, soft cap, scale) is refused.
+Only weights before the head are trained, so logits are always `body(tokens) @ head.T` with the head of the base model.
+Therefore the teacher cache can store states in place of logits. A model whose logits are anything else (bias, soft cap,
+scale) is refused.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ogls.config import AdapterConfig, ModelConfig
 from ogls.errors import ModelError
 from ogls.models.adapter import BASE, Adapter
 from ogls.models.head import head_logits
+from ogls.models.load import collect_stop_ids, load_causal, load_tokenizer, resolve_device
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
-from ogls.models.load import collect_stop_ids, load_causal, load_tokenizer, resolve_device
 
 
 class Policy:
-    """A base model with one set of trainable weights, which can be exchanged."""
+    """A base model with one set of trainable weights, which can be replaced."""
 
     def __init__(self, model: ModelConfig, adapter: AdapterConfig, seed: int = 0):
         import torch
@@ -47,54 +47,60 @@ class Policy:
             }
             for parameter in causal.parameters():
                 if id(parameter) not in frozen:
-                    parameter.data = parameter.data.float()  # as peft's are: see _autocast
+                    parameter.data = parameter.data.float()  # as in peft; see _autocast
                     parameter.requires_grad_(True)
         self.parameters = {_peft_name(n): p for n, p in self.model.named_parameters() if p.requires_grad}
-        self._initial = {n: p.detach().clone() for n, p in self.parameters.items()}  # LoRA's B is zero: the base
+        self._initial = {n: p.detach().clone() for n, p in self.parameters.items()}  # the base: LoRA's B is zero
         self.hash = BASE
 
     def use_adapter(self, adapter: Adapter | None) -> None:
-        """Make `adapter` the weights in use; None stands for the base model."""
+        """Load an adapter into the trainable weights; None selects the base model.
+
+        Raises ModelError if names or shapes differ.
+        """
         import torch
 
         weights = adapter.weights if adapter else self._initial
         if set(weights) != set(self.parameters):
-            odd = sorted(set(weights) ^ set(self.parameters))
-            raise ModelError(f"the adapter is of another model or kind: {len(odd)} names differ, such as {odd[0]}")
+            differing = sorted(set(weights) ^ set(self.parameters))
+            raise ModelError(
+                f"the adapter belongs to another model or kind: {len(differing)} names differ, such as {differing[0]}"
+            )
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 if parameter.shape != weights[name].shape:
                     raise ModelError(
-                        f"the adapter's {name} is {tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
+                        f"the adapter has another rank or belongs to another model: the shape of {name} is "
+                        f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
                     )
                 parameter.copy_(weights[name])
         self.hash = adapter.hash if adapter else BASE
 
     def copy_adapter(self) -> Adapter:
-        """A copy of the weights in use."""
+        """A copy of the current trainable weights."""
         return Adapter.from_weights({n: p.detach().cpu().clone() for n, p in self.parameters.items()})
 
     def initial_adapter(self) -> Adapter:
-        """The trainable weights as they are before any training."""
+        """The trainable weights before any training."""
         return Adapter.from_weights(self._initial)
 
-    def run_body(self, ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"] | None = None, **more: Any) -> Any:
-        """The body's output; `last_hidden_state` [B, L, D] is what the head is applied to."""
+    def run_body(self, ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"] | None = None, **arguments: Any) -> Any:
+        """The output of the model without its head; `last_hidden_state` is [B, L, D], after the final norm."""
         with self._autocast():
-            return self.body(input_ids=ids, attention_mask=mask, **more)
+            return self.body(input_ids=ids, attention_mask=mask, **arguments)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        """Trained weights are kept in fp32, where updates of 1e-5 count, and run in the model's type."""
+        """Autocast to the type of the model. Trained weights are kept in fp32, so that updates of 1e-5 are not lost."""
         import torch
 
-        kind = self.head.dtype
-        return nullcontext() if kind == torch.float32 else torch.autocast(self.device.type, dtype=kind)
+        dtype = self.head.dtype
+        return nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype=dtype)
 
     @contextmanager
     def checkpointing(self, on: bool) -> Iterator[None]:
-        """Within, if `on`, layers drop their activations in the forward pass and compute them again in the backward.
+        """Gradient checkpointing within the block, if `on`: layers recompute activations in the backward pass.
 
-        Only within: such a layer takes no cache of keys and values, which every other pass lives by.
+        It is limited to the block because a checkpointed layer ignores the key-value cache, which other passes need.
         """
         if not on:
             yield
@@ -102,7 +108,7 @@ class Policy:
         self.body.gradient_checkpointing_enable({"use_reentrant": False})
         layers = [m for m in self.body.modules() if hasattr(type(m), "gradient_checkpointing")]
         for layer in layers:
-            layer.training = True  # its own flag alone; what is in it stays in evaluation: no dropout
+            layer.training = True  # only the flag of the layer; its submodules stay in evaluation mode, without dropout
         try:
             yield
         finally:
@@ -111,31 +117,36 @@ class Policy:
                 layer.training = False
 
     def logits(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
-        """The head's logits in fp32, whatever the model's type."""
+        """The logits of hidden states, in fp32 whatever the type of the model."""
         return head_logits(hidden, self.head)
 
 
 def _check_head(causal: Any, path: str) -> Tensor:
-    """The head's matrix [V, D], once it is sure that logits are states times it and nothing else."""
+    """The matrix of the head [V, D]. Raises ModelError unless logits are exactly hidden states times this matrix."""
     import torch
 
     head = causal.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
-        raise ModelError(f"{path}: its LM head is missing or has a bias; cached states could not give its logits")
+        raise ModelError(
+            f"{path}: its LM head is missing or has a bias; its logits cannot be computed from cached states"
+        )
     device = head.weight.device
     ids = torch.arange(4, device=device)[None]
     with torch.inference_mode():
-        got = causal(input_ids=ids).logits.float()
-        want = (causal.base_model(input_ids=ids).last_hidden_state @ head.weight.T).float()
-    error = (got - want).abs().max() / want.abs().max().clamp(min=1)
+        actual = causal(input_ids=ids).logits.float()
+        expected = (causal.base_model(input_ids=ids).last_hidden_state @ head.weight.T).float()
+    error = (actual - expected).abs().max() / expected.abs().max().clamp(min=1)
     if not error < (1e-4 if head.weight.dtype == torch.float32 else 3e-2):
         cap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
-        why = f"it soft-caps its logits at {cap}" if cap else f"they differ by {error:.2g}"
-        raise ModelError(f"{path}: logits are not hidden states times the head ({why}); such a model cannot be steered")
+        reason = f"it soft-caps its logits at {cap}" if cap else f"they differ by {error:.2g}"
+        raise ModelError(
+            f"{path}: logits are not hidden states times the head ({reason}); such a model cannot be steered"
+        )
     return head.weight.detach()
 
 
 def _with_lora(causal: Any, adapter: AdapterConfig) -> Any:
+    """The model with LoRA weights. Raises ModelError if `adapter.modules` names unknown modules, or the head."""
     from peft import LoraConfig, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -151,17 +162,17 @@ def _with_lora(causal: Any, adapter: AdapterConfig) -> Any:
     )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft warns of tied embeddings, which are not trained here
+            warnings.simplefilter("ignore")  # peft warns about tied embeddings, which are not trained here
             adapted = get_peft_model(causal, config)
     except ValueError as error:
         raise ModelError(f"adapter.modules: {error}") from error
     for module in adapted.modules():
         if isinstance(module, BaseTunerLayer):
-            # Else an fp32 copy of each module's input is kept for the backward pass: see Policy._autocast.
+            # Otherwise peft keeps an fp32 copy of each module's input for the backward pass (see Policy._autocast).
             module.cast_input_dtype_enabled = False  # type: ignore[assignment]
     return adapted
 
 
 def _peft_name(name: str) -> str:
-    """A parameter's name as peft writes it to disk."""
+    """The name of a parameter as peft writes it to disk."""
     return name.replace(".default.", ".")

@@ -10,10 +10,10 @@ from ogls.errors import ModelError
 
 @dataclass(frozen=True)
 class Shape:
-    """A model in numbers."""
+    """The dimensions of a model."""
 
     parameters: int
-    embedding: int  # parameters of the embeddings and, where it is not tied to them, the head
+    embedding: int  # parameters of the embeddings and, unless it is tied to them, of the head
     trained: int
     layers: int
     hidden: int
@@ -26,29 +26,29 @@ class Shape:
 
     @property
     def body(self) -> int:
-        """Parameters that every token of a pass goes through; the head is counted where it is run."""
+        """Parameters without embeddings and head: those that every token passes through."""
         return self.parameters - self.embedding
 
     def cache(self, tokens: float, width: int) -> float:
-        """Bytes of keys and values."""
+        """Bytes of the key-value cache for `tokens` tokens, with `width` bytes a number."""
         return tokens * 2 * self.layers * self.kv_heads * self.head_dim * width
 
 
 def read_shape(config: RunConfig) -> Shape:
-    """The model's numbers from its configuration alone: no weights are loaded. ModelError if it is not to be had."""
+    """The dimensions of the configured model, read without loading weights. Raises ModelError if it cannot be read."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = config.model
     try:
-        found = AutoConfig.from_pretrained(
+        model_config = AutoConfig.from_pretrained(
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the configuration of {model.path}: {str(error).splitlines()[0]}") from None
-    text = found.get_text_config()
+    text_config = model_config.get_text_config()
     with torch.device("meta"):
-        causal = AutoModelForCausalLM.from_config(found, trust_remote_code=model.trust_remote_code)
+        causal = AutoModelForCausalLM.from_config(model_config, trust_remote_code=model.trust_remote_code)
     parameters = sum(p.numel() for p in causal.parameters())
     embedded = {
         id(p): p.numel()
@@ -66,12 +66,12 @@ def read_shape(config: RunConfig) -> Shape:
         parameters=parameters,
         embedding=sum(embedded.values()),
         trained=lora if config.adapter.kind == "lora" else parameters - sum(embedded.values()),
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        intermediate=getattr(text, "intermediate_size", 4 * text.hidden_size),
-        heads=text.num_attention_heads,
-        kv_heads=getattr(text, "num_key_value_heads", text.num_attention_heads),
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-        vocabulary=text.vocab_size,
-        context=getattr(text, "max_position_embeddings", 1 << 30),
+        layers=text_config.num_hidden_layers,
+        hidden=text_config.hidden_size,
+        intermediate=getattr(text_config, "intermediate_size", 4 * text_config.hidden_size),
+        heads=text_config.num_attention_heads,
+        kv_heads=getattr(text_config, "num_key_value_heads", text_config.num_attention_heads),
+        head_dim=getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads,
+        vocabulary=text_config.vocab_size,
+        context=getattr(text_config, "max_position_embeddings", 1 << 30),
     )

@@ -1,4 +1,4 @@
-"""The machines that `ogls plan` knows: FLOP/s, memory bandwidth and memory."""
+"""Specifications of the machines that `ogls plan` supports: FLOP/s, memory bandwidth and memory size."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """A machine: dense FLOP/s in the model's type, bytes/s of memory, bytes of memory."""
+    """A GPU, or the CPU."""
 
     name: str
-    flops: float
-    bandwidth: float
-    memory: float
+    flops: float  # peak dense FLOP/s; on GPUs in bfloat16
+    bandwidth: float  # memory bandwidth in bytes/s
+    memory: float  # memory size in bytes
 
 
 GPUS = {

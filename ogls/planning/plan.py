@@ -1,10 +1,11 @@
-"""What a configuration will need, before any GPU is rented: parameters, memory at the peak of each stage, tokens, disk
-a round, and time on a given machine from its FLOP/s and bandwidth.
+"""Estimates before a run: parameters, peak memory, tokens and time per stage, and disk space.
 
-Counting: a forward pass is 2 P FLOP a token and a backward pass through frozen weights (LoRA) as much again, a full one
-twice; attention over long sequences is added. Decoding one token reads all weights once a step, shared by the batch.
-Estimates are for planning: memory within some 40% (a test holds it against a measured peak), time within a factor of
-two on machines that reach the share of their peak which is assumed here.
+Time is computed from a machine's FLOP/s and memory bandwidth. With P parameters, a forward pass costs 2 P FLOP per
+token. A backward pass costs the same if the weights are frozen (LoRA), and twice as much if they are trained. Attention
+over long sequences is added. One decoding step reads all weights once for the whole batch.
+
+Memory estimates are within about 40% (a test compares them with a measured peak). Time estimates are within a factor
+of two on machines that reach `_UTILIZATION` of their peak FLOP/s.
 """
 
 from __future__ import annotations
@@ -18,192 +19,222 @@ from ogls.models.shape import Shape, read_shape
 from ogls.planning.gpus import GIB, Gpu
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_REACHED = 0.4  # share of peak FLOP/s that dense passes reach
-_SCORE_COPIES = 6  # [tokens, V] tensors alive at once where a target or a full-vocabulary loss is computed, in fp32
+_UTILIZATION = 0.4  # fraction of peak FLOP/s that dense passes reach
+_LOGIT_COPIES = 6  # fp32 tensors [tokens, V] in memory at once while a target or a full-vocabulary loss is computed
 
 
 @dataclass(frozen=True)
-class Need:
-    """What one stage needs of a round: bytes at its peak, tokens through the model, seconds. Evaluation is spread over
-    the rounds that it is made for."""
+class StageEstimate:
+    """What one stage needs per round. Evaluation is averaged over the rounds between two evaluations."""
 
     stage: str
-    memory: float
-    tokens: float
+    memory: float  # peak, in bytes
+    tokens: float  # tokens that the model processes
     seconds: float
-    setting: str  # what to lower where it does not fit
+    setting: str  # the setting to lower if the stage does not fit in memory
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole of it. `disk` is bytes a round by table; `warnings` say what will not fit, and what to change."""
+    """The estimates for one configuration on one machine."""
 
     shape: Shape
     gpu: Gpu
-    needs: tuple[Need, ...]
-    disk: dict[str, float]
-    warnings: tuple[str, ...]
+    stages: tuple[StageEstimate, ...]
+    disk: dict[str, float]  # bytes per round, by table
+    warnings: tuple[str, ...]  # what does not fit, and which setting to change
 
     @property
     def round_seconds(self) -> float:
-        return sum(n.seconds for n in self.needs)
+        """Seconds per round, over all stages."""
+        return sum(s.seconds for s in self.stages)
 
 
-def estimate(config: RunConfig, gpu: Gpu, length: int | None = None, prompt: int = 200) -> Plan:
-    """The needs of one round. `length` is the mean length of a rollout, a third of rollout.max_tokens if not known."""
+def estimate(config: RunConfig, gpu: Gpu, rollout_tokens: int | None = None, prompt_tokens: int = 200) -> Plan:
+    """Estimate the needs of one round.
+
+    `rollout_tokens` is the mean length of a rollout; the default is a third of rollout.max_tokens. `prompt_tokens` is
+    the mean length of a prompt without an exemplar.
+    """
     shape = read_shape(config)
-    mean = length or max(1, config.rollout.max_tokens // 3)
-    needs = tuple(_needs(config, shape, gpu, float(mean), prompt))
-    disk = _disk(config, shape, float(mean))
-    return Plan(shape, gpu, needs, disk, tuple(_warnings(config, shape, gpu, needs, disk)))
+    mean_tokens = float(rollout_tokens or max(1, config.rollout.max_tokens // 3))
+    stages = tuple(_estimate_stages(config, shape, gpu, mean_tokens, prompt_tokens))
+    disk = _estimate_disk(config, shape, mean_tokens)
+    return Plan(shape, gpu, stages, disk, tuple(_list_warnings(config, shape, gpu, stages, disk)))
 
 
-def _needs(config: RunConfig, shape: Shape, gpu: Gpu, mean: float, prompt: int) -> Iterator[Need]:
-    width = _BYTES[config.model.dtype]
-    weights = shape.parameters * width
+def _estimate_stages(
+    config: RunConfig, shape: Shape, gpu: Gpu, mean_tokens: float, prompt_tokens: int
+) -> Iterator[StageEstimate]:
+    weights = shape.parameters * _BYTES[config.model.dtype]
     rollouts = config.problems.per_round * config.rollout.samples
-    yield _sampling("sample", config, shape, gpu, rollouts, mean, prompt, config.rollout.batch_size)
+    yield _estimate_sampling(
+        "sample", config, shape, gpu, rollouts, mean_tokens, prompt_tokens, config.rollout.batch_size
+    )
+    trained_tokens = min(mean_tokens, config.train.tokens)
     if config.has_teacher:
-        yield _teaching(config, shape, gpu, mean, prompt)
+        yield _estimate_teaching(config, shape, gpu, mean_tokens, prompt_tokens)
         head = shape.vocabulary * shape.hidden * 4
-        rows = config.steer.batch_tokens * shape.vocabulary * 4 * _SCORE_COPIES
-        tokens = rollouts * min(mean, config.train.tokens)
-        pools = len(config.pools())
-        flop = 2 * shape.vocabulary * shape.hidden * tokens * pools
-        yield Need("steer", head + rows, tokens, flop / (gpu.flops * _REACHED), "steer.batch_tokens")
-    tokens = rollouts * (prompt + min(mean, config.train.tokens)) * config.train.epochs
+        logits = config.steer.batch_tokens * shape.vocabulary * 4 * _LOGIT_COPIES
+        tokens = rollouts * trained_tokens
+        flop = 2 * shape.vocabulary * shape.hidden * tokens * len(config.pools())
+        yield StageEstimate("steer", head + logits, tokens, flop / (gpu.flops * _UTILIZATION), "steer.batch_tokens")
+    tokens = rollouts * (prompt_tokens + trained_tokens) * config.train.epochs
     memory = weights + training_bytes(config, shape)
-    passes = 4 if config.adapter.kind == "lora" else 6
-    passes += 2 if config.train.gradient_checkpointing else 0
-    flop = passes * shape.body * tokens + 4 * shape.vocabulary * shape.hidden * tokens
-    yield Need("train", memory, tokens, flop / (gpu.flops * _REACHED), "train.micro_batch_tokens")
-    drawn = sum(b.limit or 500 for b in config.evaluate.benchmarks) + config.problems.holdout
-    completions = drawn * (config.evaluate.samples + 1)
-    scored = min(mean * 1.0, config.evaluate.max_tokens)
+    flop_per_parameter = 4 if config.adapter.kind == "lora" else 6
+    flop_per_parameter += 2 if config.train.gradient_checkpointing else 0
+    flop = flop_per_parameter * shape.body * tokens + 4 * shape.vocabulary * shape.hidden * tokens
+    yield StageEstimate("train", memory, tokens, flop / (gpu.flops * _UTILIZATION), "train.micro_batch_tokens")
+    problems = sum(b.limit or 500 for b in config.evaluate.benchmarks) + config.problems.holdout
+    completions = problems * (config.evaluate.samples + 1)  # one of them is greedy
+    sampled_tokens = min(mean_tokens * 1.0, config.evaluate.max_tokens)
     size = config.evaluate.batch_size
-    whole = _sampling("evaluate", config, shape, gpu, completions, scored, prompt, size)
-    every = config.evaluate.every
-    yield replace(whole, tokens=whole.tokens / every, seconds=whole.seconds / every)
+    evaluation = _estimate_sampling("evaluate", config, shape, gpu, completions, sampled_tokens, prompt_tokens, size)
+    rounds = config.evaluate.every
+    yield replace(evaluation, tokens=evaluation.tokens / rounds, seconds=evaluation.seconds / rounds)
 
 
-def _sampling(
-    stage: str, config: RunConfig, shape: Shape, gpu: Gpu, count: float, mean: float, prompt: int, batch: int
-) -> Need:
-    width, engine = _BYTES[config.model.dtype], engine_on(config, gpu)
+def _estimate_sampling(
+    stage: str,
+    config: RunConfig,
+    shape: Shape,
+    gpu: Gpu,
+    completions: float,
+    mean_tokens: float,
+    prompt_tokens: int,
+    batch_size: int,
+) -> StageEstimate:
+    width, engine = _BYTES[config.model.dtype], resolve_engine_for(config, gpu)
     weights = shape.parameters * width
     sampling = config.rollout if stage == "sample" else config.evaluate
-    limit = sampling.max_tokens
-    cache = shape.cache(batch * (prompt + limit), width)
-    rows = batch * shape.vocabulary * (4 + 8 * (6 if sampling.top_p < 1 else 3))  # a draw is made in fp64
-    memory = weights + cache + rows
-    # Decoding: every step reads the weights, and the cache of each sequence that still goes on.
-    steps, running = count * mean, float(batch)
-    one = shape.cache(prompt + mean / 2, width)  # of one sequence, half-way through its rollout
+    cache = shape.cache(batch_size * (prompt_tokens + sampling.max_tokens), width)
+    logits = batch_size * shape.vocabulary * (4 + 8 * (6 if sampling.top_p < 1 else 3))  # sampling uses fp64
+    memory = weights + cache + logits
+    tokens, running = completions * mean_tokens, float(batch_size)
+    sequence_cache = shape.cache(prompt_tokens + mean_tokens / 2, width)  # of one sequence, halfway through its rollout
     if engine == "server":
-        memory = 0.0  # the server's
-    if engine == "vllm":  # takes its share of the GPU and lets wait what does not fit
+        memory = 0.0  # memory of a remote server is not counted
+    if engine == "vllm":  # uses its share of the GPU and queues the sequences that do not fit
         share = config.rollout.vllm.gpu_memory * gpu.memory
         memory = min(memory, share)
-        running = min(running, config.rollout.vllm.max_sequences, (share - weights) // one)
-    read = weights / max(running, 1) + one
-    seconds = steps * max(read / gpu.bandwidth, 2 * shape.parameters / (gpu.flops * _REACHED))
-    seconds += 2 * shape.body * count * prompt / (gpu.flops * _REACHED)
-    name = "rollout" if stage == "sample" else "evaluate"
-    return Need(stage, memory, steps, seconds, f"{name}.batch_size")
+        running = min(running, config.rollout.vllm.max_sequences, (share - weights) // sequence_cache)
+    # A decoding step reads the weights once, and the cache of each running sequence.
+    bytes_per_token = weights / max(running, 1) + sequence_cache
+    seconds = tokens * max(bytes_per_token / gpu.bandwidth, 2 * shape.parameters / (gpu.flops * _UTILIZATION))
+    seconds += 2 * shape.body * completions * prompt_tokens / (gpu.flops * _UTILIZATION)
+    section = "rollout" if stage == "sample" else "evaluate"
+    return StageEstimate(stage, memory, tokens, seconds, f"{section}.batch_size")
 
 
-def engine_on(config: RunConfig, gpu: Gpu) -> str:
-    """What `rollout.engine` comes to on that machine, vLLM being installed."""
+def resolve_engine_for(config: RunConfig, gpu: Gpu) -> str:
+    """Return the engine that `rollout.engine` selects on a machine, assuming that vLLM is installed."""
     engine = config.rollout.engine
     return ("transformers" if gpu.name == "cpu" else "vllm") if engine == "auto" else engine
 
 
-def _teaching(config: RunConfig, shape: Shape, gpu: Gpu, mean: float, prompt: int) -> Need:
+def _estimate_teaching(
+    config: RunConfig, shape: Shape, gpu: Gpu, mean_tokens: float, prompt_tokens: int
+) -> StageEstimate:
     width, teacher = _BYTES[config.model.dtype], config.teacher
     groups, size = config.problems.per_round, config.rollout.samples
-    exemplar = min(mean, teacher.exemplar_tokens)
-    target = min(mean, config.train.tokens)
+    exemplar_tokens = min(mean_tokens, teacher.exemplar_tokens)
+    target_tokens = min(mean_tokens, config.train.tokens)
     contexts = size + ("reference" in config.pools()) + teacher.reference_exemplar
-    prefills = groups * (contexts * (2 * prompt + exemplar) + prompt)
-    continued = groups * size * (min(size - 1, 2 * teacher.max_exemplars) + 1) * target
-    tokens = prefills + continued
-    held = teacher.shard_groups * size * target * len(config.pools()) * shape.hidden * 4
-    flop = 2 * shape.body * tokens + 4 * shape.layers * shape.heads * shape.head_dim * tokens * (prompt + exemplar)
-    memory = shape.parameters * width + teaching_bytes(config, shape) + (held if gpu.name == "cpu" else 0)
-    return Need("teach", memory, tokens, flop / (gpu.flops * _REACHED), "teacher.batch_tokens")
+    prefixes = groups * (contexts * (2 * prompt_tokens + exemplar_tokens) + prompt_tokens)
+    continuations = groups * size * (min(size - 1, 2 * teacher.max_exemplars) + 1) * target_tokens
+    tokens = prefixes + continuations
+    states = teacher.shard_groups * size * target_tokens * len(config.pools()) * shape.hidden * 4
+    attention = 4 * shape.layers * shape.heads * shape.head_dim * tokens * (prompt_tokens + exemplar_tokens)
+    flop = 2 * shape.body * tokens + attention
+    memory = shape.parameters * width + teaching_bytes(config, shape) + (states if gpu.name == "cpu" else 0)
+    return StageEstimate("teach", memory, tokens, flop / (gpu.flops * _UTILIZATION), "teacher.batch_tokens")
 
 
 def teaching_bytes(config: RunConfig, shape: Shape) -> float:
-    """Bytes of a teacher pass at its peak, without the weights: keys and values of the prefixes, their copies for the
-    continuations, and what is alive within a layer."""
+    """Return the peak memory of a teacher pass in bytes, without the model's weights.
+
+    It consists of the keys and values of the prefixes, their copies for the continuations, and one layer's
+    activations.
+    """
     width, tokens = _BYTES[config.model.dtype], config.teacher.batch_tokens
     return 2 * shape.cache(tokens, width) + tokens * (6 * shape.hidden + 3 * shape.intermediate) * width
 
 
 def training_bytes(config: RunConfig, shape: Shape) -> float:
-    """Bytes of a training step at its peak, without the weights: what is kept for the backward pass, one chunk of the
-    head, gradients and AdamW's state."""
+    """Return the peak memory of a training step in bytes, without the base model's weights.
+
+    It consists of the activations for the backward pass, one chunk of the head, the trained weights, their gradients
+    and the state of AdamW.
+    """
     width, train = _BYTES[config.model.dtype], config.train
     attention = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     adapted = len(config.adapter.modules) * config.adapter.rank if config.adapter.kind == "lora" else 0
     layer = 6 * shape.hidden + 3 * attention + 4 * shape.intermediate + adapted
-    kept = shape.hidden * shape.layers + layer if train.gradient_checkpointing else layer * shape.layers
-    activations = train.micro_batch_tokens * kept * width
-    whole = train.support == "full"  # else one buffer, and a copy of it in the model's type
-    row = shape.vocabulary * (4 * _SCORE_COPIES if whole else 4 + width * (width < 4))
-    head = min(train.head_tokens, train.micro_batch_tokens) * row
-    return activations + head + shape.trained * 16  # fp32 whatever the model's type: weights, gradients, AdamW's two
+    stored = shape.hidden * shape.layers + layer if train.gradient_checkpointing else layer * shape.layers
+    activations = train.micro_batch_tokens * stored * width
+    # With support = top_k: one fp32 buffer, and a copy of it in the model's dtype if that is smaller.
+    bytes_per_logit = 4 * _LOGIT_COPIES if train.support == "full" else 4 + width * (width < 4)
+    head = min(train.head_tokens, train.micro_batch_tokens) * shape.vocabulary * bytes_per_logit
+    return activations + head + shape.trained * 16  # weights, gradients and AdamW's two moments, all in fp32
 
 
-def _disk(config: RunConfig, shape: Shape, mean: float) -> dict[str, float]:
+def _estimate_disk(config: RunConfig, shape: Shape, mean_tokens: float) -> dict[str, float]:
     rollouts = config.problems.per_round * config.rollout.samples
-    found = {"trajectories": rollouts * mean * 9, "adapter and optimizer": shape.trained * 12.0}
+    disk = {"trajectories": rollouts * mean_tokens * 9, "adapter and optimizer": shape.trained * 12.0}
     if config.has_teacher:
-        distilled = rollouts * min(mean, config.train.tokens)
+        distilled_tokens = rollouts * min(mean_tokens, config.train.tokens)
         state = shape.hidden * _BYTES[config.teacher.state_dtype]
-        found["teacher_states"] = distilled * len(config.pools()) * state
-        found["targets"] = distilled * (60 + 3 * min(config.steer.support, shape.vocabulary))
-    return found
+        disk["teacher_states"] = distilled_tokens * len(config.pools()) * state
+        disk["targets"] = distilled_tokens * (60 + 3 * min(config.steer.support, shape.vocabulary))
+    return disk
 
 
-def _warnings(
-    config: RunConfig, shape: Shape, gpu: Gpu, needs: tuple[Need, ...], disk: dict[str, float]
+def _list_warnings(
+    config: RunConfig, shape: Shape, gpu: Gpu, stages: tuple[StageEstimate, ...], disk: dict[str, float]
 ) -> Iterator[str]:
-    for need in needs:
-        if need.memory > gpu.memory:
-            more = " and set train.gradient_checkpointing" if need.stage == "train" else ""
+    for stage in stages:
+        if stage.memory > gpu.memory:
+            checkpointing = " and set train.gradient_checkpointing" if stage.stage == "train" else ""
             yield (
-                f"{need.stage} needs {need.memory / GIB:.1f} GiB and {gpu.name} has {gpu.memory / GIB:.0f}: "
-                f"lower {need.setting}{more}"
+                f"{stage.stage} needs {stage.memory / GIB:.1f} GiB, but {gpu.name} has {gpu.memory / GIB:.0f} GiB: "
+                f"lower {stage.setting}{checkpointing}"
             )
     longest = max(config.rollout.max_tokens, config.evaluate.max_tokens)
     width, share = _BYTES[config.model.dtype], config.rollout.vllm.gpu_memory
-    one = shape.parameters * width + shape.cache(longest, width)
-    if engine_on(config, gpu) == "vllm" and one > share * gpu.memory:
+    minimum = shape.parameters * width + shape.cache(longest, width)
+    if resolve_engine_for(config, gpu) == "vllm" and minimum > share * gpu.memory:
         yield (
-            f"one completion of {longest:,} tokens and the weights are {one / GIB:.1f} GiB, and vLLM has "
-            f"{share:.0%} of {gpu.memory / GIB:.0f}: lower max_tokens, or raise rollout.vllm.gpu_memory"
+            f"the weights and one completion of {longest:,} tokens need {minimum / GIB:.1f} GiB, but vLLM may use only "
+            f"{share:.0%} of {gpu.memory / GIB:.0f} GiB: lower max_tokens, or raise rollout.vllm.gpu_memory"
         )
     if longest >= shape.context:
-        yield f"{longest:,} tokens to sample do not fit a context of {shape.context:,}: lower max_tokens"
+        yield (
+            f"completions of {longest:,} tokens do not fit in the model's context of {shape.context:,} tokens: "
+            "lower max_tokens"
+        )
     total = sum(disk.values()) * config.rounds
     states = disk.get("teacher_states", 0.0) * config.rounds
     if total > 200 * GIB and states > total / 2 and not config.storage.keep_states:
-        said = f"{total / GIB:.0f} GiB of disk over {config.rounds} rounds"
-        yield f"{said}, most of it teacher states: set storage.keep_states = 2"
+        yield (
+            f"{config.rounds} rounds need {total / GIB:.0f} GiB of disk space, most of it for teacher states: "
+            "set storage.keep_states = 2"
+        )
     if config.steer.support > shape.vocabulary:
-        yield f"steer.support is {config.steer.support} and the vocabulary {shape.vocabulary}: all of it is kept"
+        yield (
+            f"steer.support is {config.steer.support}, but the vocabulary has only {shape.vocabulary} tokens: targets "
+            "contain the whole vocabulary"
+        )
 
 
-def plan_rows(found: Plan) -> list[dict[str, Any]]:
-    """The needs as rows for people."""
+def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+    """Return one row per stage for display."""
     return [
         {
-            "stage": n.stage,
-            "peak GiB": round(n.memory / GIB, 2),
-            "fits": n.memory <= found.gpu.memory,
-            "tokens a round": round(n.tokens),
-            "seconds a round": round(n.seconds, 1),
+            "stage": s.stage,
+            "peak GiB": round(s.memory / GIB, 2),
+            "fits": s.memory <= plan.gpu.memory,
+            "tokens a round": round(s.tokens),
+            "seconds a round": round(s.seconds, 1),
         }
-        for n in found.needs
+        for s in plan.stages
     ]

@@ -20,27 +20,29 @@ _MARKUP = re.compile(r"\s|\$|\\[()\[\],!;]")
 
 @dataclass
 class Exclusions:
-    """What was left out, by reason, and the first few names of each."""
+    """Rows that were excluded: a count by reason, and the first names of each reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
     named: dict[str, list[str]] = field(default_factory=dict)
 
-    def note(self, reason: str, name: str) -> None:
+    def add(self, reason: str, name: str) -> None:
+        """Count a row under a reason; its name is kept if it is one of the first."""
         self.counts[reason] += 1
         self.named.setdefault(reason, [])
         if len(self.named[reason]) < MAX_LISTED:
             self.named[reason].append(name)
 
-    def words(self, reason: str) -> str:
-        more = self.counts[reason] - len(self.named[reason])
-        return ", ".join(self.named[reason]) + (f" and {more} more" if more else "")
+    def describe(self, reason: str) -> str:
+        """The first names under a reason, and how many more there are."""
+        remaining = self.counts[reason] - len(self.named[reason])
+        return ", ".join(self.named[reason]) + (f" and {remaining} more" if remaining else "")
 
 
 def load_problems(source: DataSource, split: str, report: Exclusions) -> list[Problem]:
-    """The source's problems, without those of equal text and those without text or answer (both reported).
+    """The problems of a source, without duplicates of equal text and rows without text or answer (both are reported).
 
-    Raises DataError for a file that is missing or malformed (with line numbers), for a column that is not
-    there, and for one id given to two problems.
+    Raises DataError for a missing or malformed file (with line numbers), for a missing column, and if one id stands for
+    two problems.
     """
     columns = source.columns
     rows = list(read_rows(source))
@@ -55,18 +57,18 @@ def load_problems(source: DataSource, split: str, report: Exclusions) -> list[Pr
         problem = _problem(row, source, split)
         text = normalize_text(problem.problem)
         if not text or not problem.answer:
-            report.note("empty problem" if not text else "no answer", f"{problem.problem_id} (row {number})")
+            report.add("empty problem" if not text else "no answer", f"{problem.problem_id} (row {number})")
         elif text in problems:
-            report.note("duplicate", problem.problem_id)
+            report.add("duplicate", problem.problem_id)
         elif problem.problem_id in ids:
-            report.note("one id, two problems", problem.problem_id)
+            report.add("one id, two problems", problem.problem_id)
         else:
             problems[text] = problem
             ids[problem.problem_id] = text
     if n := report.counts["one id, two problems"]:
         raise DataError(
-            f"{source.source}: {n} ids stand for two different problems: {report.words('one id, two problems')}; "
-            "make ids unique, or set columns.id to a name that is not there to have them made"
+            f"{source.source}: {n} ids stand for two different problems: {report.describe('one id, two problems')}; "
+            "make the ids unique, or set columns.id to a column that does not exist to derive ids from the text"
         )
     return list(problems.values())
 
@@ -75,19 +77,21 @@ def _problem(row: dict[str, Any], source: DataSource, split: str) -> Problem:
     def text(column: str) -> str:
         value = row.get(column)
         clean = "" if value is None else str(value).strip()
-        return clean.encode("utf-8", "replace").decode()  # a lone surrogate fits in JSON, and in no table
+        return clean.encode("utf-8", "replace").decode()  # JSON may contain a lone surrogate, Arrow strings may not
 
     columns = source.columns
     problem, solution = text(columns.problem), text(columns.solution)
-    made = "p-" + hashlib.sha256(normalize_text(problem).encode(errors="replace")).hexdigest()[:12]
-    return Problem(text(columns.id) or made, problem, _answer(text(columns.answer), solution), solution or None, split)
+    derived_id = "p-" + hashlib.sha256(normalize_text(problem).encode(errors="replace")).hexdigest()[:12]
+    return Problem(
+        text(columns.id) or derived_id, problem, _answer(text(columns.answer), solution), solution or None, split
+    )
 
 
 def _answer(answer: str, solution: str) -> str:
-    """The answer's own box or ####, the answer bare, or the box or #### of the solution."""
+    """The boxed or #### part of the answer, else the whole answer, else the boxed or #### part of the solution."""
     return find_answer(answer) or answer or find_answer(solution) or ""
 
 
 def normalize_text(text: str) -> str:
-    """Text for comparison: compatibility forms unified, case, white space and math delimiters ignored."""
+    """Text for comparison: NFKC, case-folded, without white space and math delimiters."""
     return _MARKUP.sub("", unicodedata.normalize("NFKC", text).casefold())

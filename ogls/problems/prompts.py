@@ -1,7 +1,7 @@
-"""Every word put before a model, the student's and the teacher's. Text in, text and token ids out.
+"""All prompts, of the student and of the teacher: from text to rendered text and token ids.
 
-The student sees the problem. The teacher sees the problem and one exemplar, in a template that is the same
-for correct and failed rollouts, so that its effect on style cancels in their difference (arXiv 2605.12400).
+The student sees the problem. The teacher sees the problem and one exemplar. Correct and failed rollouts use the same
+template, so that its effect on style cancels in the difference (arXiv 2605.12400).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PLACEHOLDER = re.compile(r"\{(problem|exemplar)\}")
 
 
 class Prompter:
-    """Renders and tokenizes prompts with one tokenizer and one thinking flag, alike in every stage."""
+    """Renders and tokenizes prompts with one tokenizer and one thinking flag, the same in every stage."""
 
     def __init__(self, tokenizer: Any, prompts: PromptsConfig, thinking: bool = False):
         self.tokenizer = tokenizer
@@ -24,11 +24,11 @@ class Prompter:
         self._special = sorted({t for t in tokenizer.get_added_vocab() if len(t) > 1}, key=len, reverse=True)
 
     def student(self, problem: str) -> list[int]:
-        """Token ids of the student's prompt, generation prompt included."""
+        """Token ids of the student's prompt, including the generation prompt."""
         return self._ids(fill_template(self.prompts.student, problem=self.escape_control_tokens(problem)))
 
     def teacher(self, problem: str, exemplar: str, *, reference: bool = False) -> list[int]:
-        """Token ids of the teacher's prompt around one exemplar."""
+        """Token ids of the teacher's prompt with one exemplar, including the generation prompt."""
         template = self.prompts.reference if reference else self.prompts.exemplar
         return self._ids(
             fill_template(
@@ -37,7 +37,7 @@ class Prompter:
         )
 
     def render(self, user: str) -> str:
-        """The chat template around one user message, up to where the assistant speaks."""
+        """The chat template around one user message, including the generation prompt."""
         messages = [{"role": "user", "content": user}]
         if self.prompts.system:
             messages.insert(0, {"role": "system", "content": self.prompts.system})
@@ -46,7 +46,7 @@ class Prompter:
         )
 
     def escape_control_tokens(self, text: str) -> str:
-        """Break up control tokens spelled out in a problem or rollout, so that text cannot pose as a turn."""
+        """Split control tokens in the text by a space, so that a problem or rollout cannot imitate a chat turn."""
         for token in self._special:
             text = text.replace(token, token[0] + " " + token[1:])
         return text
@@ -56,5 +56,5 @@ class Prompter:
 
 
 def fill_template(template: str, **values: str) -> str:
-    """Put values for `{problem}` and `{exemplar}` in one pass: braces inside the values stay as they are."""
+    """Replace `{problem}` and `{exemplar}` in one pass; braces inside the values stay unchanged."""
     return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), template)

@@ -11,10 +11,11 @@ from typing import Any
 from ogls.config import DataSource
 from ogls.errors import DataError
 
-MAX_LISTED = 5  # how many offenders an error or a report names
+MAX_LISTED = 5  # how many rows an error or a report names
 
 
 def read_rows(source: DataSource) -> Iterable[dict[str, Any]]:
+    """All rows of a source. Raises DataError if it cannot be read."""
     path = source.source
     if path.endswith(".jsonl"):
         return _jsonl(path)
@@ -24,7 +25,7 @@ def read_rows(source: DataSource) -> Iterable[dict[str, Any]]:
 
 
 def _jsonl(path: str) -> list[dict[str, Any]]:
-    rows, bad = [], []
+    rows, malformed = [], []
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -34,13 +35,13 @@ def _jsonl(path: str) -> list[dict[str, Any]]:
                         raise ValueError(f"a {type(row).__name__} instead of an object")
                     rows += [row] if row else []
                 except ValueError as error:
-                    bad.append(f"line {number}: {error}")
+                    malformed.append(f"line {number}: {error}")
     except OSError as error:
         raise DataError(f"cannot read problems from {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}") from None
-    if bad:
-        raise DataError(f"{path}: {len(bad)} malformed lines:\n  " + "\n  ".join(bad[:MAX_LISTED]))
+    if malformed:
+        raise DataError(f"{path}: {len(malformed)} malformed lines:\n  " + "\n  ".join(malformed[:MAX_LISTED]))
     return rows
 
 
@@ -58,7 +59,7 @@ def _parquet(path: str) -> list[dict[str, Any]]:
 
 
 def _hub(source: DataSource) -> list[dict[str, Any]]:
-    """A dataset's folder, or its id on the Hugging Face hub. No code of a dataset is ever run."""
+    """Rows of a dataset folder, or of a dataset on the Hugging Face hub. Dataset scripts are never run."""
     import datasets
 
     if not Path(source.source).exists() and source.source.count("/") != 1:
@@ -69,15 +70,17 @@ def _hub(source: DataSource) -> list[dict[str, Any]]:
     datasets.disable_progress_bars()
     try:
         data = datasets.load_dataset(source.source, source.subset, split=source.split)
-    except Exception as error:  # a dozen kinds, from no network to no such split
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"cannot load the dataset {source.source} (split {source.split}): {first}") from error
+    except Exception as error:  # many types, from a missing network to an unknown split
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"cannot load the dataset {source.source} (split {source.split}): {first_line}") from error
     return list(data)
 
 
 def source_digest(path: str) -> str:
-    """SHA-256 of a local file or a folder's files, so that a changed source is noticed; the name of anything else."""
+    """SHA-256 of a local file or of all files of a folder, to detect a changed source.
 
+    Any other source, such as a Hugging Face id, is returned unchanged.
+    """
     source = Path(path)
     if source.is_dir():
         files = sorted(p for p in source.rglob("*") if p.is_file())

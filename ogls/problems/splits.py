@@ -20,12 +20,12 @@ def split_problems(
     too_long: Callable[[Problem, int], str],
     seen: Collection[str] = (),
 ) -> tuple[list[Problem], Exclusions]:
-    """All problems of a run: `train`, then each benchmark; splits never overlap.
+    """All problems of a run: `train`, then each benchmark. Splits do not overlap.
 
-    Training problems whose normalize_text text is in `seen` are left out and counted. `usable` says which answers the
-    verifier can work with; `too_long(problem, max_tokens)` why a problem does not fit the model (or nothing). A
-    training problem whose normalize_text text stands in any benchmark is dropped and counted. Raises DataError where
-    more than problems.max_unusable of a source are unusable, and where nothing is left.
+    Training problems are excluded and counted if their normalised text is in `seen` or in a benchmark. `usable` returns
+    which answers the verifier can judge; `too_long(problem, max_tokens)` returns why a problem does not fit the model,
+    or an empty string. Raises DataError if more than problems.max_unusable of a source are unusable, or if no training
+    problem or no benchmark problem is left.
     """
     report = Exclusions()
     benchmarks: list[Problem] = []
@@ -36,23 +36,23 @@ def split_problems(
         )
     train = load_problems(config.problems, "train", report)
     train = _keep_usable(train, config.problems.source, config, config.rollout.max_tokens, usable, too_long, report)
-    held = {normalize_text(p.problem): p.split for p in benchmarks}
-    apart = []
+    benchmark_texts = {normalize_text(p.problem): p.split for p in benchmarks}
+    candidates = []
     for problem in train:
-        if split := held.get(normalize_text(problem.problem)):
-            report.note(f"in benchmark {split}", problem.problem_id)
+        if split := benchmark_texts.get(normalize_text(problem.problem)):
+            report.add(f"in benchmark {split}", problem.problem_id)
         elif normalize_text(problem.problem) in seen:
-            report.note("trained on before", problem.problem_id)
+            report.add("trained on before", problem.problem_id)
         else:
-            apart.append(problem)
-    order = np.random.default_rng(derive_seed(config.seed, "holdout")).permutation(len(apart))
+            candidates.append(problem)
+    order = np.random.default_rng(derive_seed(config.seed, "holdout")).permutation(len(candidates))
     holdout = set(order[: config.problems.holdout].tolist())
-    train = [p for i, p in enumerate(apart) if i not in holdout]
-    benchmarks += [replace(p, split="holdout") for i, p in enumerate(apart) if i in holdout]
+    train = [p for i, p in enumerate(candidates) if i not in holdout]
+    benchmarks += [replace(p, split="holdout") for i, p in enumerate(candidates) if i in holdout]
     if not train or not benchmarks:
         raise DataError(
-            f"{len(train)} problems to train on and {len(benchmarks)} to evaluate on are left of "
-            f"{config.problems.source}; left out: {dict(report.counts)}"
+            f"{config.problems.source}: {len(train)} training problems and {len(benchmarks)} benchmark problems are "
+            f"left, at least one of each is needed; excluded: {dict(report.counts)}"
         )
     return train + benchmarks, report
 
@@ -66,35 +66,38 @@ def _keep_usable(
     too_long: Callable[[Problem, int], str],
     report: Exclusions,
 ) -> list[Problem]:
-    """The problems that can be judged and fit the model; DataError if too many cannot or do not."""
-    kept, why = [], Exclusions()
+    """The problems that can be judged and that fit the model. Raises DataError if too many do not."""
+    kept, excluded = [], Exclusions()
     for problem, ok in zip(problems, usable([p.answer for p in problems]), strict=True):
         if not ok:
-            why.note("unusable answer", f"{problem.problem_id} ({problem.answer[:40]!r})")
+            excluded.add("unusable answer", f"{problem.problem_id} ({problem.answer[:40]!r})")
         elif reason := too_long(problem, max_tokens):
-            why.note("too long", f"{problem.problem_id} ({reason})")
+            excluded.add("too long", f"{problem.problem_id} ({reason})")
         else:
             kept.append(problem)
-    lost = len(problems) - len(kept)
-    if lost > config.problems.max_unusable * len(problems):
-        listed = "; ".join(f"{n} {reason}: {why.words(reason)}" for reason, n in why.counts.items())
+    unusable_count = len(problems) - len(kept)
+    if unusable_count > config.problems.max_unusable * len(problems):
+        listed = "; ".join(f"{n} {reason}: {excluded.describe(reason)}" for reason, n in excluded.counts.items())
         raise DataError(
-            f"{source}: {lost} of {len(problems)} problems cannot be used ({listed}); mend them, or raise "
+            f"{source}: {unusable_count} of {len(problems)} problems are unusable ({listed}); fix them, or raise "
             "problems.max_unusable"
         )
-    report.counts += why.counts
-    report.named |= why.named
+    report.counts += excluded.counts
+    report.named |= excluded.named
     return kept
 
 
 def select_round_problems(train: Sequence[Problem], per_round: int, round_: int, run_seed: int) -> list[Problem]:
-    """The problems of round 1, 2, ...: pass after pass over all of them, each in a seeded order of its own."""
+    """The problems of a round (from 1), without duplicates.
+
+    Rounds take consecutive parts of passes over all problems; each pass has its own seeded order.
+    """
     chosen: dict[str, Problem] = {}
     orders: dict[int, np.ndarray] = {}
-    for place in range((round_ - 1) * per_round, round_ * per_round):
-        epoch, index = divmod(place, len(train))
+    for position in range((round_ - 1) * per_round, round_ * per_round):
+        epoch, index = divmod(position, len(train))
         if epoch not in orders:
             orders[epoch] = np.random.default_rng(derive_seed(run_seed, "problems", epoch)).permutation(len(train))
         problem = train[orders[epoch][index]]
-        chosen[problem.problem_id] = problem  # one that two passes meet on is posed once
+        chosen[problem.problem_id] = problem  # a problem at the boundary of two passes is used once
     return list(chosen.values())

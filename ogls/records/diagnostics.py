@@ -33,7 +33,7 @@ SWEEPS = Table(
 SWEEP_POSITIONS = Table(
     "sweep_positions",
     "sweep",
-    "The same by position in the rollout.",
+    "One row a recipe, strength and bin of positions in the rollout.",
     columns(
         _RECIPE,
         _STRENGTH,
@@ -51,11 +51,11 @@ SWEEP_POSITIONS = Table(
 SWEEP_AGREEMENT = Table(
     "sweep_agreement",
     "sweep",
-    "One row a pair of recipes and strengths: how far their targets agree.",
+    "One row a pair of recipes and strengths: how well their targets agree.",
     columns(
-        column("a", pa.string(), "One recipe and its strength."),
-        column("b", pa.string(), "The other."),
-        column("same_top", pa.float64(), "Share of tokens at which both have the same likeliest token."),
+        column("a", pa.string(), "The first recipe and its strength."),
+        column("b", pa.string(), "The second recipe and its strength."),
+        column("same_top", pa.float64(), "Share of tokens at which both targets have the same most likely token."),
         column("correlation", pa.float64(), "Correlation of their log-prob ratios.", nullable=True),
     ),
     owner="sweeps",
@@ -65,7 +65,7 @@ SWEEP_AGREEMENT = Table(
 STYLE = Table(
     "style",
     "style",
-    "One row a signal, class of the sampled token and bin of positions: how far the signal lies from the base pool.",
+    "One row a signal, class of the sampled token and bin of positions: the distance of the signal from the base pool.",
     columns(
         column(
             "signal", pa.string(), "target, direction (base + correct - incorrect), reference (the OPSD gap), correct."
@@ -87,8 +87,8 @@ HEALTH = Table(
     "One row a check and evaluated round.",
     columns(
         column("check", pa.string(), "Name of the check, as in [health]."),
-        column("value", pa.float64(), "What was found.", nullable=True),
-        column("limit", pa.float64(), "What it was held against.", nullable=True),
+        column("value", pa.float64(), "The measured value.", nullable=True),
+        column("limit", pa.float64(), "The limit that it is compared with.", nullable=True),
         column("failed", pa.bool_(), "Whether it failed; null where the value or limit is not known.", nullable=True),
         column("action", pa.string(), "off, warn, stop or rollback."),
     ),

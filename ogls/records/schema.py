@@ -21,19 +21,19 @@ RESULT_VERSION = 2
 
 @dataclass(frozen=True)
 class Table:
-    """One table: its schema, which stage writes it, and beside which table its manifest lies."""
+    """One table: its schema, the stage that writes it, and the table whose folder has its manifest."""
 
     name: str
     stage: str
     about: str
     schema: pa.Schema
     owner: str = ""
-    float_lists: tuple[str, ...] = ()  # columns stored as byte-stream-split, which packs them best
-    opaque: tuple[str, ...] = ()  # columns that only code reads: neither dictionary nor compression
+    float_lists: tuple[str, ...] = ()  # list columns stored as BYTE_STREAM_SPLIT, which compresses them best
+    opaque: tuple[str, ...] = ()  # columns that only code reads: stored without dictionary and compression
 
     @property
     def manifest_table(self) -> str:
-        """The table beside which this one's manifest lies."""
+        """The table whose folder has the manifest of this table."""
         return self.owner or self.name
 
 
@@ -46,7 +46,7 @@ def columns(*fields: pa.Field) -> pa.Schema:
 
 
 def to_arrow(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as the table's schema has them. Raises DataError naming the column that does not fit."""
+    """Rows as an Arrow table with the schema of `table`. Raises DataError naming the column that does not fit."""
     known, given = set(table.schema.names), set(rows[0]) if rows else set()
     if rows and known != given:
         raise DataError(f"{table.name}: missing {sorted(known - given)}, unknown {sorted(given - known)}")
@@ -58,7 +58,8 @@ def to_arrow(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def check_schema(table: Table, arrow: pa.Table) -> pa.Table:
-    """The same data if it has the table's schema and no null where none may be; DataError otherwise."""
+    """Return `arrow` if it has the schema of `table` and no nulls in columns that forbid them; raise DataError
+    otherwise."""
     if not arrow.schema.equals(table.schema):
         raise DataError(f"{table.name}: schema differs\n got: {arrow.schema}\n want: {table.schema}")
     for name in (f.name for f in table.schema if not f.nullable):
@@ -68,19 +69,19 @@ def check_schema(table: Table, arrow: pa.Table) -> pa.Table:
 
 
 def upgrade_schema(table: Table, arrow: pa.Table, wanted: Sequence[str] | None = None) -> pa.Table:
-    """The `wanted` columns (None: all) as this release has them, from a file that an older release may have written.
+    """The `wanted` columns (None: all) with the types of this release, from a file of this or an older release.
 
-    Raises StoreError if a column is not there that no release left out, or if a newer release wrote the file.
+    Raises StoreError if a required column is missing, or if a newer release wrote the file.
     """
     fields = [table.schema.field(name) for name in wanted or table.schema.names]
-    there = set(arrow.schema.names)
-    if missing := [f.name for f in fields if f.name not in there and not f.nullable]:
-        raise StoreError(f"{table.name}: the file lacks {', '.join(missing)}: it is no such table")
+    present = set(arrow.schema.names)
+    if missing := [f.name for f in fields if f.name not in present and not f.nullable]:
+        raise StoreError(f"{table.name}: the file lacks the columns {', '.join(missing)}, so it is not this table")
     written = int((arrow.schema.metadata or {}).get(b"ogls_schema_version", 0))
     if written > SCHEMA_VERSION:
         raise StoreError(
             f"{table.name}: written in schema version {written}, and this release knows up to {SCHEMA_VERSION}: "
             "install a newer ogls-sd"
         )
-    parts = [arrow[f.name] if f.name in there else pa.nulls(len(arrow), f.type) for f in fields]
+    parts = [arrow[f.name] if f.name in present else pa.nulls(len(arrow), f.type) for f in fields]
     return pa.table(parts, schema=pa.schema(fields, metadata=table.schema.metadata))

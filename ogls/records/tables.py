@@ -17,7 +17,7 @@ _INTS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
 PROBLEMS = Table(
     "problems",
     "prepare",
-    "The problems of a run, in round 0.",
+    "The problems of a run; all are in round 0.",
     columns(
         _ID,
         column("split", pa.string(), "train, or the name of a benchmark."),
@@ -31,7 +31,7 @@ PROBLEMS = Table(
 TRAJECTORIES = Table(
     "trajectories",
     "sample",
-    "One row a training rollout. Nobody edits it afterwards.",
+    "One row a training rollout. Rows are never changed.",
     columns(
         _ID,
         _SAMPLE,
@@ -39,9 +39,9 @@ TRAJECTORIES = Table(
         column("token_ids", _INTS, "Sampled token ids, the stop token included."),
         column("logprobs", _FLOATS, "Log-probability (nats) of each sampled token under the policy at temperature 1."),
         column("n_tokens", pa.int32(), "Length of token_ids."),
-        column("text", pa.string(), "The completion as text, control tokens left out."),
+        column("text", pa.string(), "The completion as text, without control tokens."),
         column("finish_reason", pa.string(), "stop (a stop token) or length (max_tokens reached)."),
-        column("policy", pa.string(), "Hash of the adapter that sampled; base for none."),
+        column("policy", pa.string(), "Hash of the adapter that sampled it; base for the base model."),
         column("seed", pa.int64(), "Seed of this rollout."),
     ),
     float_lists=("prompt_ids", "token_ids", "logprobs"),
@@ -51,7 +51,7 @@ TRAJECTORIES = Table(
 VERDICTS = Table(
     "verdicts",
     "verify",
-    "One row a rollout: what verification made of it.",
+    "One row a rollout: its verdict.",
     columns(
         _ID,
         _SAMPLE,
@@ -85,7 +85,7 @@ TEACHER_STATES = Table(
 CONTEXTS = Table(
     "contexts",
     "teach",
-    "One row a scored rollout and pool: who read what. Kept when the states are dropped.",
+    "One row a scored rollout and pool: which exemplars the teacher read. Kept when the states are dropped.",
     columns(
         _ID,
         _SAMPLE,
@@ -128,7 +128,7 @@ TARGETS = Table(
 STEERED = Table(
     "steered",
     "steer",
-    "One row a distilled rollout: what its targets amount to.",
+    "One row a distilled rollout: its targets, summarised.",
     columns(
         _ID,
         _SAMPLE,
@@ -143,7 +143,10 @@ STEERED = Table(
         column("base_entropy", pa.float64(), "Mean entropy of the base pool in nats a token.", nullable=True),
         column("target_entropy", pa.float64(), "Mean entropy of the target in nats a token.", nullable=True),
         column(
-            "stop_base", pa.float64(), "p_base of the stop token that ended it; null if cut or capped.", nullable=True
+            "stop_base",
+            pa.float64(),
+            "p_base of the stop token; null if the rollout was cut or capped.",
+            nullable=True,
         ),
         column("stop_target", pa.float64(), "p_target of it.", nullable=True),
     ),
@@ -173,12 +176,12 @@ UPDATES = Table(
 SCORES = Table(
     "scores",
     "evaluate",
-    "One row an evaluation completion, after so many rounds (0: the base model).",
+    "One row an evaluation completion of the policy that the round ended with (round 0: the base model).",
     columns(
         column("benchmark", pa.string(), "Name of the benchmark."),
         _ID,
         _SAMPLE,
-        column("greedy", pa.bool_(), "Drawn greedily; its sample is 0."),
+        column("greedy", pa.bool_(), "Whether it was sampled greedily; then sample is 0."),
         column("verdict", pa.string(), "correct, incorrect, no_answer, truncated, timeout or error."),
         column("answer", pa.string(), "The answer found in the completion.", nullable=True),
         column("n_tokens", pa.int32(), "Length in tokens, the stop token included."),
@@ -186,9 +189,13 @@ SCORES = Table(
         column("logprob", pa.float32(), "Log-probability (nats) of the completion under the policy at temperature 1."),
         column("base_logprob", pa.float32(), "The same under the base model (evaluate.base_kl).", nullable=True),
         column("last_logprob", pa.float32(), "Log-probability (nats) of its last token: the stop token, unless cut."),
-        column("repeated", pa.bool_(), "Ends in a loop: an n-gram said four times or more, over 16 tokens or more."),
+        column(
+            "repeated",
+            pa.bool_(),
+            "Whether it ends in an n-gram repeated 4 times or more, over 16 tokens or more.",
+        ),
         column("text", pa.string(), "The completion."),
-        column("policy", pa.string(), "Hash of the adapter that was evaluated; base for none."),
+        column("policy", pa.string(), "Hash of the evaluated adapter; base for the base model."),
         column("seed", pa.int64(), "Seed of this completion."),
     ),
 )
@@ -200,17 +207,17 @@ SUMMARIES = Table(
     "One row a benchmark and evaluated round.",
     columns(
         column("benchmark", pa.string(), "Name of the benchmark."),
-        column("place", pa.int32(), "Its place in the configuration, from 0; curves show place 0."),
+        column("place", pa.int32(), "Index in the configuration, from 0; curves show index 0."),
         column("problems", pa.int32(), "Problems evaluated."),
         column("samples", pa.int32(), "k: sampled completions a problem."),
         column("accuracy", pa.float64(), "avg@k: mean over problems of the share of correct samples."),
         column("accuracy_low", pa.float64(), "Lower end of its 95% bootstrap interval over problems."),
-        column("accuracy_high", pa.float64(), "Upper end of it."),
+        column("accuracy_high", pa.float64(), "Upper end of that interval."),
         column("greedy_accuracy", pa.float64(), "Share of problems solved greedily."),
         column("pass_at_k", pa.float64(), "Unbiased pass@k at k = samples."),
         column("mean_length", pa.float64(), "Mean tokens a sampled completion."),
-        column("length_p50", pa.float64(), "Median of it."),
-        column("length_p95", pa.float64(), "95th percentile of it."),
+        column("length_p50", pa.float64(), "Median tokens a sampled completion."),
+        column("length_p95", pa.float64(), "95th percentile of tokens a sampled completion."),
         column("truncated", pa.float64(), "Share of sampled completions cut at max_tokens."),
         column("repeated", pa.float64(), "Share of sampled completions that end in a loop."),
         column("stop_mass", pa.float64(), "Mean probability of the stop token where a completion ended; 0 where cut."),

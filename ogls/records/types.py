@@ -10,7 +10,7 @@ Key = tuple[str, int]  # (problem_id, sample): names a rollout within its round
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem that can be posed and judged."""
+    """A problem with an expected answer."""
 
     problem_id: str
     problem: str
@@ -21,7 +21,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to sample: a rendered prompt, and the seed that decides every draw."""
+    """One completion to sample: a rendered prompt, and the seed of its random stream."""
 
     problem_id: str
     sample: int
@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a sampler returns for a request. `logprobs` are at temperature 1, in nats, one a token."""
+    """The completion of a request. `logprobs` are at temperature 1, in nats, one a token."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -41,7 +41,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A trajectory with its verdict, as the teacher and the trainer read it."""
+    """A trajectory with the outcome of its verdict."""
 
     problem_id: str
     sample: int
@@ -58,7 +58,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage tells its caller: small enough to cross Prefect."""
+    """The result of a stage: small enough to pass through Prefect."""
 
     stage: str
     round: int
@@ -67,4 +67,4 @@ class StageResult:
     metrics: dict[str, Any] = field(default_factory=dict)
     reused: bool = False
     notice: str = ""
-    redone: str = ""  # why finished work was done again
+    redone: str = ""  # why finished work was redone; empty if it was not

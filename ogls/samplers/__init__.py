@@ -1,5 +1,5 @@
-"""Sampling engines behind one protocol, one file an engine.
+"""Sampling engines with one protocol, one module for each engine.
 
-Belongs here: turning requests into completions, choosing an engine, and proving which weights an engine has.
+Belongs here: turning requests into completions, choosing an engine, and checking which weights an engine uses.
 Does not belong here: prompts (`problems`), and writing trajectories (`stages/sample.py`).
 """

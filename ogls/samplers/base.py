@@ -1,4 +1,4 @@
-"""The protocol of every sampling engine: completions for requests, each decided by its own seed."""
+"""The protocol of every sampling engine: one completion for each request, determined by the seed of the request."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from ogls.records import Completion, Request
 class Sampler(Protocol):
     """Samples completions of the policy in use.
 
-    A completion depends on its request alone, not on what is sampled beside it (up to rounding in the
-    model's own arithmetic). Log-probs are those of the policy at temperature 1, before top-p and top-k.
+    A completion depends on its request alone and not on the rest of the batch (up to rounding in the model).
+    Log-probs are those of the policy at temperature 1, before top-p and top-k.
     """
 
-    restarts: int  # times that the engine died and was started anew
+    restarts: int  # how many times the engine died and was restarted
 
     @property
     def hash(self) -> str:
-        """Hash of the adapter in use (`base` for none); it is written to every trajectory."""
+        """Hash of the adapter in use (`base` for the base model); it is written to every trajectory."""
         ...
 
     def use_adapter(self, adapter: Adapter | None) -> None:
-        """Sample from this adapter from now on; None stands for the base model."""
+        """Sample from this adapter from now on; None selects the base model."""
         ...
 
     def sample(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
-        """One completion a request, in their order."""
+        """One completion a request, in the order of the requests."""
         ...
 
     def release_memory(self) -> None:
-        """Nothing is sampled for a while: give back what memory can be given back."""
+        """Release memory that is not needed until the next call of `sample`."""
         ...
 
 
 def make_completion(
     token_ids: Sequence[int], logprobs: Sequence[float], text: str, stops: Collection[int]
 ) -> Completion:
-    """A completion as every engine returns it."""
+    """A Completion; its finish reason is `stop` if the last token is a stop token, else `length`."""
     return Completion(tuple(token_ids), tuple(logprobs), text, "stop" if token_ids[-1] in stops else "length")

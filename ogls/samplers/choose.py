@@ -11,15 +11,18 @@ from ogls.samplers.base import Sampler
 
 
 def resolve_engine(config: RunConfig) -> str:
-    """The engine that samples here: what `rollout.engine` says, with auto resolved."""
+    """The engine that `rollout.engine` selects on this machine."""
     if config.rollout.engine != "auto":
         return config.rollout.engine
-    there = find_spec("vllm") is not None and resolve_device(config.model).type == "cuda"
-    return "vllm" if there else "transformers"
+    has_vllm = find_spec("vllm") is not None and resolve_device(config.model).type == "cuda"
+    return "vllm" if has_vllm else "transformers"
 
 
 def create_sampler(engine: str, policy: Policy | None, config: RunConfig | None = None) -> Sampler:
-    """The engine of that name. transformers samples from `policy`; others load the model of `config` themselves."""
+    """Create an engine by name. transformers samples from `policy`; the others load the model of `config` themselves.
+
+    Raises ValueError for an unknown name, ModelError if vLLM is not installed.
+    """
     if engine == "transformers" and policy:
         from ogls.samplers.transformers import TransformersSampler
 

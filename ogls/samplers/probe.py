@@ -1,4 +1,7 @@
-"""Proving which weights an engine has: what the policy said greedily when it was trained, compared with the engine."""
+"""Checking which weights an engine uses, by a probe: a greedy completion of the trained policy.
+
+The probe is stored with the adapter and compared with the greedy completion of the engine.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,19 @@ from ogls.records import Completion, Request
 from ogls.samplers.choose import create_sampler
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}  # nats a token between two implementations
-_TOKENS = 16
+_MAX_TOKENS = 16
 
 
 def greedy_sampling(sampling: SamplingConfig) -> SamplingConfig:
-    """The sampling of a probe: greedy, without cuts, a few tokens."""
-    tokens = min(_TOKENS, sampling.max_tokens)
+    """The sampling settings of a probe: greedy, without cuts, at most 16 tokens."""
+    tokens = min(_MAX_TOKENS, sampling.max_tokens)
     return sampling.model_copy(
         update={"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_tokens": tokens}
     )
 
 
 def take_probe(policy: Policy, request: Request, sampling: SamplingConfig) -> dict[str, Any]:
-    """The greedy completion of one request, as it is stored with the adapter: `problem_id`, `token_ids`, `logprobs`."""
+    """The greedy completion of one request as stored with the adapter: `problem_id`, `token_ids`, `logprobs` (nats)."""
     (completion,) = create_sampler("transformers", policy).sample([request], greedy_sampling(sampling))
     return {
         "problem_id": request.problem_id,
@@ -34,10 +37,10 @@ def take_probe(policy: Policy, request: Request, sampling: SamplingConfig) -> di
 
 
 def compare_probe(probe: Mapping[str, Any], completion: Completion) -> tuple[float, int, int]:
-    """The largest difference of log-probs (nats) over the greedy tokens that agree, how many agree, and of how many.
+    """(largest absolute difference of log-probs in nats, number of equal tokens, number of compared tokens).
 
-    Tokens are compared up to the first at which the two greedy completions differ, which rounding can cause. The
-    difference is infinite if none agrees.
+    The difference is over the tokens before the first one that differs, because rounding can change a greedy token. It
+    is infinite if the first token differs.
     """
     pairs = list(zip(probe["token_ids"], probe["logprobs"], completion.token_ids, completion.logprobs, strict=False))
     equal = list(takewhile(lambda pair: pair[0] == pair[2], pairs))

@@ -14,7 +14,7 @@ from ogls.seeds import derive_seed
 def build_requests(
     problems: Sequence[Problem], prompter: Prompter, samples: int, run_seed: int, *purpose: Any
 ) -> list[Request]:
-    """`samples` requests a problem, in order; seeds derive from (run, purpose, problem, sample)."""
+    """`samples` requests for each problem, in order; each seed derives from (run seed, purpose, problem, sample)."""
     requests = []
     for problem in problems:
         ids = tuple(prompter.student(problem.problem))
@@ -25,6 +25,6 @@ def build_requests(
 
 
 def check_context(model: ModelConfig, context: int, prompt_tokens: int, max_tokens: int) -> str:
-    """Why a prompt and its completion do not fit the model's context; empty if they do."""
+    """Why a prompt and its completion do not fit the context of the model; an empty string if they fit."""
     needed = prompt_tokens + max_tokens
     return f"{needed} tokens with its completion; {model.path} takes {context}" if needed > context else ""

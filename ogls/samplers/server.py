@@ -1,7 +1,8 @@
-"""Sampling from a running `vllm serve`, by HTTP: rollouts may live on other machines.
+"""Sampling from a running `vllm serve` over HTTP, which may run on another machine.
 
-The server is started with `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True; a round's adapter is written where
-it can read it (`rollout.server.adapters`) and loaded under a name that holds its hash, so that no old one is served.
+Start the server with `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True. The adapter of a round is written to a
+folder that the server reads (`rollout.server.adapters`) and loaded under a name with its hash, so that the server never
+uses an old adapter.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from ogls.records import Completion, Request
 from ogls.samplers.base import make_completion
 from ogls.samplers.vllm import request_settings
 
-_ATTEMPTS, _WAIT_SECONDS = 5, 2.0  # at a server that does not answer: half a minute in all
+_ATTEMPTS, _WAIT_SECONDS = 5, 2.0  # retries of a request: half a minute in total
 
 
 class ServerSampler:
-    """Samples from a vLLM server (see `rollout.Sampler`)."""
+    """Samples from a vLLM server (see `base.Sampler`)."""
 
     restarts = 0
 
@@ -37,68 +38,76 @@ class ServerSampler:
         self.tokenizer = load_tokenizer(config.model)
         self.stops = load_stop_ids(config.model, self.tokenizer)
         self.client = httpx.Client(base_url=self.settings.url.rstrip("/"), timeout=self.settings.timeout_seconds)
-        self.base = self._served()
+        self.base = self._find_base()
         self.model, self.hash = self.base, BASE
 
     def use_adapter(self, adapter: Adapter | None) -> None:
-        """Sample from this adapter from now on; None stands for the base model."""
+        """Sample from this adapter from now on; None selects the base model."""
         name = f"ogls-{adapter.hash}" if adapter else self.base
-        if adapter and name not in {m["id"] for m in self._ask("GET", "/v1/models")["data"]}:
+        if adapter and name not in {m["id"] for m in self._request("GET", "/v1/models")["data"]}:
             folder = Path(self.settings.adapters) / name
             folder.mkdir(parents=True, exist_ok=True)
             for file, content in adapter_files(adapter, self.config.model, self.config.adapter).items():
                 (folder / file).write_bytes(content)
-            self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.absolute())})
+            self._request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.absolute())})
         if self.model not in (self.base, name):
-            self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": self.model})
+            self._request("POST", "/v1/unload_lora_adapter", {"lora_name": self.model})
         self.model, self.hash = name, adapter.hash if adapter else BASE
 
     def sample(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
-        """One completion a request, in their order; many are asked for at once."""
+        """One completion a request, in order; `rollout.server.at_once` is the number of concurrent requests."""
         with ThreadPoolExecutor(self.settings.at_once) as pool:
-            found = list(pool.map(lambda r: self._complete(r, sampling), requests))
-        texts = self.tokenizer.batch_decode([ids for ids, _ in found], skip_special_tokens=True)
-        return [make_completion(*pair, text, set(self.stops)) for pair, text in zip(found, texts, strict=True)]
+            completions = list(pool.map(lambda r: self._complete(r, sampling), requests))
+        texts = self.tokenizer.batch_decode([ids for ids, _ in completions], skip_special_tokens=True)
+        return [
+            make_completion(*completion, text, set(self.stops))
+            for completion, text in zip(completions, texts, strict=True)
+        ]
 
     def release_memory(self) -> None:
-        """The server's memory is its own affair."""
+        """Does nothing: the memory of a remote server is not managed here."""
 
     def _complete(self, request: Request, sampling: SamplingConfig) -> tuple[list[int], list[float]]:
-        wanted = request_settings(request, sampling, self.stops)
-        wanted.pop("detokenize")
-        body = {"model": self.model, "prompt": list(request.prompt_ids), "return_token_ids": True, **wanted}
-        (choice,) = self._ask("POST", "/v1/completions", body)["choices"]
+        settings = request_settings(request, sampling, self.stops)
+        settings.pop("detokenize")
+        body = {"model": self.model, "prompt": list(request.prompt_ids), "return_token_ids": True, **settings}
+        (choice,) = self._request("POST", "/v1/completions", body)["choices"]
         return choice["token_ids"], choice["logprobs"]["token_logprobs"]
 
-    def _served(self) -> str:
-        """The name of the base model at the server. Raises ModelError if it serves another one."""
-        served = [m for m in self._ask("GET", "/v1/models")["data"] if not m.get("parent")]
+    def _find_base(self) -> str:
+        """The name under which the server serves the base model. Raises ModelError if it serves another model."""
+        served = [m for m in self._request("GET", "/v1/models")["data"] if not m.get("parent")]
         for model in served:
             if self.config.model.path in (model["id"], model.get("root")):
                 return str(model["id"])
         names = ", ".join(m["id"] for m in served) or "nothing"
         raise ModelError(f"the server at {self.settings.url} serves {names}, not {self.config.model.path}")
 
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        """An answer. Raises EngineUnavailable if the server does not give one, ModelError if it refuses."""
+    def _request(self, method: str, path: str, body: Any = None) -> Any:
+        """The JSON response.
+
+        Raises EngineUnavailable if the server does not respond, ModelError if it refuses the request.
+        """
         import httpx
 
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                answer = self.client.request(method, path, json=body)
+                response = self.client.request(method, path, json=body)
             except httpx.TransportError as error:
-                problem = f"{type(error).__name__}: {error}"
+                failure = f"{type(error).__name__}: {error}"
             else:
-                if answer.status_code < 400:
+                if response.status_code < 400:
                     return (
-                        answer.json() if answer.headers.get("content-type", "").startswith("application/json") else {}
+                        response.json()
+                        if response.headers.get("content-type", "").startswith("application/json")
+                        else {}
                     )
-                problem = f"{answer.status_code}: {answer.text[:300]}"
-                if answer.status_code < 500:
-                    raise ModelError(f"the server at {self.settings.url} refuses {path}: {problem}")
+                failure = f"{response.status_code}: {response.text[:300]}"
+                if response.status_code < 500:
+                    raise ModelError(f"the server at {self.settings.url} refuses {path}: {failure}")
             if attempt < _ATTEMPTS:
                 time.sleep(_WAIT_SECONDS * attempt)
         raise EngineUnavailable(
-            f"the server at {self.settings.url} does not answer {path} ({problem}); start it, "
-            "then give the same command again: what was finished is kept"
+            f"the server at {self.settings.url} does not respond to {path} ({failure}); start it, "
+            "then run the same command again: finished work is kept"
         )

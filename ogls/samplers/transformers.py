@@ -1,7 +1,7 @@
 """Sampling with transformers: a plain decoding loop over the key-value cache.
 
-Each draw inverts the distribution's CDF at a uniform number that comes from the rollout's own counter-based
-stream, so neither the batch nor its order decides what is sampled.
+Each token is sampled by inverting the CDF at a uniform number from a counter-based random stream of the rollout, so
+neither the batch nor its order affects the result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class TransformersSampler:
-    """Samples from a loaded policy (see `rollout.Sampler`)."""
+    """Samples from a loaded policy (see `base.Sampler`)."""
 
     restarts = 0
 
@@ -41,10 +41,10 @@ class TransformersSampler:
         self.policy.use_adapter(adapter)
 
     def release_memory(self) -> None:
-        """Nothing to give back: the policy is the caller's."""
+        """Does nothing: the caller owns the policy."""
 
     def sample(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
-        """One completion a request; `sampling.batch_size` of them are decoded together."""
+        """One completion a request; `sampling.batch_size` requests are decoded together."""
         size = sampling.batch_size
         batches = (requests[i : i + size] for i in range(0, len(requests), size))
         return [completion for batch in batches for completion in self._batch(batch, sampling)]
@@ -61,22 +61,22 @@ class TransformersSampler:
         out = policy.run_body(
             ids, mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache, use_cache=True
         )
-        alive = torch.arange(len(requests), device=device)
+        active = torch.arange(len(requests), device=device)
         steps: list[tuple[Tensor, Tensor, Tensor]] = []
         for t in range(sampling.max_tokens):
             logits = policy.logits(out.last_hidden_state[:, -1])
             cuts = sampling.top_k, sampling.top_p, sampling.min_p
-            token = sample_tokens(logits, uniforms[alive, t], sampling.temperature, *cuts)
+            token = sample_tokens(logits, uniforms[active, t], sampling.temperature, *cuts)
             logprob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)
-            steps.append((alive, token, logprob))
-            going = ~torch.isin(token, stops)
-            if not going.any() or t + 1 == sampling.max_tokens:
+            steps.append((active, token, logprob))
+            unfinished = ~torch.isin(token, stops)
+            if not unfinished.any() or t + 1 == sampling.max_tokens:
                 break
-            keep = going.nonzero()[:, 0]
-            if len(keep) < len(alive):
+            keep = unfinished.nonzero()[:, 0]
+            if len(keep) < len(active):
                 cache.batch_select_indices(keep)
-                alive, token, mask, position = alive[keep], token[keep], mask[keep], position[keep]
-            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
+                active, token, mask, position = active[keep], token[keep], mask[keep], position[keep]
+            mask = torch.cat([mask, mask.new_ones(len(active), 1)], 1)
             out = policy.run_body(token[:, None], mask, position_ids=position, past_key_values=cache, use_cache=True)
             position = position + 1
         return self._completions(len(requests), steps)
@@ -101,9 +101,9 @@ def sample_tokens(
     top_p: float,
     min_p: float = 0.0,
 ) -> Int[Tensor, " B"]:
-    """Token ids by inverse CDF in fp64 at `uniform` in [0, 1); temperature 0 takes the likeliest.
+    """Token ids by inverse CDF in fp64 at `uniform` in [0, 1); temperature 0 takes the most likely token.
 
-    The cuts come after the temperature and in the order min_p, top_k, top_p, as vLLM has them.
+    The cuts are applied after the temperature, in the order min_p, top_k, top_p, as in vLLM.
     """
     if temperature == 0:
         return logits.argmax(1)
@@ -117,7 +117,7 @@ def sample_tokens(
     probs = logits.softmax(1)
     if top_p < 1:
         ordered, index = probs.sort(dim=1, descending=True)
-        ordered = ordered.masked_fill(ordered.cumsum(1) - ordered >= top_p, 0)  # the first to reach it stays
+        ordered = ordered.masked_fill(ordered.cumsum(1) - ordered >= top_p, 0)  # keep the token that reaches top_p
         probs = torch.zeros_like(probs).scatter(1, index, ordered)
     cdf = probs.cumsum(1)
     token = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]

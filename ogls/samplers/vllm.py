@@ -1,8 +1,8 @@
-"""Sampling with vLLM: one engine for a whole run, whose weights are swapped in place.
+"""Sampling with vLLM: one engine for a whole run; its weights are swapped in place.
 
-On a CPU the adapter is merged into the weights, which are reloaded (0.1 s for a small model); on a GPU a LoRA adapter
-is given to the engine under a new number. Sleeping gives the GPU's memory back to the teacher and training stages. An
-engine that dies is started anew, and only what was being sampled is sampled again.
+On a CPU the adapter is merged into the weights, which the engine reloads (0.1 s for a small model). On a GPU the engine
+gets a LoRA adapter under a new id. Sleep mode releases GPU memory for the teacher and training stages. If the engine
+dies, a new one starts and samples the interrupted batch again.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from ogls.records import Completion, Request
 from ogls.samplers.base import make_completion
 from ogls.samplers.vllm_process import EngineDied, VllmProcess
 
-_ATTEMPTS = 3  # at a batch whose engine dies
-
-
-_engine: dict[str, VllmProcess] = {}  # the one engine of this process, by its settings
+_ATTEMPTS = 3  # attempts at one batch
+_engines: dict[str, VllmProcess] = {}  # the engine of this process, by its settings
 
 
 class VllmSampler:
-    """Samples from a vLLM engine (see `rollout.Sampler`)."""
+    """Samples from a vLLM engine (see `base.Sampler`)."""
 
     def __init__(self, config: RunConfig):
         self.config = config
@@ -41,45 +39,49 @@ class VllmSampler:
         self.restarts = 0
 
     def use_adapter(self, adapter: Adapter | None) -> None:
-        """Sample from this adapter from now on; None stands for the base model. No restart."""
+        """Sample from this adapter from now on, without a restart; None selects the base model."""
         self.adapter = adapter
         self._with_restarts(lambda: None)
 
     def sample(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
-        """One completion a request, in their order."""
+        """One completion a request, in the order of the requests."""
         if not requests:
             return []
         self._check_lengths(requests, sampling)
         prompts = [r.prompt_ids for r in requests]
-        wanted = [request_settings(r, sampling, self.stops) for r in requests]
+        settings = [request_settings(r, sampling, self.stops) for r in requests]
         limit = self.config.rollout.vllm.stall_seconds
-        found = self._with_restarts(lambda: self._engine().call("sample", (prompts, wanted), limit))
-        tokens = [ids for ids, _, _ in found]
+        outputs = self._with_restarts(lambda: self._engine().call("sample", (prompts, settings), limit))
+        tokens = [ids for ids, _, _ in outputs]
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         stops = set(self.stops)
-        return [make_completion(i, p, text, stops) for (i, p, _), text in zip(found, texts, strict=True)]
+        return [make_completion(i, p, text, stops) for (i, p, _), text in zip(outputs, texts, strict=True)]
 
     def release_memory(self) -> None:
-        """Give the GPU's memory back until the next call; nothing on a CPU, where vLLM cannot."""
-        engine = _engine.get(_name(self.settings))
+        """Put the engine to sleep, which releases GPU memory until the next call; does nothing on a CPU."""
+        engine = _engines.get(_engine_key(self.settings))
         if self.cuda and engine and engine.alive():
             engine.call("sleep", None, self.config.rollout.vllm.stall_seconds)
             engine.asleep = True
 
     def _check_lengths(self, requests: Sequence[Request], sampling: SamplingConfig) -> None:
-        room = self.settings["engine"]["max_model_len"] - sampling.max_tokens
+        """Raise ModelError if a prompt and its completion do not fit the engine."""
+        max_prompt = self.settings["engine"]["max_model_len"] - sampling.max_tokens
         longest = max(requests, key=lambda r: len(r.prompt_ids))
-        if len(longest.prompt_ids) > room:
+        if len(longest.prompt_ids) > max_prompt:
             raise ModelError(
-                f"the prompt of {longest.problem_id} has {len(longest.prompt_ids)} tokens, and the engine has room for "
-                f"{room} beside {sampling.max_tokens} to sample; raise rollout.vllm.prompt_tokens"
+                f"the prompt of {longest.problem_id} has {len(longest.prompt_ids)} tokens, but the engine accepts at "
+                f"most {max_prompt}, plus {sampling.max_tokens} to sample; raise rollout.vllm.prompt_tokens"
             )
 
     def _with_restarts(self, work: Any) -> Any:
-        """Carry out work with the right weights in the engine, started anew if it dies. Raises EngineDied at last."""
+        """Run `work` with the right weights loaded; restart the engine if it dies.
+
+        Raises EngineDied after the last attempt.
+        """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                self._load()
+                self._load_weights()
                 return work()
             except EngineDied:
                 if attempt == _ATTEMPTS:
@@ -87,27 +89,27 @@ class VllmSampler:
                 self.restarts += 1
 
     def _engine(self) -> VllmProcess:
-        """The engine, awake: the one there is, or a new one."""
-        name = _name(self.settings)
-        for other in [n for n in _engine if n != name or not _engine[n].alive()]:
-            _engine.pop(other).close()
-        if name not in _engine:
-            _engine[name] = VllmProcess(self.settings)
-        engine = _engine[name]
+        """The running engine, awake; starts a new one if none runs. Engines with other settings are closed."""
+        key = _engine_key(self.settings)
+        for other in [k for k in _engines if k != key or not _engines[k].alive()]:
+            _engines.pop(other).close()
+        if key not in _engines:
+            _engines[key] = VllmProcess(self.settings)
+        engine = _engines[key]
         if engine.asleep:
             _empty_cache()
             engine.call("wake", None, self.config.rollout.vllm.stall_seconds)
             engine.asleep = False
         return engine
 
-    def _load(self) -> None:
-        """Have the engine use `self.adapter`, if it does not."""
+    def _load_weights(self) -> None:
+        """Load `self.adapter` into the engine, unless it is already loaded."""
         engine, limit = self._engine(), self.config.rollout.vllm.stall_seconds
-        wanted = self.adapter.hash if self.adapter else BASE
-        if engine.weights != wanted:
+        target = self.adapter.hash if self.adapter else BASE
+        if engine.weights != target:
             engine.weights = ""
-            engine.swaps += 1  # counted by the engine, which many samplers share: it knows an adapter by this number
-            folder = Path(engine.folder.name) / f"{engine.swaps:05d}-{wanted}"
+            engine.swaps += 1  # the LoRA id; counted per engine, because several samplers share it
+            folder = Path(engine.folder.name) / f"{engine.swaps:05d}-{target}"
             folder.mkdir()
             lora = self.settings["engine"].get("enable_lora", False)
             if lora and self.adapter:
@@ -121,12 +123,12 @@ class VllmSampler:
                 engine.call("reload", str(folder), limit)
                 for file in folder.iterdir():
                     file.unlink()
-            engine.weights = wanted
-        self.hash = wanted
+            engine.weights = target
+        self.hash = target
 
 
 def engine_settings(config: RunConfig, cuda: bool) -> dict[str, Any]:
-    """What an engine process is started with. Two samplers with the same settings share an engine."""
+    """The settings of an engine process. Samplers with equal settings share an engine."""
     vllm = config.rollout.vllm
     longest = max(config.rollout.max_tokens, config.evaluate.max_tokens) + vllm.prompt_tokens
     longest = min(longest, load_context_length(config.model))
@@ -140,7 +142,7 @@ def engine_settings(config: RunConfig, cuda: bool) -> dict[str, Any]:
         "max_num_batched_tokens": max(vllm.batched_tokens, longest),
         "enable_prefix_caching": True,
         "enforce_eager": not cuda,
-        "seed": 0,  # every request has its own
+        "seed": 0,  # unused: every request has its own seed
         "disable_log_stats": True,
         "tensor_parallel_size": vllm.tensor_parallel,
     }
@@ -148,7 +150,7 @@ def engine_settings(config: RunConfig, cuda: bool) -> dict[str, Any]:
         engine |= {"gpu_memory_utilization": vllm.gpu_memory, "enable_sleep_mode": True}
         if config.adapter.kind == "lora":
             engine |= {"enable_lora": True, "max_lora_rank": config.adapter.rank, "max_loras": 1, "max_cpu_loras": 2}
-    else:  # there a seeded request whose prompt is prefilled in parts fails
+    else:  # on a CPU, a seeded request fails if its prompt is prefilled in chunks
         engine["enable_chunked_prefill"] = False
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -162,7 +164,7 @@ def engine_settings(config: RunConfig, cuda: bool) -> dict[str, Any]:
 
 
 def request_settings(request: Request, sampling: SamplingConfig, stops: Sequence[int]) -> dict[str, Any]:
-    """vLLM's SamplingParams of one request, as keyword arguments."""
+    """The keyword arguments of vLLM's SamplingParams for one request."""
     return {
         "seed": request.seed,
         "temperature": sampling.temperature,
@@ -171,13 +173,13 @@ def request_settings(request: Request, sampling: SamplingConfig, stops: Sequence
         "min_p": sampling.min_p,
         "max_tokens": sampling.max_tokens,
         "stop_token_ids": list(stops),
-        "logprobs": 0,  # of the sampled token, under the model itself: before temperature and cuts
+        "logprobs": 0,  # log-prob of the sampled token, before temperature and cuts
         "detokenize": False,
     }
 
 
 def require_vllm() -> None:
-    """Raise ModelError where vLLM is not installed, saying how to."""
+    """Raise ModelError, with the command that installs it, if vLLM is not installed."""
     from importlib.util import find_spec
 
     if find_spec("vllm") is None:
@@ -187,7 +189,7 @@ def require_vllm() -> None:
         )
 
 
-def _name(settings: dict[str, Any]) -> str:
+def _engine_key(settings: dict[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 

@@ -1,7 +1,7 @@
-"""vLLM in a process of its own, which can be killed: what runs there, and the parent's handle on it.
+"""vLLM in a separate process that can be killed: the code of that process, and the parent's handle.
 
-Two calls at once on one engine can spin for ever, an engine that has raised is not to be trusted again, and a hang
-ignores SIGTERM. So there is one call at a time, every one has a limit, and whatever goes wrong ends the process.
+Two concurrent calls on one engine can spin forever, an engine that raised once is not reliable, and a hanging engine
+ignores SIGTERM. So the engine handles one call at a time, each with a time limit, and any failure ends the process.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
-_START_SECONDS = 900.0  # loading some GB of weights, and the first run ever compiles
-_TAIL = 2000  # last characters of the engine's log in an error
+_START_SECONDS = 900.0  # it loads gigabytes of weights, and the first start compiles
+_LOG_TAIL = 2000  # characters of the engine's log that an error shows
 
 
 class EngineDied(Exception):
-    """The engine's process has died, raised or gone silent. What it had finished is there; a new one may start."""
+    """The engine process died, raised or timed out. Finished batches are kept; a new engine can start."""
 
 
 class VllmProcess:
-    """An engine process. Raises EngineDied from any call that does not come back, and the process is gone then."""
+    """An engine process. A call that does not return raises EngineDied, and the process is killed."""
 
     weights = "base"  # hash of the weights in use
-    asleep = False
-    swaps = 0  # times that the weights were exchanged
+    asleep = False  # whether GPU memory is released
+    swaps = 0  # how many times weights were loaded
 
     def __init__(self, settings: dict[str, Any]):
         from multiprocessing import get_context
@@ -35,58 +35,61 @@ class VllmProcess:
         self.folder = tempfile.TemporaryDirectory(prefix="ogls-vllm-")
         self.log = Path(self.folder.name) / "engine.log"
         context = get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, settings, str(self.log)), daemon=True)
+        self.connection, child_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child_end, settings, str(self.log)), daemon=True)
         self.process.start()
-        theirs.close()  # so that its end is noticed
-        self.closing = Finalize(self, _kill, args=(self.process, self.folder), exitpriority=100)
-        self._answer("start", _START_SECONDS)
+        child_end.close()  # so that the end of the process closes the pipe
+        self._finalizer = Finalize(self, _kill, args=(self.process, self.folder), exitpriority=100)
+        self._receive("start", _START_SECONDS)
 
     def call(self, command: str, payload: Any, seconds: float) -> Any:
-        """Have the engine carry out a command within a wall limit."""
+        """Run a command in the engine and return its result, with a time limit in seconds."""
         try:
             self.connection.send((command, payload))
         except OSError:
-            self._gone(f"cannot be reached for {command}")
-        return self._answer(command, seconds)
+            self._fail(f"cannot receive {command}: its pipe is closed")
+        return self._receive(command, seconds)
 
     def alive(self) -> bool:
-        return bool(self.closing.still_active() and self.process.is_alive())
+        """Whether the process runs and was not closed."""
+        return bool(self._finalizer.still_active() and self.process.is_alive())
 
     def close(self) -> None:
-        """End the process, if it has not ended."""
-        self.closing()
+        """End the process if it still runs."""
+        self._finalizer()
 
-    def _answer(self, command: str, seconds: float) -> Any:
+    def _receive(self, command: str, seconds: float) -> Any:
+        """The result of a command. An interrupted wait also ends the process."""
         try:
-            return self._waited_for(command, seconds)
+            return self._wait_for_result(command, seconds)
         except EngineDied:
             raise
-        except (
-            BaseException
-        ):  # interrupted, by a task's time limit or Ctrl-C: the next call would get this one's answer
+        except BaseException:
+            # Interrupted by the time limit of a task or Ctrl-C: the next call would receive the result of this call.
             self.close()
             raise
 
-    def _waited_for(self, command: str, seconds: float) -> Any:
+    def _wait_for_result(self, command: str, seconds: float) -> Any:
+        """The result of a command. Raises EngineDied if the process ends, fails or exceeds `seconds`."""
         deadline = time.monotonic() + seconds
         while not self.connection.poll(0.2):
             if not self.process.is_alive():
-                self._gone(f"ended with code {self.process.exitcode} in {command}")
+                self._fail(f"ended with code {self.process.exitcode} in {command}")
             if time.monotonic() > deadline:
-                self._gone(f"gave no answer to {command} for {seconds:.0f} s")
+                self._fail(f"did not respond to {command} within {seconds:.0f} s")
         try:
             state, value = self.connection.recv()
         except (EOFError, OSError):
-            self._gone(f"ended in {command}")
+            self._fail(f"ended in {command}")
         if state == "failed":
-            self._gone(f"failed in {command}: {value}")
+            self._fail(f"failed in {command}: {value}")
         return value
 
-    def _gone(self, what: str) -> None:
-        said = self.log.read_text(errors="replace")[-_TAIL:].strip() if self.log.exists() else ""
+    def _fail(self, reason: str) -> None:
+        """Kill the process and raise EngineDied with the end of its log."""
+        log_tail = self.log.read_text(errors="replace")[-_LOG_TAIL:].strip() if self.log.exists() else ""
         self.close()
-        raise EngineDied(f"the vLLM engine {what}" + (f"; its log ends with:\n{said}" if said else ""))
+        raise EngineDied(f"the vLLM engine {reason}" + (f"; its log ends with:\n{log_tail}" if log_tail else ""))
 
 
 def _kill(process: Any, folder: Any) -> None:
@@ -95,14 +98,14 @@ def _kill(process: Any, folder: Any) -> None:
     folder.cleanup()
 
 
-# --- in the engine's process ----------------------------------------------------------------------
+# --- code of the engine process -------------------------------------------------------------------
 
 
 def _serve(connection: Any, settings: dict[str, Any], log: str) -> None:
-    """Answer commands until the parent is gone, or something fails."""
-    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(sink, 1)
-    os.dup2(sink, 2)
+    """Handle commands until the parent exits or a command fails."""
+    log_file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log_file, 1)
+    os.dup2(log_file, 2)
     for name, value in settings["environment"].items():
         os.environ.setdefault(name, value)
     try:
@@ -112,14 +115,14 @@ def _serve(connection: Any, settings: dict[str, Any], log: str) -> None:
             command, payload = connection.recv()
             connection.send(("done", getattr(engine, command)(payload)))
     except EOFError:
-        return  # the parent has gone
+        return  # the parent exited
     except BaseException as error:
         connection.send(("failed", f"{type(error).__name__}: {str(error)[:1000]}"))
         raise
 
 
 class _Engine:
-    """The commands."""
+    """The commands that the parent can send."""
 
     def __init__(self, arguments: dict[str, Any]):
         from vllm import LLM
@@ -128,36 +131,40 @@ class _Engine:
         self.lora: Any = None
 
     def reload(self, folder: str) -> None:
-        """Take the weights of a folder in place of those in use. Cached prefixes are of the old ones."""
+        """Replace the weights by those in a folder, and drop cached prefixes, which belong to the old weights."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         self.llm.reset_prefix_cache()
         self.lora = None
 
     def adapt(self, payload: tuple[int, str] | None) -> None:
-        """Use a LoRA adapter, under a number that no other had: vLLM would serve that one. None: the base model."""
+        """Use a LoRA adapter; None selects the base model.
+
+        Every adapter gets a new id, because vLLM serves the old adapter under an old id.
+        """
         from vllm.lora.request import LoRARequest
 
         self.lora = LoRARequest(f"round-{payload[0]}", payload[0], payload[1]) if payload else None
 
     def sample(self, payload: tuple[Sequence[Sequence[int]], Sequence[dict[str, Any]]]) -> list[tuple[Any, ...]]:
-        """(token ids, log-probs, finish reason) of a completion a prompt."""
+        """(token ids, log-probs, finish reason) of one completion a prompt."""
         from vllm import SamplingParams
 
         prompts, sampling = payload
-        found = self.llm.generate(
+        results = self.llm.generate(
             [{"prompt_token_ids": list(p)} for p in prompts],
             [SamplingParams(**s) for s in sampling],
             lora_request=self.lora,
             use_tqdm=False,
         )
-        outputs = [f.outputs[0] for f in found]
+        outputs = [r.outputs[0] for r in results]
         return [(tuple(o.token_ids), _logprobs(o), o.finish_reason) for o in outputs]
 
     def sleep(self, _: None) -> None:
-        """Give the memory back: weights go to the host's, the cache is dropped."""
+        """Release GPU memory: move the weights to host memory and drop the cache."""
         self.llm.sleep(level=1)
 
     def wake(self, _: None) -> None:
+        """Move the weights back to the GPU after `sleep`."""
         self.llm.wake_up()
 
 

@@ -1,5 +1,5 @@
-"""Each stage as read, compute, write: one file a stage, and the frame that all of them run in.
+"""The stages of a run, one file per stage; each reads its inputs, computes and writes its tables.
 
-Belongs here: where the store meets the algorithm, for the work of a round.
-Does not belong here: arithmetic (the packages below), retries and artifacts (`tasks/`).
+Belongs here: code that connects the store with the algorithm, for the work of a round.
+Does not belong here: arithmetic (the packages that this one imports), retries and artifacts (`tasks/`).
 """

@@ -1,4 +1,4 @@
-"""Tensors as Arrow columns and back: cached states, targets, and the items that are trained on."""
+"""Convert between tensors and Arrow tables: cached states and targets; problems and rollouts from rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def to_problems(table: pa.Table, split: str) -> list[Problem]:
 
 
 def to_rollouts(trajectories: pa.Table, verdicts: pa.Table) -> dict[str, list[Rollout]]:
-    """Trajectories joined with their verdicts, by problem, in the order of the table."""
+    """Rollouts with their outcomes, grouped by problem, in the order of the table."""
     outcome = {(r["problem_id"], r["sample"]): r["outcome"] for r in verdicts.to_pylist()}
     groups: dict[str, list[Rollout]] = {}
     for row in trajectories.to_pylist():
@@ -42,7 +42,11 @@ def to_rollouts(trajectories: pa.Table, verdicts: pa.Table) -> dict[str, list[Ro
 
 
 def pack_states(states: Tensor, dtype: str) -> dict[str, Any]:
-    """`tokens`, `dim`, `dtype` and `states` of a teacher_states row. ModelError where the type overflows."""
+    """The columns `tokens`, `dim`, `dtype` and `states` of a teacher_states row.
+
+    `states` [T, D] are converted to `dtype` and stored as raw bytes. Raises ModelError if a value is not finite after
+    the conversion.
+    """
     import torch
 
     packed = states.to(getattr(torch, dtype)).contiguous()
@@ -50,36 +54,41 @@ def pack_states(states: Tensor, dtype: str) -> dict[str, Any]:
         largest = states.abs().max().item()
         raise ModelError(
             f"hidden states do not fit {dtype} (largest {largest:.3g}, finite: {bool(states.isfinite().all())}); "
-            "set teacher.state_dtype to bfloat16 or float32, or look for a broken adapter"
+            "set teacher.state_dtype to bfloat16 or float32, or check the adapter"
         )
     content = packed.view(torch.uint8).numpy().tobytes()
     return {"tokens": packed.shape[0], "dim": packed.shape[1], "dtype": dtype, "states": content}
 
 
 def unpack_states(table: pa.Table) -> dict[Key, dict[Pool, Tensor]]:
-    """Per rollout and pool the cached states [T, D], in the type they were stored in."""
+    """The cached states [T, D] by rollout and pool, in their stored type."""
     import torch
 
-    found: dict[Key, dict[Pool, Tensor]] = {}
+    states_by_key: dict[Key, dict[Pool, Tensor]] = {}
     for row in table.to_pylist():
         flat = torch.frombuffer(bytearray(row["states"]), dtype=getattr(torch, row["dtype"]))
-        found.setdefault((row["problem_id"], row["sample"]), {})[row["pool"]] = flat.reshape(row["tokens"], row["dim"])
-    return found
+        states = flat.reshape(row["tokens"], row["dim"])
+        states_by_key.setdefault((row["problem_id"], row["sample"]), {})[row["pool"]] = states
+    return states_by_key
 
 
 def target_rows(keys: Sequence[Key], token_ids: Sequence[Tensor], target: Target, tokenizer: Any) -> pa.Table:
-    """Rollouts' targets, laid end to end, as rows of the targets table."""
+    """Rows of the table targets, one per token.
+
+    `target` has the targets of all rollouts, concatenated; `keys` and `token_ids` [T] have one entry per rollout.
+    Log-probs [T, K] are rounded to float16 before they are stored.
+    """
     counts = [len(ids) for ids in token_ids]
     flat = np.concatenate([ids.numpy() for ids in token_ids])
-    words = {int(i): tokenizer.decode([int(i)]) for i in np.unique(flat)}
+    texts = {int(i): tokenizer.decode([int(i)]) for i in np.unique(flat)}
 
-    def lists(values: Tensor, half: bool) -> pa.Array:
+    def list_column(values: Tensor, half: bool) -> pa.Array:
         rows, width = values.shape
         inner = values.half().float() if half else values.int()
         offsets = pa.array(np.arange(0, rows * width + 1, width, dtype=np.int32))
         return pa.ListArray.from_arrays(offsets, pa.array(inner.cpu().numpy().reshape(-1)))
 
-    def floats(values: Tensor) -> pa.Array:
+    def float_column(values: Tensor) -> pa.Array:
         return pa.array(values.float().cpu().numpy())
 
     columns = {
@@ -87,17 +96,17 @@ def target_rows(keys: Sequence[Key], token_ids: Sequence[Tensor], target: Target
         "sample": pa.array(np.repeat(np.array([s for _, s in keys], np.int32), counts)),
         "position": pa.array(np.concatenate([np.arange(n, dtype=np.int32) for n in counts])),
         "token_id": pa.array(flat.astype(np.int32)),
-        "token": pa.array([words[int(i)] for i in flat], pa.string()),
-        "token_base_logprob": floats(target.token_base_logprob),
-        "token_target_logprob": floats(target.token_target_logprob),
-        "ids": lists(target.ids, half=False),
-        "base_logprobs": lists(target.base_logprobs, half=True),
-        "target_logprobs": lists(target.target_logprobs, half=True),
-        "tail_mass": floats(target.tail_mass),
-        "direction_norm": floats(target.direction_norm),
-        "kl": floats(target.kl),
-        "base_entropy": floats(target.base_entropy),
-        "target_entropy": floats(target.target_entropy),
+        "token": pa.array([texts[int(i)] for i in flat], pa.string()),
+        "token_base_logprob": float_column(target.token_base_logprob),
+        "token_target_logprob": float_column(target.token_target_logprob),
+        "ids": list_column(target.ids, half=False),
+        "base_logprobs": list_column(target.base_logprobs, half=True),
+        "target_logprobs": list_column(target.target_logprobs, half=True),
+        "tail_mass": float_column(target.tail_mass),
+        "direction_norm": float_column(target.direction_norm),
+        "kl": float_column(target.kl),
+        "base_entropy": float_column(target.base_entropy),
+        "target_entropy": float_column(target.target_entropy),
     }
     return check_schema(
         TARGETS, pa.Table.from_arrays([columns[n] for n in TARGETS.schema.names], schema=TARGETS.schema)
@@ -105,21 +114,22 @@ def target_rows(keys: Sequence[Key], token_ids: Sequence[Tensor], target: Target
 
 
 def stop_positions(trajectories: pa.Table) -> dict[Key, int]:
-    """Position of the stop token of every rollout that ended with one."""
+    """The position of the stop token of every rollout that ends with one."""
     rows = trajectories.to_pylist()
     return {(r["problem_id"], r["sample"]): r["n_tokens"] - 1 for r in rows if r["finish_reason"] == "stop"}
 
 
-STEERED_COLUMNS = (  # the columns of targets that a row of steered is made from
+STEERED_COLUMNS = (  # the columns of targets that the table steered is computed from
     *("problem_id", "sample", "position", "token_base_logprob", "token_target_logprob"),
     *("kl", "direction_norm", "base_entropy", "target_entropy"),
 )
 
 
 def steered_rows(targets: pa.Table, stopped_at: Mapping[Key, int]) -> list[dict[str, Any]]:
-    """Rows of the table steered from those of targets (STEERED_COLUMNS is enough), whose rollouts lie together.
+    """Rows of the table steered, one per rollout, from rows of targets (STEERED_COLUMNS).
 
-    `stopped_at` has the position of the stop token of every rollout that ended with one.
+    The rows of a rollout must be contiguous. `stopped_at` has the position of the stop token of every rollout that ends
+    with one.
     """
     if not len(targets):
         return []
@@ -128,25 +138,25 @@ def steered_rows(targets: pa.Table, stopped_at: Mapping[Key, int]) -> list[dict[
     starts = np.flatnonzero(targets["position"].to_numpy() == 0)
     rows = []
     for start, end in zip(starts, [*starts[1:], len(targets)], strict=True):
-        here = {n: v[start:end] for n, v in values.items()}
+        rollout = {n: v[start:end] for n, v in values.items()}
         key = names[start], samples[start]
-        base, target = here["token_base_logprob"], here["token_target_logprob"]
+        base, target = rollout["token_base_logprob"], rollout["token_target_logprob"]
         stop = stopped_at.get(key, len(base))
-        stopped = stop < len(base)  # else cut, or its end lies beyond the token cap
+        stopped = stop < len(base)  # else the rollout was cut, or ends after the token cap
         rows.append(
             {
                 "problem_id": key[0],
                 "sample": key[1],
                 "tokens": len(base),
-                "kl": here["kl"].mean(),
-                "kl_max": here["kl"].max(),
-                "kl_max_position": int(here["kl"].argmax()),
+                "kl": rollout["kl"].mean(),
+                "kl_max": rollout["kl"].max(),
+                "kl_max_position": int(rollout["kl"].argmax()),
                 "gain": (target - base).mean(),
-                "direction_norm": here["direction_norm"].mean(),
-                "direction_max": here["direction_norm"].max(),
-                "direction_max_position": int(here["direction_norm"].argmax()),
-                "base_entropy": here["base_entropy"].mean(),
-                "target_entropy": here["target_entropy"].mean(),
+                "direction_norm": rollout["direction_norm"].mean(),
+                "direction_max": rollout["direction_norm"].max(),
+                "direction_max_position": int(rollout["direction_norm"].argmax()),
+                "base_entropy": rollout["base_entropy"].mean(),
+                "target_entropy": rollout["target_entropy"].mean(),
                 "stop_base": np.exp(base[stop]) if stopped else None,
                 "stop_target": np.exp(target[stop]) if stopped else None,
             }
@@ -155,5 +165,5 @@ def steered_rows(targets: pa.Table, stopped_at: Mapping[Key, int]) -> list[dict[
 
 
 def concat_targets(tables: Sequence[pa.Table]) -> pa.Table:
-    """Target tables as one."""
+    """The concatenated tables; an empty table with the schema of targets if there are none."""
     return pa.concat_tables(tables) if tables else TARGETS.schema.empty_table()

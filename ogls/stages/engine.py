@@ -1,4 +1,4 @@
-"""The sampler of a round: create it, give it the adapter, and check that it has the right weights."""
+"""The sampler of a round: create it, load the adapter into it, and check its weights."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ogls.stages.run import Run
 
 
 def sampler_for_round(run: Run, round_: int) -> tuple[Sampler, Prompter]:
-    """The engine, sampling from the adapter that a round ended with, and the prompter.
+    """A sampler that uses the adapter that a round ended with, and the prompter.
 
-    Which weights it has is checked by their hash, and in an engine of its own by what they say (`check_probe`).
+    Raises StoreError if the hash of its weights is wrong, or if a separate engine fails the probe (`check_probe`).
     """
     engine = resolve_engine(run.config)
     policy = run.load_policy() if engine == "transformers" else None
     sampler = create_sampler(engine, policy, run.config)
     sampler.use_adapter(run.load_adapter(round_))
     if sampler.hash != (trained := run.policy_hash(round_)):
-        raise StoreError(f"the engine samples from {sampler.hash}, but round {round_} trained {trained}")
+        raise StoreError(f"the sampler has the adapter {sampler.hash}, but round {round_} trained {trained}")
     prompter = run.prompter(policy.tokenizer if policy else load_tokenizer(run.config.model))
     if not policy:
         check_probe(run, sampler, prompter, round_)
@@ -34,15 +34,19 @@ def sampler_for_round(run: Run, round_: int) -> tuple[Sampler, Prompter]:
 
 
 def record_probe(run: Run, policy: Policy, problem: Problem) -> dict[str, Any]:
-    """What a policy says greedily of one problem, for the manifest: an engine must say the same later."""
+    """The greedy completion of one problem, for the manifest. An engine with the same weights must reproduce it.
+
+    See `take_probe` for the keys.
+    """
     (request,) = build_requests([problem], run.prompter(policy.tokenizer), 1, run.config.seed, "probe")
     return take_probe(policy, request, run.config.rollout)
 
 
 def check_probe(run: Run, sampler: Sampler, prompter: Prompter, round_: int) -> None:
-    """Raise StoreError unless the engine says what the policy of the round said when it was trained.
+    """Raise StoreError unless the engine reproduces the probe that was recorded when the round was trained.
 
-    A round without a recorded probe passes (releases before 0.2.0 recorded none).
+    The log-probs may differ by TOLERANCE nats. A round without a recorded probe passes, because releases before 0.2.0
+    recorded none.
     """
     manifest = run.records.manifest("updates" if round_ else "problems", round_)
     probe = manifest.metrics.get("probe") if manifest else None

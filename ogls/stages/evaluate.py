@@ -1,4 +1,4 @@
-"""The stage `evaluate`: sample and judge the benchmarks."""
+"""The stage `evaluate`: sample and verify completions of the benchmarks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ogls.verifiers.pool import Judgement
 
 
 def evaluate(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
-    """Sample and judge the benchmarks with the policy that the round ended with (0: the base model)."""
+    """Sample the benchmarks with the policy that the round ended with (0: the base model); verify the completions."""
     config = run.config
     sampling = config.evaluate
     inputs = {
@@ -40,10 +40,10 @@ def evaluate(run: Run, round_: int, progress: Progress = no_progress) -> StageRe
         jobs: list[tuple[str, bool, Request]] = []
         names = [*(b.name for b in sampling.benchmarks), *(["holdout"] if config.problems.holdout else [])]
         for name in names:
-            posed = run.problems(name)
-            drawn = build_requests(posed, prompter, sampling.samples, config.seed, "evaluate", name)
-            jobs += [(name, False, r) for r in drawn] + [(name, True, r) for r in drawn if r.sample == 0]
-        jobs.sort(key=lambda job: job[1])  # a shard is sampled with one temperature
+            problems = run.problems(name)
+            requests = build_requests(problems, prompter, sampling.samples, config.seed, "evaluate", name)
+            jobs += [(name, False, r) for r in requests] + [(name, True, r) for r in requests if r.sample == 0]
+        jobs.sort(key=lambda job: job[1])  # one shard has one temperature
         greedy = sampling.model_copy(update={"temperature": 0.0})
         for index, part in unfinished_shards(jobs, sampling.batch_size, writer, progress, by=lambda job: job[1]):
             completions = sampler.sample([r for _, _, r in part], greedy if part[0][1] else sampling)
@@ -53,8 +53,8 @@ def evaluate(run: Run, round_: int, progress: Progress = no_progress) -> StageRe
         rows = [row for _, e in sorted(writer.finished.items()) for row in run.records.read_shard(e).to_pylist()]
         seed = run.seed("bootstrap")
         summaries = [
-            summarize([r for r in rows if r["benchmark"] == name], name, place, sampling.bootstrap, seed)
-            for place, name in enumerate(names)
+            summarize([r for r in rows if r["benchmark"] == name], name, index, sampling.bootstrap, seed)
+            for index, name in enumerate(names)
         ]
         writer.write_extra(SUMMARIES, to_arrow(SUMMARIES, summaries))
         return {"policy": sampler.hash, "accuracy": {s["benchmark"]: s["accuracy"] for s in summaries}}
@@ -69,18 +69,19 @@ def _scores(
     policy: str,
     base: Policy | None,
 ) -> list[dict[str, Any]]:
+    """Rows of the table scores, with verdicts; `base` computes `base_logprob`, which is null without it."""
     rows = []
-    under_base: list[float | None] = [None] * len(part)
+    base_logprobs: list[float | None] = [None] * len(part)
     if base:
         prompts, tokens = [r.prompt_ids for _, _, r in part], [c.token_ids for c in completions]
-        under_base = list(teacher.rollout_logprobs(base, prompts, tokens, run.config.teacher.batch_tokens))
-    for (name, greedy, request), completion, base_logprob in zip(part, completions, under_base, strict=True):
+        base_logprobs = list(teacher.rollout_logprobs(base, prompts, tokens, run.config.teacher.batch_tokens))
+    for (name, greedy, request), completion, base_logprob in zip(part, completions, base_logprobs, strict=True):
         row = trajectory_row(request, completion, policy)
-        kept = ("problem_id", "sample", "n_tokens", "text", "finish_reason", "policy", "seed")
+        copied = ("problem_id", "sample", "n_tokens", "text", "finish_reason", "policy", "seed")
         sums = {"logprob": sum(completion.logprobs), "base_logprob": base_logprob}
         end = {"last_logprob": completion.logprobs[-1], "repeated": ends_in_loop(completion.token_ids)}
-        rows.append({"benchmark": name, "greedy": greedy, **sums, **end, **{n: row[n] for n in kept}})
-    judged: list[Judgement] = []
+        rows.append({"benchmark": name, "greedy": greedy, **sums, **end, **{n: row[n] for n in copied}})
+    judgements: list[Judgement] = []
     for name in dict.fromkeys(row["benchmark"] for row in rows):
-        judged += judge_rows(run, name, [row for row in rows if row["benchmark"] == name])
-    return [{**row, "verdict": j.verdict, "answer": j.answer} for row, j in zip(rows, judged, strict=True)]
+        judgements += judge_rows(run, name, [row for row in rows if row["benchmark"] == name])
+    return [{**row, "verdict": j.verdict, "answer": j.answer} for row, j in zip(rows, judgements, strict=True)]

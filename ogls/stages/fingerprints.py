@@ -1,4 +1,4 @@
-"""Inputs that several stages share in their fingerprints."""
+"""Inputs that the fingerprints of several stages share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ogls.stages.run import Run
 
 
 def policy_inputs(run: Run) -> dict[str, Any]:
-    """What decides the model and its prompts, wherever one runs."""
+    """The settings that decide what a model computes from a problem."""
     config = run.config
-    adapter = config.adapter.model_copy(update={"start": run.policy_hash(0)})  # its content, wherever it lies
+    adapter = config.adapter.model_copy(update={"start": run.policy_hash(0)})  # its content, not its path
     return {"model": config.model, "adapter": adapter, "prompts": config.prompts, "seed": config.seed}

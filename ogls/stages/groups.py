@@ -1,4 +1,4 @@
-"""Reading the rollouts of a round from the store, with verdicts or with cached states."""
+"""Read the rollouts of a round from the store, with their outcomes or with their cached states."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
 
 def read_groups(run: Run, round_: int) -> dict[str, list[Rollout]]:
+    """The rollouts of a round with their outcomes, grouped by problem."""
     return columns.to_rollouts(run.records.read("trajectories", round_), run.records.read("verdicts", round_))
 
 
 def cached_rollouts(
     run: Run, round_: int, device: Any, progress: Progress = no_progress
 ) -> Iterator[tuple[Rollout, Tensor, dict[Pool, Tensor]]]:
-    """Every rollout of a taught round with its scored tokens [T] and its cached states [T, D] on a device."""
+    """Yield (rollout, token ids [T], states [T, D] by pool) of every rollout with cached states, on `device`.
+
+    T is the number of tokens that the teacher scored.
+    """
     import torch
 
     rollouts = {r.key: r for group in read_groups(run, round_).values() for r in group}

@@ -1,4 +1,4 @@
-"""The stage `health`: compare an evaluation with the base and the best round, and decide how to continue."""
+"""The stage `health`: compare an evaluation with the base model's and the best one; decide how to continue."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ogls.store.writer import StageWriter
 
 
 def health(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
-    """Hold an evaluation against the base model's and the best one's; decide whether and how to go on."""
+    """Compare the evaluation of a round with the base model's and the best one; decide whether and how to continue."""
     config = run.config.health
-    # Only rounds that were examined too: evaluating another one later changes no decision.
+    # Only rounds with a health decision, so that evaluating another round later changes no decision.
     evaluated = [*(r for r in run.records.rounds("health") if r < round_), round_]
     start = run.start_point(round_) if round_ else None
     inputs = {
@@ -31,8 +31,8 @@ def health(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
         findings = checks.run_checks(config, history)
         best = checks.best_round(history)
         before = run.health_before(round_)
-        past = int(before.metrics["rollbacks"]) if before else 0
-        decision = checks.decide(config, findings, best, round_, past, start.rate if start else 1.0)
+        rollbacks = int(before.metrics["rollbacks"]) if before else 0
+        decision = checks.decide(config, findings, best, round_, rollbacks, start.rate if start else 1.0)
         names = ("check", "value", "limit", "failed", "action")
         writer.write_shard(0, to_arrow(HEALTH, [{n: getattr(f, n) for n in names} for f in findings]))
         return {
@@ -41,7 +41,7 @@ def health(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
             "best": decision.best,
             "restart": decision.restart,
             "rate": decision.rate,
-            "rollbacks": past + (decision.restart is not None),
+            "rollbacks": rollbacks + (decision.restart is not None),
             "notice": checks.describe_decision(decision, round_, lambda r: describe_adapter(run, r)),
         }
 
@@ -51,18 +51,18 @@ def health(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
 
 
 def raise_if_stopped(run: Run, round_: int) -> None:
-    """Raise HealthStop if the health stage of this round has decided to stop the run."""
+    """Raise HealthStop if the health stage of this round decided to stop the run."""
     manifest = run.records.manifest("health", round_)
     if manifest and manifest.metrics["state"] == "stop":
-        raise HealthStop(f"{manifest.metrics['notice']}. To go on all the same, change [health] and run it again")
+        raise HealthStop(f"{manifest.metrics['notice']}. To continue anyway, change [health] and run it again")
 
 
 def is_last_round(run: Run, round_: int) -> bool:
-    """Whether this is the run's last round: no more are wanted, or its health has decided to stop."""
+    """Whether this is the last round of the run: all rounds are done, or the health stage decided to stop."""
     manifest = run.records.manifest("health", round_)
     return round_ >= run.config.rounds or bool(manifest and manifest.metrics["state"] == "stop")
 
 
 def describe_adapter(run: Run, round_: int) -> str:
-    """Where the adapter of a round lies, in words."""
+    """The location of the adapter of a round, as text."""
     return f"its adapter: {run.records.url(run.records.folder(POLICY, round_))}" if round_ else "the base model"

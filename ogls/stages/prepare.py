@@ -19,7 +19,7 @@ from ogls.verifiers.pool import shared_verifier
 
 
 def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> StageResult:
-    """Read, clean and split the problems; write them as the run's own copy."""
+    """Read, clean and split the problems, and store a copy of them in the run."""
     config = run.config
     sources = [config.problems.source, *(b.source for b in config.evaluate.benchmarks)]
     inputs = {
@@ -33,7 +33,7 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        policy = run.load_policy()  # an unusable model or adapter is found before the first rollout
+        policy = run.load_policy()  # detect an unusable model or adapter before the first rollout
         prompter = run.prompter(policy.tokenizer)
 
         def too_long(problem: Problem, max_tokens: int) -> str:
@@ -41,16 +41,16 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
             return check_context(config.model, policy.context, len(prompt), max_tokens)
 
         seen = {normalize_text(p) for name in config.problems.after for p in _trained_on(run, name)}
-        found, report = split_problems(config, shared_verifier(config.verify).can_verify, too_long, seen)
-        rows = [{n: getattr(p, n) for n in PROBLEMS.schema.names} for p in found]
+        problems, report = split_problems(config, shared_verifier(config.verify).can_verify, too_long, seen)
+        rows = [{n: getattr(p, n) for n in PROBLEMS.schema.names} for p in problems]
         writer.write_shard(0, to_arrow(PROBLEMS, rows))
-        listed = [f"{n} {reason} ({report.words(reason)})" for reason, n in report.counts.items()]
-        notice = f"left out of the problems: {'; '.join(listed)}" if listed else ""
+        listed = [f"{n} {reason} ({report.describe(reason)})" for reason, n in report.counts.items()]
+        notice = f"problems left out: {'; '.join(listed)}" if listed else ""
         policy.use_adapter(run.load_adapter(0))
-        first = next(p for p in found if p.split == "train")
+        first = next(p for p in problems if p.split == "train")
         return {
             "left_out": dict(report.counts),
-            "splits": dict(Counter(p.split for p in found)),
+            "splits": dict(Counter(p.split for p in problems)),
             "probe": record_probe(run, policy, first),
             "notice": notice,
         }
@@ -59,6 +59,6 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
 
 
 def _trained_on(run: Run, name: str) -> list[str]:
-    """The texts of another run's training problems."""
+    """The texts of the training problems of another run."""
     rows: list[dict[str, Any]] = run.store.run(name).read("problems", 0, ["split", "problem"]).to_pylist()
     return [row["problem"] for row in rows if row["split"] == "train"]

@@ -1,8 +1,8 @@
-"""Each stage as read, compute, write: what a task runs, and what a debugger calls (`ogls stage`).
+"""The stages by name, for the Prefect tasks and for `ogls stage`, which runs one stage for debugging.
 
-    prepare -> evaluate(0), then a round:  sample -> verify -> teach -> steer -> style -> train -> evaluate -> health
+    prepare -> evaluate(0), then each round:  sample -> verify -> teach -> steer -> style -> train -> evaluate -> health
 
-Each takes a Run and a round, and returns a StageResult; `progress(done, total)` is called as it goes on.
+Each stage takes a Run and a round, and returns a StageResult. It calls `progress(done, total)` while it works.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ogls.stages.teach import teach
 from ogls.stages.train import train
 from ogls.stages.verify import verify
 
-# Function by name, in the order of `records.stages.STAGES`.
+# Stage functions by name, in the order of `records.stages.STAGES`.
 STAGES: dict[str, Callable[..., StageResult]] = {
     s.__name__: s for s in (prepare, sample, verify, teach, steer, style, train, evaluate, health)
 }

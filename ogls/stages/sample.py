@@ -1,4 +1,4 @@
-"""The stage `sample`: draw the rollouts of a round."""
+"""The stage `sample`: sample the rollouts of a round."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ogls.store.writer import StageWriter
 
 
 def sample(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
-    """Roll the round's groups out with the adapter that the round before has trained."""
+    """Sample the rollouts of a round with the adapter that the round starts from."""
     config = run.config
     start = run.start_point(round_).round
-    before = run.policy_hash(start)
+    policy_hash = run.policy_hash(start)
     inputs = {
         **policy_inputs(run),
         "problems": run.digest("problems", 0),
         "per_round": config.problems.per_round,
         "rollout": config.rollout,
         "round": round_,
-        "policy": before,
+        "policy": policy_hash,
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
@@ -42,14 +42,15 @@ def sample(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
             truncated = sum(c.finish_reason == "length" for c in completions)
             writer.write_shard(index, to_arrow(TRAJECTORIES, rows), {"tokens": tokens, "truncated": truncated})
         sampler.release_memory()
-        died = f"the engine died and was started anew ({sampler.restarts} x); only its batch was sampled again"
-        notice = died if sampler.restarts else ""
-        return {"policy": before, "groups": len(chosen), "engine": resolve_engine(config), "notice": notice}
+        restarted = f"the engine died and was restarted {sampler.restarts} times; only its batches were sampled again"
+        notice = restarted if sampler.restarts else ""
+        return {"policy": policy_hash, "groups": len(chosen), "engine": resolve_engine(config), "notice": notice}
 
     return run.carry_out("trajectories", round_, inputs, work)
 
 
 def trajectory_row(request: Request, completion: Completion, policy: str) -> dict[str, Any]:
+    """A row of the table trajectories; `policy` is the hash of the adapter."""
     return {
         "problem_id": request.problem_id,
         "sample": request.sample,

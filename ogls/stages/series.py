@@ -1,7 +1,7 @@
-"""Continual training: a series of runs <name>-0001, -0002, ..., each on the problems that are new since the last.
+"""Continual training: a series of runs <name>-0001, <name>-0002, ..., each on the problems that the earlier runs lack.
 
-A run of a series starts from the adapter that the one before ended with, or from its best round's where health had
-stopped it.
+A run of a series starts from the last adapter of the previous run, or from its best adapter if a health check stopped
+it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ def series_runs(config: RunConfig) -> list[RunStore]:
 
 
 def count_new_problems(config: RunConfig, earlier: list[RunStore]) -> int:
-    """How many problems of the source no earlier run of the series has trained on."""
+    """The number of problems of the source that no earlier run of the series has."""
     seen = set()
     for run in earlier:
         for row in run.read("problems", 0, ["split", "problem"]).to_pylist():
-            seen.add(normalize_text(row["problem"]))  # a benchmark's problem is not new either
+            seen.add(normalize_text(row["problem"]))  # problems of benchmarks are not new either
     return sum(normalize_text(p.problem) not in seen for p in load_problems(config.problems, "train", Exclusions()))
 
 
-def handed_on_adapter(run: RunStore) -> str:
-    """Where the adapter lies that a run handed on; empty for the base model."""
+def next_start_adapter(run: RunStore) -> str:
+    """The path of the adapter that the run after `run` starts from; empty for the base model."""
     health = run.newest_manifest("health")
     trained = run.rounds("updates")
     if health and health.metrics["state"] == "stop":
@@ -39,14 +39,14 @@ def handed_on_adapter(run: RunStore) -> str:
         best = trained[-1] if trained else 0
     if best:
         return run.url(run.folder(POLICY, best))
-    about = run.read_info()
-    return str(about["config"]["adapter"]["start"]) if about else ""
+    info = run.read_info()
+    return str(info["config"]["adapter"]["start"]) if info else ""
 
 
 def next_run(config: RunConfig) -> RunConfig | None:
-    """The configuration of the run to carry out now: the last one if it is unfinished, else the next one.
+    """The configuration of the run to train now: the last one if it is unfinished, else a new one.
 
-    None where there is nothing new to train on.
+    None if there are no new problems.
     """
     earlier = series_runs(config)
     if earlier and not is_finished(stored_config(earlier[-1])):
@@ -57,7 +57,7 @@ def next_run(config: RunConfig) -> RunConfig | None:
         if earlier and not count_new_problems(config, earlier):
             return None
     adapter = config.adapter.model_copy(
-        update={"start": handed_on_adapter(earlier[-1]) if earlier else config.adapter.start}
+        update={"start": next_start_adapter(earlier[-1]) if earlier else config.adapter.start}
     )
     problems = config.problems.model_copy(update={"after": tuple(r.name for r in earlier)})
     update = {"name": f"{config.name}-{number:04d}", "adapter": adapter, "problems": problems}
@@ -65,7 +65,7 @@ def next_run(config: RunConfig) -> RunConfig | None:
 
 
 def newest_config(config: RunConfig) -> RunConfig | None:
-    """The configuration of the newest run of a series, as it was started; None for no run."""
+    """The configuration of the newest run of a series; None if the series has no run."""
     earlier = series_runs(config)
     return stored_config(earlier[-1]) if earlier else None
 

@@ -1,4 +1,4 @@
-"""Cutting the work of a stage into shards, and skipping the finished ones."""
+"""Divide the work of a stage into shards, and skip the finished ones."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ T = TypeVar("T")
 def unfinished_shards(
     items: Sequence[T], size: int, writer: StageWriter, progress: Progress, by: Callable[[T], Any] = lambda _: None
 ) -> Iterator[tuple[int, Sequence[T]]]:
-    """(index, items) of each shard that is not finished yet; a shard holds one value of `by` only."""
-    runs: list[list[T]] = []
+    """Yield (index, items) of each shard that is not finished.
+
+    A shard has at most `size` consecutive items, all with the same value of `by`.
+    """
+    shards: list[list[T]] = []
     for item in items:
-        if not runs or len(runs[-1]) == size or by(runs[-1][-1]) != by(item):
-            runs.append([])
-        runs[-1].append(item)
+        if not shards or len(shards[-1]) == size or by(shards[-1][-1]) != by(item):
+            shards.append([])
+        shards[-1].append(item)
     done = 0
-    for index, part in enumerate(runs):
+    for index, part in enumerate(shards):
         if index not in writer.finished:
             yield index, part
         done += len(part)

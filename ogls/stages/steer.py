@@ -1,4 +1,4 @@
-"""The stage `steer`: turn cached states into targets."""
+"""The stage `steer`: compute targets from cached states."""
 
 from __future__ import annotations
 
@@ -18,39 +18,37 @@ from ogls.stages.shards import unfinished_shards
 from ogls.store.manifest import FileEntry
 from ogls.store.writer import StageWriter
 
-_SHARD_STATES = 2**18  # cached states (of all pools) whose targets are one shard
-_STEER_ROLLOUTS = 64  # rollouts whose targets are turned into rows together
+_SHARD_STATES = 2**18  # cached states, of all pools, per shard of targets
+_STEER_ROLLOUTS = 64  # rollouts that are steered together
 
 
 def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
-    """Turn cached states into targets. No model runs here but the head."""
+    """Compute targets from cached states. Loads only the head of the model."""
     import torch
 
     config = run.config
     recipe = config.steer.to_recipe()
-    states = run.digest("teacher_states", round_)
-    trajectories = run.digest("trajectories", round_)
     inputs = {
         "recipe": recipe,
         "temperature": config.steer.temperature,
         "support": config.steer.support,
         "batch_tokens": config.steer.batch_tokens,
         "model": config.model,
-        "teacher_states": states,
-        "trajectories": trajectories,
+        "teacher_states": run.digest("teacher_states", round_),
+        "trajectories": run.digest("trajectories", round_),
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
         head, tokenizer = load_head(config.model), load_tokenizer(config.model)
         rollouts = {r.key: r for group in read_groups(run, round_).values() for r in group}
         entries = run.records.list_shards("teacher_states", round_)
-        folds = _folds(entries)
+        shard_of = _target_shards(entries)
         for index, part in unfinished_shards(
-            entries, len(entries), writer, progress, by=lambda entry: folds[entry.path]
+            entries, len(entries), writer, progress, by=lambda entry: shard_of[entry.path]
         ):
             tables, sums = [], {"kl_sum": 0.0, "direction_sum": 0.0}
             for cached in (columns.unpack_states(run.records.read_shard(entry)) for entry in part):
-                for keys in _alike(cached):
+                for keys in _same_pools(cached):
                     tokens = [torch.tensor(rollouts[k].token_ids[: len(cached[k]["base"])]) for k in keys]
                     pools = {p: torch.cat([cached[k][p] for k in keys]).to(head.device) for p in cached[keys[0]]}
                     ids = torch.cat(tokens).to(head.device)
@@ -60,9 +58,9 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
                     sums["kl_sum"] += target.kl.sum().item()
                     sums["direction_sum"] += target.direction_norm.sum().item()
             writer.write_shard(index, columns.concat_targets(tables), sums)
-        told = [run.records.read_shard(e, list(columns.STEERED_COLUMNS)) for _, e in sorted(writer.finished.items())]
-        ended = run.records.read("trajectories", round_, ["problem_id", "sample", "n_tokens", "finish_reason"])
-        steered = columns.steered_rows(columns.concat_targets(told), columns.stop_positions(ended))
+        written = [run.records.read_shard(e, list(columns.STEERED_COLUMNS)) for _, e in sorted(writer.finished.items())]
+        trajectories = run.records.read("trajectories", round_, ["problem_id", "sample", "n_tokens", "finish_reason"])
+        steered = columns.steered_rows(columns.concat_targets(written), columns.stop_positions(trajectories))
         writer.write_extra(STEERED, to_arrow(STEERED, steered))
         rows = sum(entry.rows for entry in writer.finished.values())
         total = writer.summed_metrics()
@@ -74,17 +72,17 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     return run.carry_out("targets", round_, inputs, work)
 
 
-def _folds(entries: Sequence[FileEntry]) -> dict[str, int]:
-    """Which shard of targets each shard of states goes into: readers open files, so small ones are laid together."""
-    folds, before = {}, 0
+def _target_shards(entries: Sequence[FileEntry]) -> dict[str, int]:
+    """The shard of targets for each shard of states. Small shards are combined, because readers open every file."""
+    shard_of, before = {}, 0
     for entry in entries:
-        folds[entry.path] = before // _SHARD_STATES
+        shard_of[entry.path] = before // _SHARD_STATES
         before += int(entry.metrics["tokens"])
-    return folds
+    return shard_of
 
 
-def _alike(cached: Mapping[Key, Mapping[Pool, Any]]) -> Iterator[list[Key]]:
-    """Some rollouts at a time that have the same pools."""
+def _same_pools(cached: Mapping[Key, Mapping[Pool, Any]]) -> Iterator[list[Key]]:
+    """Batches of rollouts that have the same pools."""
     by_pools: dict[tuple[Pool, ...], list[Key]] = {}
     for key, pools in cached.items():
         by_pools.setdefault(tuple(pools), []).append(key)

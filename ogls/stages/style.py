@@ -1,4 +1,4 @@
-"""The stage `style`: which part of each signal is style and which is substance."""
+"""The stage `style`: measure which part of each signal is style and which is substance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ogls.store.writer import StageWriter
 
 
 def style(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
-    """Split what the target, the direction and each privileged pool change into style and substance."""
+    """Split the shift of the target, the direction and each privileged pool into style and substance."""
     config = run.config
     inputs = {
         "style": config.style.model_dump(mode="json"),
@@ -33,27 +33,27 @@ def style(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         head, tokenizer = load_head(config.model), load_tokenizer(config.model)
         classes = styling.classify(tokenizer, len(head), config.style.classes).to(head.device)
         manifest = run.records.manifest("teacher_states", round_)
-        every = max(1, int(manifest.metrics.get("rollouts", 0)) // config.style.rollouts) if manifest else 1
+        stride = max(1, int(manifest.metrics.get("rollouts", 0)) // config.style.rollouts) if manifest else 1
         parts: dict[str, list[styling.Shift]] = {}
-        tokens, places = [], []
-        for number, (_, ids, states) in enumerate(cached_rollouts(run, round_, head.device, progress)):
-            if number % every:
+        tokens, positions = [], []
+        for index, (_, ids, states) in enumerate(cached_rollouts(run, round_, head.device, progress)):
+            if index % stride:
                 continue
             if parts and not set(parts) <= set(styling.signal_recipes(tuple(states), config.steer.to_recipe())):
-                continue  # a rollout with fewer pools than the first has no say in the comparison
-            wanted = styling.signal_recipes(tuple(states), config.steer.to_recipe())
+                continue  # skip a rollout with fewer pools than the first: its signals cannot be compared
+            recipes = styling.signal_recipes(tuple(states), config.steer.to_recipe())
             limits = config.steer.batch_tokens, config.steer.temperature
-            for name, shift in styling.measure_shifts(states, wanted, classes, head, *limits).items():
+            for name, shift in styling.measure_shifts(states, recipes, classes, head, *limits).items():
                 parts.setdefault(name, []).append(shift)
             tokens.append(classes[ids].cpu().numpy())
-            places.append(np.arange(len(ids)))
-        shifts = {name: concatenate(some) for name, some in parts.items()}
+            positions.append(np.arange(len(ids)))
+        shifts = {name: concatenate(rollout_shifts) for name, rollout_shifts in parts.items()}
         names = [c.name for c in config.style.classes]
         rows, metrics = [], {}
         if shifts:
-            which = np.concatenate(tokens)
-            rows = list(styling.style_rows(shifts, which, np.concatenate(places), names))
-            metrics = styling.shift_metrics(shifts, which, names)
+            token_classes = np.concatenate(tokens)
+            rows = list(styling.style_rows(shifts, token_classes, np.concatenate(positions), names))
+            metrics = styling.shift_metrics(shifts, token_classes, names)
         writer.write_shard(0, to_arrow(STYLE, rows))
         return {"numbers": metrics, "rollouts": len(tokens)}
 

@@ -1,4 +1,4 @@
-"""The stage `teach`: cache averaged teacher states."""
+"""The stage `teach`: run the teacher and cache its averaged hidden states."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ogls.store.writer import StageWriter
 
 
 def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
-    """Cache averaged teacher states of every rollout to be trained, for every pool."""
+    """Cache the hidden states of the teacher for every rollout to train on and every pool, averaged over exemplars."""
     config = run.config
     start = run.start_point(round_).round
     inputs = {
@@ -38,17 +38,17 @@ def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         policy = run.load_policy()
         weights = {"policy": run.load_adapter(start), "teacher": teacher_adapter(run, start)}
         groups = read_groups(run, round_)
-        posed = {p.problem_id: p for p in run.problems("train")}
+        problems = {p.problem_id: p for p in run.problems("train")}
         planner = exemplars.ContextPlanner(config, run.prompter(policy.tokenizer), policy.context)
-        plans = {name: planner.group(posed[name], group) for name, group in groups.items()}
+        plans = {name: planner.group(problems[name], group) for name, group in groups.items()}
         for index, part in unfinished_shards(list(plans), config.teacher.shard_groups, writer, progress):
             scored = [s for name in part for s in plans[name].scored]
             states: dict[Any, Any] = {}
-            for whose, adapter in weights.items():
-                wanted = [s for s in scored if s.shares[0][0].weights == whose]
-                if wanted:
+            for weights_name, adapter in weights.items():
+                chosen = [s for s in scored if s.shares[0][0].weights == weights_name]
+                if chosen:
                     policy.use_adapter(adapter)
-                    states |= teacher.score_rollouts(policy, wanted, config.teacher.batch_tokens)
+                    states |= teacher.score_rollouts(policy, chosen, config.teacher.batch_tokens)
             rows = [
                 {
                     **_scored_key(s),
@@ -59,19 +59,19 @@ def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
             ]
             writer.write_shard(index, to_arrow(TEACHER_STATES, rows), {"tokens": sum(r["tokens"] for r in rows)})
         scored = [s for plan in plans.values() for s in plan.scored]
-        read = [{**_scored_key(s), "exemplars": list(s.exemplars)} for s in scored]
-        writer.write_extra(CONTEXTS, to_arrow(CONTEXTS, read))
+        contexts = [{**_scored_key(s), "exemplars": list(s.exemplars)} for s in scored]
+        writer.write_extra(CONTEXTS, to_arrow(CONTEXTS, contexts))
         left_out: Counter[str] = sum((p.left_out for p in plans.values()), Counter())
         kept = len({s.key for s in scored})
         cut = sum(p.cut for p in plans.values())
-        notice = f"{cut} exemplars were cut to fit (teacher.exemplar_tokens, or the model's context)" if cut else ""
+        notice = f"{cut} exemplars were truncated (teacher.exemplar_tokens, or the context of the model)" if cut else ""
         return {"rollouts": kept, "left_out": dict(left_out), "exemplars_cut": cut, "notice": notice}
 
     return run.carry_out("teacher_states", round_, inputs, work)
 
 
 def teacher_adapter(run: Run, start: int) -> Adapter | None:
-    """The teacher's weights in a round that starts from the policy of round `start`; None for the base model."""
+    """The teacher's adapter in a round that starts from the policy of round `start`; None for the base model."""
     kind = run.config.teacher.weights
     if kind == "frozen" or not start:
         return None

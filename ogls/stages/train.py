@@ -21,18 +21,20 @@ from ogls.stages.teach import teacher_adapter
 from ogls.store.writer import StageWriter
 from ogls.training.batching import TrainItem
 from ogls.training.items import correct_rollout_items, distillation_items, policy_gradient_items, reference_items
+from ogls.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CLIP_WARNING = "train.pointwise_clip reverses the gradient of clipped terms: for reproduction only"
+_CLIP_WARNING = "train.pointwise_clip reverses the gradient of clipped terms; use it for reproduction only"
 
 
 def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
-    """Distil the targets into the policy; write the updates, the adapter and the optimizer's state."""
-    from safetensors.torch import load, save
+    """Train the policy on the round; write the table updates, the adapter and the optimizer state.
 
-    from ogls.training.trainer import Trainer
+    Raises StoreError if the policy is not the one that the round was sampled with.
+    """
+    from safetensors.torch import load, save
 
     config = run.config
     full = config.has_teacher and config.train.support == "full"
@@ -55,7 +57,7 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         policy = run.load_policy(start)
         items = _train_items(run, round_, policy)
         if policy.hash != before:
-            raise StoreError(f"round {round_} was sampled by {before}, but {policy.hash} would be trained")
+            raise StoreError(f"round {round_} was sampled with {before}, but the policy to train is {policy.hash}")
         state = load(run.read_attachment(start, "optimizer.safetensors")) if start else None
         trainer = Trainer(policy, settings, state)
         rows = trainer.train_round(items, run.seed("train", round_), progress)
@@ -65,38 +67,41 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
             writer.attach_file(POLICY, name, content)
         writer.attach_file(POLICY, "optimizer.safetensors", save(trainer.state()))
         if config.teacher.weights == "ema":
-            old = teacher_adapter(run, start) or policy.initial_adapter()
-            average = old.average(trained, config.teacher.ema_decay)
+            previous = teacher_adapter(run, start) or policy.initial_adapter()
+            average = previous.average(trained, config.teacher.ema_decay)
             writer.attach_file(POLICY, "ema.safetensors", save(dict(average.weights)))
         loss = sum(r["loss"] for r in rows) / len(rows) if rows else 0.0
-        notice = "" if rows else f"round {round_}: nothing to train on; the adapter stays as it was"
+        notice = "" if rows else f"round {round_}: nothing to train on; the adapter is unchanged"
         if config.train.pointwise_clip:
             notice = " ".join([notice, _CLIP_WARNING]).strip()
         tokens = sum(r["tokens"] for r in rows)
-        posed = run.problems("train")[0]
-        said = {"policy": trained.hash, "probe": record_probe(run, policy, posed), "notice": notice}
-        return {"loss": loss, "steps": len(rows), "tokens": tokens, **said}
+        probe = record_probe(run, policy, run.problems("train")[0])
+        metrics = {"loss": loss, "steps": len(rows), "tokens": tokens}
+        return {**metrics, "policy": trained.hash, "probe": probe, "notice": notice}
 
     return run.carry_out("updates", round_, inputs, work)
 
 
 def _train_items(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
-    """The rollouts to train on, with what the objective holds them to."""
+    """The rollouts to train on, with the targets of the objective."""
     config, groups = run.config, read_groups(run, round_)
     if config.train.objective == "grpo":
         return policy_gradient_items(groups, config.train)
     if config.train.objective == "rft":
         return correct_rollout_items(groups)
     if config.train.objective == "sft":
-        posed = {p.problem_id: p for p in run.problems("train")}
+        problems = {p.problem_id: p for p in run.problems("train")}
         stop = policy.tokenizer.eos_token_id
-        return reference_items(groups, posed, policy.tokenizer, stop, config.rollout.max_tokens)
+        return reference_items(groups, problems, policy.tokenizer, stop, config.rollout.max_tokens)
     states = _combined_states(run, round_) if config.train.support == "full" else None
     return distillation_items(groups, run.records.read("targets", round_), states, config.train)
 
 
 def _combined_states(run: Run, round_: int) -> Iterator[tuple[Key, Tensor]]:
-    """The cached states of every rollout, combined by the recipe: the states whose logits are the target's."""
+    """Yield (key, states [T, D]) of every rollout: cached states combined by the recipe.
+
+    The head applied to these states gives the logits of the target.
+    """
     steer = run.config.steer
     for entry in run.records.list_shards("teacher_states", round_):
         for key, pools in columns.unpack_states(run.records.read_shard(entry)).items():

@@ -1,4 +1,4 @@
-"""The stage `verify`: a verdict for every rollout."""
+"""The stage `verify`: give every rollout a verdict."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from ogls.verifiers.pool import Case, Judgement, shared_verifier
 
 
 def judge_rows(run: Run, split: str, rows: list[dict[str, Any]], progress: Progress = no_progress) -> list[Judgement]:
+    """Verdicts of rows with problem_id, text and finish_reason; `split` has the expected answers."""
     expected = {p.problem_id: p.answer for p in run.problems(split)}
     cases = [Case(row["text"], row["finish_reason"], expected[row["problem_id"]]) for row in rows]
     return shared_verifier(run.config.verify).judge(cases, progress)
 
 
 def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
-    """Judge every rollout of the round."""
+    """Give every rollout of the round a verdict and an outcome: correct, failed or undecided."""
     config = run.config.verify
     inputs = {
         "verify": config,
@@ -31,18 +32,18 @@ def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
     def work(writer: StageWriter) -> dict[str, Any]:
         names = ["problem_id", "sample", "text", "finish_reason"]
         rows = run.records.read("trajectories", round_, names).to_pylist()
-        judged = judge_rows(run, "train", rows, progress)
+        judgements = judge_rows(run, "train", rows, progress)
         outcomes: dict[str, set[str]] = {}
-        out = []
-        for row, judgement in zip(rows, judged, strict=True):
+        verdict_rows = []
+        for row, judgement in zip(rows, judgements, strict=True):
             failed = "failed" if judgement.verdict in config.failed else "undecided"
             outcome = "correct" if judgement.verdict == "correct" else failed
             outcomes.setdefault(row["problem_id"], set()).add(outcome)
             key = {"problem_id": row["problem_id"], "sample": row["sample"]}
-            out.append({**key, "verdict": judgement.verdict, "outcome": outcome, "answer": judgement.answer})
-        writer.write_shard(0, to_arrow(VERDICTS, out))
+            verdict_rows.append({**key, "verdict": judgement.verdict, "outcome": outcome, "answer": judgement.answer})
+        writer.write_shard(0, to_arrow(VERDICTS, verdict_rows))
         mixed = sum({"correct", "failed"} <= o for o in outcomes.values())
-        verdicts = dict(Counter(j.verdict for j in judged))
+        verdicts = dict(Counter(j.verdict for j in judgements))
         notice = ""
         if not mixed:
             notice = (

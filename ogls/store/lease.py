@@ -1,15 +1,14 @@
 """A lease on a run, for stores that have no locks and whose writes cannot be made conditional.
 
-Each who asks writes a claim of its own, and then looks at the others' (after Lamport's bakery, 1974; the store must
-list what was written before, as S3, GCS and Azure do). Of two, whoever looks last sees the other's claim, however
-long either was stalled between its steps, so that never both hold the run. Of several who only ask, the least
-name goes on and the others withdraw.
+Every process that wants the run writes a claim and then reads the claims of the others (after Lamport's bakery
+algorithm, 1974; the store must list everything written before, as S3, GCS and Azure do). Of two processes, the one that
+reads last sees the other's claim, however long either paused between the two steps, so two processes never hold the
+run. Among processes that do not hold it yet, the one with the smallest claim name continues and the others withdraw.
 
-    <root>/<run>/lock/<name>.json      a claim: who, for what, until when, and whether it is held or asked for
+    <root>/<run>/lock/<name>.json      a claim: process, purpose, expiry, and whether the run is held
 
-Clocks differ between machines, and jump: a claim that has lapsed by this machine's clock is watched for as long as
-a living process takes to renew it before it counts for nothing. Whoever is stalled for longer than that loses
-the run, as with every lease.
+Clocks differ between machines, and jump. A claim that has expired by this machine's clock is observed for as long as a
+live process takes to renew it before it is ignored. A process that pauses longer than the lease loses the run.
 """
 
 from __future__ import annotations
@@ -45,7 +44,8 @@ def hold_lease(storage: Storage, run: str, info: Mapping[str, Any]) -> Iterator[
 
 
 def active_claim(storage: Storage, run: str) -> bytes | None:
-    """A claim that has not lapsed by this machine's clock: the holder's if there is one."""
+    """A claim that has not expired by this machine's clock, the holder's if there is one; None if there is no such
+    claim."""
     claims = [raw for raw in _claims(storage, run).values() if _is_active(raw)]
     return max(claims, key=_is_held, default=None)
 
@@ -59,7 +59,7 @@ class _Claim:
         self._writing = threading.Lock()
 
     def write(self) -> None:
-        with self._writing:  # the thread that renews must not write what was so before
+        with self._writing:  # the renewing thread must not overwrite a newer state
             claim = {**self.info, "held": self.held, "expires": time.time() + LEASE_SECONDS}
             self.storage.write_bytes(f"{self.run}/lock/{self.name}", json.dumps(claim).encode())
 
@@ -70,7 +70,7 @@ class _Claim:
 
         def keep() -> None:
             while not stop.wait(RENEW_SECONDS):
-                with contextlib.suppress(StoreError):  # a missed renewal is made up for by the next
+                with contextlib.suppress(StoreError):  # the next renewal makes up for a missed one
                     self.write()
 
         thread = threading.Thread(target=keep, daemon=True)
@@ -83,7 +83,9 @@ class _Claim:
             self.storage.remove(f"{self.run}/lock/{self.name}")
 
     def win(self) -> set[str]:
-        """Wait until no other living claim stands; the dead ones' names. Raises RunLocked if another goes first."""
+        """Wait until no other live claim is left, and return the names of the dead ones.
+
+        Raises RunLocked if another process holds the run or precedes this one."""
         dead: dict[str, bytes] = {}
         give_up = time.monotonic() + LEASE_SECONDS
         while True:
@@ -96,12 +98,12 @@ class _Claim:
                 return set(dead)
             first = max(rivals, key=lambda name: (_is_held(rivals[name]), name < self.name))
             if _is_held(rivals[first]) or first < self.name or time.monotonic() > give_up:
-                free = f"wait for it, or {LEASE_SECONDS:g} s after it died"
-                raise RunLocked(f"run {self.run} is held by {describe_holder(rivals[first])}; {free}")
-            time.sleep(RENEW_SECONDS / 20)  # a greater name that asks withdraws, or holds the run by now
+                advice = f"wait until it ends; if it died, retry after {LEASE_SECONDS:g} s"
+                raise RunLocked(f"run {self.run} is held by {describe_holder(rivals[first])}; {advice}")
+            time.sleep(RENEW_SECONDS / 20)  # a claim with a larger name withdraws, or holds the run by now
 
     def _renewals(self, lapsed: Mapping[str, bytes]) -> dict[str, bytes]:
-        """Which of these claims are renewed while a living process would have renewed them."""
+        """The claims among `lapsed` that are renewed within the time that a live process needs for it."""
         deadline = time.monotonic() + 1.5 * RENEW_SECONDS
         while time.monotonic() < deadline:
             time.sleep(RENEW_SECONDS / 20)
@@ -117,7 +119,7 @@ def _claims(storage: Storage, run: str) -> dict[str, bytes]:
 
 
 def _is_active(raw: bytes) -> bool:
-    """Whether a claim has seconds left by this machine's clock, and no more than anyone is given."""
+    """Whether a claim expires in the future by this machine's clock, and no later than a full lease."""
     expires = parse_holder(raw).get("expires")
     return isinstance(expires, int | float) and 0 < expires - time.time() <= LEASE_SECONDS
 

@@ -1,4 +1,4 @@
-"""What a finished stage leaves besides its rows: the manifest, last to be written and the only proof."""
+"""The manifest of a finished stage: written last, and the only proof that the stage is done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ogls.config.fingerprint import fingerprint
 from ogls.records.schema import SCHEMA_VERSION
 
-DROPPABLE = "teacher_states"  # the one table whose files may be dropped to save space (`retention`)
+DROPPABLE = "teacher_states"  # the only table whose files `retention` may delete to save space
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a stage wrote, from what. Its `digest` stands for its content, not for when it was made."""
+    """What a stage wrote and from which inputs. `digest` identifies the content, independent of when it was written."""
 
     stage: str
     round: int
@@ -37,7 +37,7 @@ class Manifest:
     written: str
     version: str
     schema_version: int = SCHEMA_VERSION
-    dropped: str = ""  # when the files were dropped to save space (`retention`): the stage stays done
+    dropped: str = ""  # when `retention` deleted the files (the stage stays done); empty if it did not
 
     @property
     def digest(self) -> str:
@@ -45,7 +45,7 @@ class Manifest:
 
     @property
     def present_files(self) -> list[FileEntry]:
-        """The files that are in the store: all but the states that were dropped."""
+        """The files that are in the store: all except dropped states."""
         return [f for f in self.files if not self.dropped or f.table != DROPPABLE]
 
     def files_of(self, table: str) -> list[FileEntry]:
@@ -54,7 +54,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a stage is done; if not, `why` says what was found."""
+    """Whether a stage is done; if not, `why` gives the reason."""
 
     state: Literal["done", "missing", "changed", "damaged"]
     why: str = ""

@@ -1,8 +1,8 @@
-"""Questions to the store, in SQL: a DuckDB view a table over finished stages, read-only and locked in.
+"""SQL over the store: one DuckDB view a table over finished stages, read-only and without access to other files.
 
-Views name the files that manifests vouch for, so a torn or half-written shard is never read. Every table has
-`run` and `round` besides its own columns; the table `stages` has a row for every finished stage. Only the tables that
-a statement names are made: reading manifests and opening files is what a question to a large store costs.
+A view lists the files that manifests list, so an incomplete shard is never read. Every view has the columns `run` and
+`round` besides those of its table; the table `stages` has one row a finished stage. Only the views that a statement
+names are created, because reading manifests and opening files dominates the cost of a query on a large store.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _STAGES = pa.schema(
 
 
 STAGES_COLUMNS = tuple(_STAGES.names)
-_MEMORY = "4GiB"  # of one question; DuckDB spills what is more to the temporary folder
+_MEMORY = "4GiB"  # memory limit of a query; DuckDB spills the rest to the temporary folder
 _ALL = ("stages", *TABLES)
 
 
 def named_queries() -> dict[str, str]:
-    """Name to SQL of the shipped queries; the first line of each is a comment that says what it answers."""
+    """The shipped queries: SQL by name. The first line of each is a comment that describes the result."""
     folder = files("ogls.store") / "sql"
     return {
         f.name[:-4]: f.read_text() for f in sorted(folder.iterdir(), key=lambda f: f.name) if f.name.endswith(".sql")
@@ -57,13 +57,14 @@ def named_queries() -> dict[str, str]:
 
 
 def run_query(store: Store, sql: str, run: str | None = None) -> pa.Table:
-    """The answer to one SELECT over all runs or one. Raises UserError for anything else, and for what DuckDB refuses.
+    """The result of one SELECT over all runs, or over `run`, as an Arrow table.
 
-    Nothing but the store can be read, and nothing be written.
+    `.to_pandas()` and `polars.from_arrow()` convert it to a data frame. The query can read the store only, and can
+    write nothing. Raises UserError for anything but one SELECT, and for every error of DuckDB.
     """
     import duckdb
 
-    # DuckDB lets a query read where it spills to, so that is a folder which nobody else has anything in.
+    # A query can read the folder that DuckDB spills to, so the folder must contain nothing else.
     with tempfile.TemporaryDirectory(prefix="ogls-duckdb-") as spill:
         con = duckdb.connect(":memory:", config={"memory_limit": _MEMORY, "temp_directory": spill})
         return _run_locked_in(con, store, sql, run)
@@ -76,7 +77,7 @@ def _run_locked_in(con: duckdb.DuckDBPyConnection, store: Store, sql: str, run: 
         statements = con.extract_statements(sql)
         kinds = [s.type.name for s in statements]
         if kinds != ["SELECT"]:
-            raise UserError(f"one SELECT, please: this is {', '.join(kinds) or 'empty'}")
+            raise UserError(f"expected one SELECT statement, got {', '.join(kinds) or 'an empty text'}")
         define_views(con, store, run, _tables_named_in(sql))
         _restrict_access(con, store)
         return con.sql(statements[0].query).to_arrow_table()
@@ -88,16 +89,16 @@ def _run_locked_in(con: duckdb.DuckDBPyConnection, store: Store, sql: str, run: 
 
 
 def _tables_named_in(sql: str) -> Collection[str]:
-    """The tables whose names stand in a statement, wherever; all of them if it asks the catalogue what there is."""
+    """The words of a statement, among them the names of its tables; all tables if it reads the catalogue."""
     words = set(re.findall(r"\w+", sql.lower()))
     return _ALL if any(w.startswith(("information_schema", "duckdb_", "pg_", "sqlite_")) for w in words) else words
 
 
 def export_database(store: Store, path: Path, run: str | None = None) -> None:
-    """Write a DuckDB file that any client opens: a view a table, `stages`, and every named query in the schema `named`.
+    """Write a DuckDB file for any client: one view a table, `stages`, and every named query in the schema `named`.
 
-    The views read the store's files where they lie; export again to see later rounds. An old file is replaced, whole
-    or not at all. Raises UserError for a store that is no directory (a client would need its credentials).
+    The views read the files of the store in place; export again to see later rounds. An existing file is replaced
+    atomically. Raises UserError for a store that is no directory (a client would need credentials).
     """
     import duckdb
 
@@ -113,13 +114,16 @@ def export_database(store: Store, path: Path, run: str | None = None) -> None:
 def define_views(
     con: duckdb.DuckDBPyConnection, store: Store, run: str | None = None, names: Collection[str] = _ALL
 ) -> None:
-    """Make the views `names` in a connection. Raises StoreError naming the runs there are."""
+    """Create the views `names` in a connection.
+
+    Raises StoreError, listing the existing runs, if `run` does not exist.
+    """
     runs = store.runs()
     if run is not None:
-        there = ", ".join(r.name for r in runs) or "none"
+        existing = ", ".join(r.name for r in runs) or "none"
         runs = [r for r in runs if r.name == run]
         if not runs:
-            raise StoreError(f"no run {run} in {store.root}; there are: {there}")
+            raise StoreError(f"no run {run} in {store.root}; existing runs: {existing}")
     if not store.storage.local:
         con.register_filesystem(store.storage.fs)
     for table in (t for n, t in TABLES.items() if n in names):
@@ -140,9 +144,9 @@ def _restrict_access(con: duckdb.DuckDBPyConnection, store: Store) -> None:
 
 
 def _selects(run: RunStore, table: Table, manifests: Sequence[Manifest]) -> list[str]:
-    """One run's share of a view; the run's name is a constant, so DuckDB skips runs that are not asked for.
+    """The part of a view for one run, as SELECT statements. The run's name is a constant, so DuckDB skips other runs.
 
-    Files of one schema version have the same columns, so that DuckDB need not open all of them to know.
+    Files of one schema version have the same columns, so DuckDB reads the schema of one file only.
     """
     parts = []
     for version in sorted({m.schema_version for m in manifests}):
@@ -165,7 +169,7 @@ def _select(run: str, paths: Sequence[str]) -> str:
 
 
 def _empty_select(table: Table) -> str:
-    """An empty select with the table's columns, so that a view exists before its first row does."""
+    """A SELECT without rows but with the columns of the table, so that the view exists before its first row."""
     types = {pa.string(): "VARCHAR", pa.int32(): "INTEGER", pa.int64(): "BIGINT", pa.bool_(): "BOOLEAN"}
     types |= {pa.float32(): "FLOAT", pa.float64(): "DOUBLE", pa.large_binary(): "BLOB"}
     types |= {pa.list_(pa.int32()): "INTEGER[]", pa.list_(pa.float32()): "FLOAT[]"}

@@ -1,6 +1,6 @@
-"""Which cached teacher states may go: those of trained rounds, all but the newest few. Nothing else ever does.
+"""Deleting cached teacher states of old trained rounds to save space. No other table is ever deleted.
 
-A dropped round keeps its manifest, which says when, so its stage stays done and no later one is done again.
+A dropped round keeps its manifest, with the time of the deletion, so its stage stays done and no later stage is redone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ogls.store.run_store import RunStore
 
 @dataclass(frozen=True)
 class DroppableStates:
-    """The teacher states of one round of one run."""
+    """The teacher states of one round, which can be deleted."""
 
     run: str
     round: int
@@ -22,22 +22,24 @@ class DroppableStates:
 
 
 def list_droppable(run: RunStore, keep: int) -> list[DroppableStates]:
-    """Rounds whose states may go so that the `keep` newest trained ones stay; ValueError for keep < 1."""
+    """Rounds whose states can be deleted so that those of the `keep` newest trained rounds stay.
+
+    Raises ValueError for keep < 1."""
     if keep < 1:
-        raise ValueError(f"at least one round's states are kept, not {keep}")
+        raise ValueError(f"keep must be at least 1, not {keep}")
     trained = [r for r in run.rounds(DROPPABLE) if run.manifest("updates", r)]
     found = []
     for round_ in trained[:-keep]:
-        there = set(run.storage.list_names(f"{run.name}/{run.folder(DROPPABLE, round_)}"))
+        present = set(run.storage.list_names(f"{run.name}/{run.folder(DROPPABLE, round_)}"))
         manifest = run.manifest(DROPPABLE, round_)
-        mine = [e for e in _states(manifest) if e.path.rsplit("/", 1)[1] in there] if manifest else []
-        if mine:
-            found.append(DroppableStates(run.name, round_, len(mine), sum(e.bytes for e in mine)))
+        entries = [e for e in _states(manifest) if e.path.rsplit("/", 1)[1] in present] if manifest else []
+        if entries:
+            found.append(DroppableStates(run.name, round_, len(entries), sum(e.bytes for e in entries)))
     return found
 
 
 def drop_states(run: RunStore, round_: int) -> None:
-    """Drop one round's states: first it is recorded, then the files go, so that a crash between loses nothing."""
+    """Delete the states of one round. The manifest records it before any file is deleted, so a crash loses nothing."""
     manifest = run.manifest(DROPPABLE, round_)
     if manifest is None:
         return

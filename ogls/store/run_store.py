@@ -1,4 +1,4 @@
-"""One run's folder in the store: what is there, whether it is done and whole, and reading it."""
+"""The folder of one run: its configuration, which stages are done, and reading its tables."""
 
 from __future__ import annotations
 
@@ -24,40 +24,44 @@ from ogls.store.storage import Storage
 
 
 class RunStore:
-    """One run's folder."""
+    """The folder of one run; paths are relative to it."""
 
     def __init__(self, storage: Storage, name: str):
         self.storage = storage
         self.name = name
 
-    # --- the run itself -------------------------------------------------------------------------
+    # --- the run --------------------------------------------------------------------------------
 
     def read_info(self) -> dict[str, Any] | None:
-        """`created`, `config` (resolved, whole) and `canonical` (what decides results); None for no run."""
+        """run.json: `created`, `config` (all settings) and `canonical` (the settings that identify the run).
+
+        None if the run does not exist."""
         return _json(self.storage.read_bytes(f"{self.name}/run.json"))
 
     def open(self, config: RunConfig) -> str:
-        """Start the run, or go on with it; returns a notice if this is not the version of the code that began it.
+        """Start or resume the run.
 
-        Raises StoreError if the run was started with another configuration, or with another version where
-        `execution.other_version` refuses that.
+        Returns a notice if another version of ogls-sd carried it out last, else an empty string.
+
+        Raises StoreError if the run was started with another configuration, or by another version and
+        `execution.other_version` is `refuse`.
         """
-        about, mine = self.read_info(), code_version()["version"]
-        if about and (changes := differences(about["canonical"], config.model_copy(update={"name": self.name}))):
+        info, version = self.read_info(), code_version()["version"]
+        if info and (changes := differences(info["canonical"], config.model_copy(update={"name": self.name}))):
             raise StoreError(
                 f"run {self.name} exists with another configuration; take another name, or undo:\n  "
                 + "\n  ".join(changes)
             )
         notice = ""
-        if about and about["version"] != mine:
-            notice = f"run {self.name} was last carried out by ogls-sd {about['version']}, and this is {mine}"
+        if info and info["version"] != version:
+            notice = f"run {self.name} was last carried out by ogls-sd {info['version']}, and this is {version}"
             if config.execution.other_version == "refuse":
                 raise StoreError(f"{notice}; install that one, take another run name, or set other_version = accept")
             notice += ": finished stages stay as they are, the rest is this version's (execution.other_version)"
         self.write_json(
             "run.json",
             {
-                "created": about["created"] if about else utc_now(),
+                "created": info["created"] if info else utc_now(),
                 **code_version(),
                 "config": json.loads(redact_credentials(config.model_dump_json())),
                 "canonical": json.loads(canonical_json(config))[0],
@@ -67,12 +71,12 @@ class RunStore:
 
     @contextlib.contextmanager
     def lock(self, purpose: str) -> Iterator[None]:
-        """Hold the run for this process. Raises RunLocked, saying who holds it, if another live one does."""
+        """Hold the run for this process. Raises RunLocked, naming the holder, if another live process holds it."""
         with hold_run(self.storage, self.name, purpose):
             yield
 
     def describe_holder(self) -> str | None:
-        """Who holds the run, in words; None if nobody does."""
+        """The process that holds the run, as one line; None if the run is free."""
         return find_holder(self.storage, self.name)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
@@ -84,11 +88,11 @@ class RunStore:
     # --- stages ---------------------------------------------------------------------------------
 
     def folder(self, table: str, round_: int) -> str:
-        """Folder of a table's round, relative to the run's."""
+        """The folder of a round of a table, relative to the run's folder."""
         return f"{table}/round={round_:03d}"
 
     def url(self, path: str) -> str:
-        """Where a path of the run is, for whoever reads it without this store."""
+        """The absolute path or URL of a path of the run, for other programs."""
         full = f"{self.storage.path}/{self.name}/{path}"
         return full if self.storage.local else self.storage.fs.unstrip_protocol(full)
 
@@ -112,12 +116,12 @@ class RunStore:
         return next(filter(None, found), None)
 
     def _folders(self, table: str) -> list[int]:
-        """Rounds that have a folder of the table's."""
+        """Rounds for which the table has a folder, sorted."""
         names = self.storage.list_names(f"{self.name}/{TABLES[table].manifest_table}")
         return sorted(int(n.removeprefix("round=")) for n in names if n.startswith("round="))
 
     def status(self, table: str, round_: int, wanted: str) -> Status:
-        """Whether the stage is done for this fingerprint, all its files there and undamaged."""
+        """Whether the stage is done for this fingerprint, with all of its files present and undamaged."""
         owner = TABLES[table].manifest_table
         raw = self.storage.read_bytes(f"{self.name}/{self.folder(owner, round_)}/manifest.json")
         if raw is None:
@@ -134,11 +138,11 @@ class RunStore:
         return Status("done", manifest=manifest)
 
     def find_damage(self, entry: FileEntry) -> str:
-        """What is wrong with a file, or an empty string."""
+        """What is wrong with a file; an empty string if nothing is."""
         return self.read_verified(entry)[1]
 
     def read_verified(self, entry: FileEntry) -> tuple[bytes, str]:
-        """A file's content, and what is wrong with it (an empty string for nothing)."""
+        """The content of a file, and what is wrong with it (an empty string if nothing is)."""
         content = self.storage.read_bytes(f"{self.name}/{entry.path}")
         if content is None:
             return b"", "is missing"
@@ -147,7 +151,10 @@ class RunStore:
         return content, "" if hashlib.sha256(content).hexdigest() == entry.sha256 else "has another checksum"
 
     def list_shards(self, table: str, round_: int) -> list[FileEntry]:
-        """The files of a table of a finished round. Raises StoreError if its stage is not done."""
+        """The files of a table in a finished round.
+
+        Raises StoreError if its stage is not done or its states were dropped.
+        """
         manifest = self.manifest(table, round_)
         if manifest is None:
             stage = TABLES[table].stage
@@ -160,28 +167,30 @@ class RunStore:
         return manifest.files_of(table)
 
     def read(self, table: str, round_: int, columns: list[str] | None = None) -> pa.Table:
-        """A table of a finished round. Raises StoreError if its stage is not done or a file is unreadable."""
+        """The rows of a table in a finished round; `columns` selects columns.
+
+        Raises StoreError if its stage is not done or a file is unreadable."""
         shards = [self.read_shard(entry, columns) for entry in self.list_shards(table, round_)]
         schema = TABLES[table].schema
         empty = (schema if columns is None else pa.schema([schema.field(c) for c in columns])).empty_table()
         return pa.concat_tables(shards) if shards else empty
 
     def read_shard(self, entry: FileEntry, columns: list[str] | None = None) -> pa.Table:
-        """One shard of a table, with the columns of this release whichever wrote it."""
+        """One shard of a table, with the columns of this release whichever release wrote it."""
         content = self.storage.read_bytes(f"{self.name}/{entry.path}")
         if content is None:
             raise StoreError(f"{self.url(entry.path)} is missing; run the same training again to have it redone")
         try:
             file = pq.ParquetFile(pa.BufferReader(content))
-            there = file.schema_arrow.names
-            arrow = file.read(None if columns is None else [c for c in columns if c in there])
+            stored = file.schema_arrow.names
+            arrow = file.read(None if columns is None else [c for c in columns if c in stored])
         except (pa.ArrowInvalid, OSError) as error:
             raise StoreError(f"{self.url(entry.path)} is damaged ({error}); run the training again") from None
         return upgrade_schema(TABLES[entry.table], arrow, columns)
 
 
 def _json(raw: bytes | None) -> dict[str, Any] | None:
-    """Parsed JSON object; None for no file or a torn one."""
+    """The parsed JSON object; None if there is no file or it is incomplete."""
     try:
         value = json.loads(raw) if raw else None
     except ValueError:

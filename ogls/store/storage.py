@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from ogls.errors import ConfigError, StoreError, StoreUnavailable
 from ogls.store.atomic import replace_atomically
 
-_ATTEMPTS = 8  # waiting about a minute in all: stores that say "slow down" mean it
+_ATTEMPTS = 8  # about a minute in total, for stores that answer "slow down"
 _CONNECT_SECONDS, _REQUEST_SECONDS = 10, 60
 _S3_OPTIONS = ("endpoint_override", "region", "scheme")
 
@@ -34,7 +34,10 @@ class Storage:
         self.local = isinstance(self.fs, LocalFileSystem)
 
     def read_bytes(self, path: str) -> bytes | None:
-        """A file's content, or None if there is none. Raises StoreUnavailable if a remote store does not answer."""
+        """The content of a file, or None if it does not exist.
+
+        Raises StoreUnavailable if a remote store does not respond.
+        """
         full = f"{self.path}/{path}"
         try:
             content: bytes = Path(full).read_bytes() if self.local else self.fs.cat_file(full)
@@ -45,9 +48,9 @@ class Storage:
         return content
 
     def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
-        """Publish a file whole or not at all.
+        """Write a file completely or not at all.
 
-        Raises StoreError if the disk is full or may not be written, StoreUnavailable if a remote store does not answer.
+        Raises StoreError if the disk is full or read-only, StoreUnavailable if a remote store does not respond.
         """
         full = f"{self.path}/{path}"
         try:
@@ -71,7 +74,7 @@ class Storage:
             raise self._failure("remove", full, error) from error
 
     def list_names(self, path: str) -> list[str]:
-        """Names in a folder, sorted; none if there is no folder."""
+        """The names in a folder, sorted; empty if the folder does not exist."""
         full = f"{self.path}/{path}".rstrip("/")
         try:
             if self.local:
@@ -83,7 +86,8 @@ class Storage:
             raise self._failure("list", full, error) from error
 
     def _failure(self, what: str, path: str, error: OSError) -> StoreError:
-        """The error to raise: a local disk's is the user's to mend, a remote store may answer again."""
+        """The error to raise: StoreError for a local disk, StoreUnavailable for a remote store, which may respond
+        later."""
         if self.local or isinstance(error, FileNotFoundError | PermissionError):
             return StoreError(_local_failure(what, path, error))
         first = " ".join(str(error).split())[:300]
@@ -97,14 +101,17 @@ def _local_failure(what: str, path: str, error: OSError) -> str:
         errno.EROFS: "the file system is read-only: set root to a folder that can be written",
         errno.EACCES: "permission denied: set root to a folder that can be written",
         errno.EPERM: "permission denied: set root to a folder that can be written",
-        errno.ENOTDIR: "a file stands where a folder is needed: set root to another folder",
-        errno.EEXIST: "a file stands where a folder is needed: set root to another folder",
+        errno.ENOTDIR: "there is a file where a folder is needed: set root to another folder",
+        errno.EEXIST: "there is a file where a folder is needed: set root to another folder",
     }.get(error.errno or 0, str(error))
     return f"cannot {what} {path}: {advice}, then run the same command again; what was finished is kept"
 
 
 def open_root(root: str) -> tuple[AbstractFileSystem, str]:
-    """A file system and the path of `root` in it. Raises ConfigError for an S3 URL with an unknown option."""
+    """The file system of `root`, and the path of `root` in it.
+
+    Raises ConfigError for an S3 URL with an unknown option.
+    """
     if not root.startswith("s3://"):
         fs, path = fsspec.core.url_to_fs(root)
         return fs, str(path)
@@ -115,7 +122,7 @@ def open_root(root: str) -> tuple[AbstractFileSystem, str]:
     options = dict(parse_qsl(url.query))
     if unknown := sorted(set(options) - set(_S3_OPTIONS)) or ([url.username] if url.username else []):
         raise ConfigError(
-            f"root: {unknown[0]} cannot stand in an S3 URL; it takes {', '.join(_S3_OPTIONS)}, and credentials come "
+            f"root: {unknown[0]} is not allowed in an S3 URL (allowed: {', '.join(_S3_OPTIONS)}); credentials come "
             "from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         )
     s3 = S3FileSystem(

@@ -1,4 +1,4 @@
-"""How a stage's output gets into the store: shard by shard, and the manifest last."""
+"""Writing the output of a stage: shard by shard, and the manifest last."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ogls.store.run_store import RunStore
 class StageWriter:
     """Writes the shards of one stage and, last, its manifest.
 
-    Shards that an interrupted attempt with the same fingerprint left whole are kept: `finished` maps their
+    Undamaged shards of an interrupted attempt with the same fingerprint are kept: `finished` maps their
     index to their entry. Everything else in the folder goes when the stage is committed.
     """
 
@@ -31,13 +31,13 @@ class StageWriter:
         self._extra: list[FileEntry] = []
         partial = run.read_json(f"{self.folder}/partial.json")
         run.storage.remove(f"{run.name}/{self.folder}/manifest.json")
-        # Another release may cut a stage's work into other shards.
+        # Another release may divide the work of a stage into different shards.
         if partial and partial["fingerprint"] == wanted and partial.get("version") == version("ogls-sd"):
             entries = {int(i): FileEntry(**entry) for i, entry in partial["shards"].items()}
             self.finished = {i: entry for i, entry in entries.items() if not run.find_damage(entry)}
 
     def write_shard(self, index: int, data: pa.Table, metrics: Mapping[str, float] | None = None) -> None:
-        """Write shard `index` and note it as finished. `metrics` are summed over shards at `commit`."""
+        """Write shard `index` and record it as finished. `commit` sums `metrics` over the shards."""
         self.finished[index] = self._parquet(f"part-{index:04d}", self.table, data, metrics)
         shards = {str(i): asdict(entry) for i, entry in sorted(self.finished.items())}
         self.run.write_json(
@@ -46,16 +46,16 @@ class StageWriter:
         )
 
     def write_extra(self, table: Table, data: pa.Table) -> None:
-        """Write a small table that this stage's manifest vouches for as well."""
+        """Write a small table that the manifest of this stage lists as well."""
         folder = self.run.folder(table.name, self.round)
         self._extra.append(self._parquet("part-0000", table, data, None, folder))
 
     def attach_file(self, kind: str, name: str, content: bytes) -> None:
-        """Write a file that is no table (an adapter, optimizer state) under `kind/round=.../name`."""
+        """Write a file that is not a table (an adapter, optimizer state) as `kind/round=.../name`."""
         self._extra.append(self._put(f"{self.run.folder(kind, self.round)}/{name}", kind, 0, content, None))
 
     def summed_metrics(self) -> dict[str, float]:
-        """The metrics of the shards so far, summed."""
+        """The sums of the metrics over the finished shards."""
         sums: dict[str, float] = {}
         for _, entry in sorted(self.finished.items()):
             for name, value in entry.metrics.items():
@@ -63,7 +63,7 @@ class StageWriter:
         return sums
 
     def commit(self, stage: str, metrics: Mapping[str, Any]) -> Manifest:
-        """Write the manifest; from here on the stage is done."""
+        """Write the manifest, which makes the stage done, and remove files that it does not list."""
         shards = [entry for _, entry in sorted(self.finished.items())]
         manifest = Manifest(
             stage=stage,

@@ -1,5 +1,5 @@
-"""The embedded default: problems of arithmetic modulo ten, and the seed model that is unsure of its facts.
+"""The tiny world: arithmetic problems modulo ten, and a seed model that knows the procedure but not all facts.
 
-Belongs here: the recipe of what is shipped in `data/tiny`.
-Does not belong here: anything that a run on another model would need.
+Belongs here: the code that generates the files in `data/tiny`.
+Does not belong here: code that runs on other models need.
 """

@@ -1,4 +1,4 @@
-"""The seed model's recipe: tokenizer, pretraining, problems and model card, in minutes on a CPU."""
+"""Creation of the seed model: tokenizer, pretraining, problems and model card. Takes a few minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ogls.samplers.requests import build_requests
 from ogls.tinyworld.tokenizer import train_tokenizer
 from ogls.tinyworld.world import World, boxed, problem_rows
 
-# The wording that the tiny world is raised on, and that tiny.toml uses.
+# The prompts that the seed model is pretrained on; deployments/runs/tiny-world.toml has the same.
 PROMPTS = PromptsConfig(
     student="{problem}",
     exemplar="{problem}\nAttempt:\n{exemplar}\nNow you:",
@@ -30,7 +30,7 @@ PROMPTS = PromptsConfig(
 
 @dataclass(frozen=True)
 class SeedRecipe:
-    """All that decides the shipped checkpoint."""
+    """All parameters that determine the seed model and its problems."""
 
     world: World = field(default_factory=World)
     hidden_size: int = 96
@@ -44,23 +44,23 @@ class SeedRecipe:
 
 
 def make_seed_model(out: str | Path, recipe: SeedRecipe, progress: Progress = no_progress) -> Any:
-    """Write `out/model` (safetensors, tokenizer, card), `out/train.jsonl` and `out/test.jsonl`.
+    """Write `out/model` (safetensors, tokenizer, model card), `out/train.jsonl` and `out/test.jsonl`.
 
-    Returns the last hundred steps' mean loss, in nats a completion token. Raises FileExistsError rather than
-    write over a folder that is not empty.
+    Returns the mean loss of the last 100 steps, in nats per completion token. Raises FileExistsError if `out` is not
+    empty.
     """
     import torch
 
     out = Path(out)
     if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty: name a new folder")
+        raise FileExistsError(f"{out} is not empty: choose a new folder")
     rng = np.random.default_rng([recipe.seed, 3])
     torch.manual_seed(recipe.seed)
     texts = [recipe.world.pretraining_text(rng) for _ in range(2000)]
-    bare = [f"<|im_start|>user\n{p.text}\nAttempt:\n{c or ''}\nNow you:\n" for p, c, _ in texts]
-    bare += [f"{p.text}\nSolution:\n{s}\nNow you:<|im_end|>\n<|im_start|>assistant\n" for p, _, s in texts]
-    prompter = Prompter(train_tokenizer(bare), PROMPTS)
-    model = _new_model(recipe, prompter.tokenizer)
+    tokenizer_texts = [f"<|im_start|>user\n{p.text}\nAttempt:\n{c or ''}\nNow you:\n" for p, c, _ in texts]
+    tokenizer_texts += [f"{p.text}\nSolution:\n{s}\nNow you:<|im_end|>\n<|im_start|>assistant\n" for p, _, s in texts]
+    prompter = Prompter(train_tokenizer(tokenizer_texts), PROMPTS)
+    model = _create_model(recipe, prompter.tokenizer)
     losses = _pretrain(model, prompter, recipe, rng, progress)
 
     test = problem_rows(recipe.world, recipe.test_problems, seed=1)
@@ -70,12 +70,14 @@ def make_seed_model(out: str | Path, recipe: SeedRecipe, progress: Progress = no
     for name, rows in (("train", train), ("test", test)):
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     loss = float(np.mean(losses[-100:]))
-    solved = _sampled_accuracy(out / "model", test, prompter)
-    (out / "model" / "README.md").write_text(_card(recipe, sum(p.numel() for p in model.parameters()), loss, solved))
+    accuracy = _measure_accuracy(out / "model", test, prompter)
+    parameters = sum(p.numel() for p in model.parameters())
+    (out / "model" / "README.md").write_text(_render_card(recipe, parameters, loss, accuracy))
     return loss
 
 
-def _new_model(recipe: SeedRecipe, tokenizer: Any) -> Any:
+def _create_model(recipe: SeedRecipe, tokenizer: Any) -> Any:
+    """Return a Qwen3 model with random weights."""
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
     d = recipe.hidden_size
@@ -103,7 +105,10 @@ def _new_model(recipe: SeedRecipe, tokenizer: Any) -> Any:
 def _pretrain(
     model: Any, prompter: Prompter, recipe: SeedRecipe, rng: np.random.Generator, progress: Any
 ) -> list[float]:
-    """Next-token loss on completions only, AdamW, cosine to zero after a short warm-up."""
+    """Train the model and return the loss of each step, in nats per completion token.
+
+    Next-token loss on completions only; AdamW; cosine schedule to zero after a short warm-up.
+    """
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
@@ -112,7 +117,7 @@ def _pretrain(
     )
     losses = []
     for step in range(recipe.steps):
-        ids, labels = _batch(prompter, recipe, rng)
+        ids, labels = _sample_batch(prompter, recipe, rng)
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -124,7 +129,8 @@ def _pretrain(
     return losses
 
 
-def _batch(prompter: Prompter, recipe: SeedRecipe, rng: np.random.Generator) -> tuple[Any, Any]:
+def _sample_batch(prompter: Prompter, recipe: SeedRecipe, rng: np.random.Generator) -> tuple[Any, Any]:
+    """Return padded token ids [B, L] and labels [B, L]; the labels of prompt and padding are -100."""
     import torch
 
     tokenizer, rows, labels = prompter.tokenizer, [], []
@@ -141,19 +147,20 @@ def _batch(prompter: Prompter, recipe: SeedRecipe, rng: np.random.Generator) -> 
     return pad(rows, True, tokenizer.pad_token_id), pad(labels, True, -100)
 
 
-def _sampled_accuracy(path: Path, rows: list[dict[str, str]], prompter: Prompter) -> float:
-    """Share of right answers among 8 completions of every problem at temperature 1."""
+def _measure_accuracy(path: Path, rows: list[dict[str, str]], prompter: Prompter) -> float:
+    """Return the share of correct completions among 8 per problem, sampled at temperature 1."""
     policy = Policy(ModelConfig(path=str(path)), AdapterConfig())
     problems = [Problem(row["id"], row["problem"], row["answer"]) for row in rows]
     requests = build_requests(problems, prompter, 8, 0, "card")
     sampling = SamplingConfig(max_tokens=64)
     answers = {row["id"]: boxed(int(row["answer"])) for row in rows}
     completions = create_sampler("transformers", policy).sample(requests, sampling)
-    right = [c.text.endswith(answers[r.problem_id]) for r, c in zip(requests, completions, strict=True)]
-    return sum(right) / len(right)
+    correct = [c.text.endswith(answers[r.problem_id]) for r, c in zip(requests, completions, strict=True)]
+    return sum(correct) / len(correct)
 
 
-def _card(recipe: SeedRecipe, parameters: int, loss: float, solved: float) -> str:
+def _render_card(recipe: SeedRecipe, parameters: int, loss: float, accuracy: float) -> str:
+    """Return the model card as Markdown."""
     world = recipe.world
     rates, shares = (", ".join(f"{v:g}" for v in values) for values in (world.error_rates, world.error_shares))
     return f"""---
@@ -162,22 +169,21 @@ library_name: transformers
 ---
 # The tiny world's seed model
 
-A Qwen3-architecture model of {parameters:,} parameters that knows how to work through a chain of operations
-modulo ten, and is unsure of many facts. OGLS-SD's tests and quickstart start from it.
+A model of the Qwen3 architecture with {parameters:,} parameters. It can work through a chain of operations modulo
+ten, but is uncertain about many facts. The tests and the quickstart of OGLS-SD start from it.
 
-Made by `ogls seed-model`, from this recipe and nothing else:
+`ogls seed-model` created it from this recipe alone:
 
 ```json
 {json.dumps(asdict(recipe), indent=2)}
 ```
 
-Final pretraining loss {loss:.3f} nats a completion token; sampled at temperature 1 it solves {solved:.0%} of the
+Final pretraining loss: {loss:.3f} nats per completion token; sampled at temperature 1 it solves {accuracy:.0%} of the
 test problems.
 
-The text states each fact (a, op, b) wrongly at a rate of its own, always with the same wrong result. The rates are
-{rates}, in shares {shares}.
-{world.context_share:.0%} of the texts show a solution in the context first; the completion repeats it,
-{world.terse_share:.0%} of these tersely (the boxed answer alone).
+In the pretraining texts, each fact (a, op, b) has its own error rate, and always the same wrong result. The error rates
+are {rates}, with shares {shares}. {world.context_share:.0%} of the texts show a solution in the context, and the
+completion repeats it; {world.terse_share:.0%} of these completions are terse (only the boxed answer).
 
-It cannot do anything else, and is of no use outside OGLS-SD.
+The model cannot do anything else and is of no use outside OGLS-SD.
 """

@@ -1,4 +1,4 @@
-"""A small byte-level BPE tokenizer with a ChatML template: digits alone, any other text still encodable."""
+"""A small byte-level BPE tokenizer with a ChatML template. Each digit is one token; any text can be encoded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 320) -> Any:
-    """Train on texts; returns a PreTrainedTokenizerFast (eos `<|im_end|>`, pad `<|endoftext|>`)."""
+    """Train a tokenizer on texts and return a PreTrainedTokenizerFast (eos `<|im_end|>`, pad `<|endoftext|>`)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,8 +1,8 @@
-"""Tokens, masks and targets aligned: the only code that knows which state predicts which token.
+"""Aligning tokens, masks and targets: the only code that knows which state predicts which token.
 
-The state at place `p` of a sequence predicts the token at `p + 1`, so token t of a rollout whose prompt has
-P tokens is predicted at place P + t - 1. Masks come from recorded lengths, never from `ids != pad`: stop
-tokens carry loss even where pad = eos.
+The state at position p of a sequence predicts the token at p + 1, so token t of a rollout with a prompt of P tokens is
+predicted at position P + t - 1. Masks come from recorded lengths, never from `ids != pad`, so stop tokens have a loss
+even if pad = eos.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainItem:
-    """One rollout to train on: T trained tokens with what they are held to, and how many last tokens get the NLL.
+    """One rollout to train on: T trained tokens with their targets, and how many of the last tokens have the tail NLL.
 
     A target is `ids`, `logprobs`, `tail_mass` ([T, K], [T, K], [T]) or, for the full vocabulary, `state`
-    [T, D], the combined teacher state whose logits are the target's. For a policy gradient it is
-    `old_logprobs` [T] and the rollout's `advantage`.
+    [T, D], the combined teacher state whose logits are the target's. A policy gradient has `old_logprobs` [T] and the
+    `advantage` of the rollout.
     """
 
     key: Key
@@ -38,17 +38,17 @@ class TrainItem:
     state: Float[Tensor, "T D"] | None = None
     old_logprobs: Float[Tensor, " T"] | None = None
     advantage: float = 0.0
-    weights: Float[Tensor, " T"] | None = None  # of the trained tokens; none for uniform
+    weights: Float[Tensor, " T"] | None = None  # weights of the trained tokens; None for uniform weights
 
     @property
     def length(self) -> int:
-        """Tokens of the sequence that is run: nothing after the last token with a loss."""
+        """Tokens of the sequence that runs through the model: up to the last token with a loss."""
         return len(self.prompt_ids) + (len(self.token_ids) if self.tail else self.trained)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B padded sequences of length L; N places whose states are trained and M whose states get the NLL."""
+    """B padded sequences of length L; N positions with a token loss and M positions with the tail NLL."""
 
     keys: list[Key]
     ids: Int[Tensor, "B L"]
@@ -69,7 +69,7 @@ class Batch:
 
 
 def micro_batches(items: Sequence[TrainItem], max_tokens: int) -> list[list[TrainItem]]:
-    """Items of like length together, each micro-batch at most `max_tokens` with padding (or one item)."""
+    """Micro-batches of items of similar length, each at most `max_tokens` tokens including padding (or one item)."""
     batches: list[list[TrainItem]] = []
     for item in sorted(items, key=lambda i: (i.length, i.key), reverse=True):
         if batches and (len(batches[-1]) + 1) * batches[-1][0].length <= max_tokens:
@@ -80,7 +80,7 @@ def micro_batches(items: Sequence[TrainItem], max_tokens: int) -> list[list[Trai
 
 
 def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:
-    """Pad on the right and gather what every token with a loss is held to."""
+    """Pad on the right, and gather positions and targets of every token with a loss."""
     import torch
 
     width = max(item.length for item in items)
@@ -98,7 +98,7 @@ def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:
         advantages += [item.advantage] * item.trained
         tail += [(row, prompt + t - 1, tokens[t]) for t in range(len(tokens) - item.tail, len(tokens))]
 
-    def joined(name: str) -> Any:
+    def concatenated(name: str) -> Any:
         parts = [part for item in items if (part := getattr(item, name)) is not None]
         return torch.cat(parts).to(device) if parts else None
 
@@ -115,11 +115,11 @@ def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:
         tail_row=column([row for row, _, _ in tail]),
         tail_place=column([place for _, place, _ in tail]),
         tail_ids=column([token for _, _, token in tail]),
-        target_ids=joined("ids"),
-        target_logprobs=joined("logprobs"),
-        target_tail=joined("tail_mass"),
-        target_state=joined("state"),
-        old_logprobs=joined("old_logprobs"),
+        target_ids=concatenated("ids"),
+        target_logprobs=concatenated("logprobs"),
+        target_tail=concatenated("tail_mass"),
+        target_state=concatenated("state"),
+        old_logprobs=concatenated("old_logprobs"),
         advantages=torch.tensor(advantages, device=device),
-        weights=joined("weights"),
+        weights=concatenated("weights"),
     )

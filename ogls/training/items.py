@@ -23,7 +23,7 @@ def distillation_items(
     states: Iterable[tuple[Key, Tensor]] | None,
     config: TrainConfig,
 ) -> list[TrainItem]:
-    """What a round of distillation trains on: rollouts with a target, and correct ones for their tail.
+    """The items of distillation: rollouts with a target, and correct rollouts for their tail.
 
     With `states` ([T, D] a rollout, the pools combined by the recipe) the target is the full vocabulary, else the
     stored top-K and tail.
@@ -38,7 +38,7 @@ def distillation_items(
 
 
 def policy_gradient_items(groups: dict[str, list[Rollout]], config: TrainConfig) -> list[TrainItem]:
-    """What a round of GRPO trains on: all decided rollouts of groups that have both outcomes."""
+    """The items of GRPO: all decided rollouts of groups with both outcomes."""
     import torch
 
     held: dict[Key, dict[str, Any]] = {}
@@ -53,7 +53,7 @@ def policy_gradient_items(groups: dict[str, list[Rollout]], config: TrainConfig)
 
 
 def correct_rollout_items(groups: dict[str, list[Rollout]]) -> list[TrainItem]:
-    """What rejection fine-tuning trains on: the whole of every correct rollout, as a tail."""
+    """The items of rejection fine-tuning: every correct rollout, all of it as tail."""
     correct = (r for group in groups.values() for r in group if r.outcome == "correct")
     return [TrainItem(r.key, r.prompt_ids, r.token_ids, tail=len(r.token_ids)) for r in correct]
 
@@ -61,7 +61,7 @@ def correct_rollout_items(groups: dict[str, list[Rollout]]) -> list[TrainItem]:
 def reference_items(
     groups: dict[str, list[Rollout]], posed: dict[str, Problem], tokenizer: Any, stop_id: int, max_tokens: int
 ) -> list[TrainItem]:
-    """What SFT trains on: the reference solutions of the round's problems, each with a stop token."""
+    """The items of SFT: the reference solutions of the round's problems, each with a stop token."""
     items = []
     for name, group in groups.items():
         if solution := posed[name].solution:
@@ -83,7 +83,7 @@ def _with_tails(rollouts: Iterable[Rollout], held: dict[Key, dict[str, Any]], co
 
 
 def _stored_targets(table: pa.Table, token_weights: str) -> Iterable[tuple[Key, dict[str, Any]]]:
-    """Per rollout its rows of the targets table as tensors; a rollout's rows lie together."""
+    """For each rollout its rows of the table targets as tensors; the rows of a rollout are contiguous."""
     import torch
 
     if not len(table):

@@ -5,8 +5,8 @@
 
     GRPO        -min(r A, clip(r, 1 - low, 1 + high) A),  r = pi / pi_old                 (2402.03300, eq. 3)
 
-with target p and student q over the same bins: the whole vocabulary, or the target's top-K tokens and one
-bin for the rest of each (the tail), so that the mass outside the support is compared too.
+with target p and student q over the same bins: the whole vocabulary, or the top-K tokens of the target and one bin
+for all other tokens (the tail), so that the mass outside the support is compared too.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_LEAST_TAIL = 1e-30  # keeps log(tail mass) finite where a target's fp32 tail underflows
+_LEAST_TAIL = 1e-30  # keeps log(tail mass) finite if the fp32 tail of a target underflows
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """N distilled tokens, as the student's states, the head, and the target that they are held to."""
+    """N distilled tokens: the states of the student, the head, and the target."""
 
     states: Float[Tensor, "N D"]
     head: Float[Tensor, "V D"]
@@ -38,7 +38,7 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class PolicyInputs:
-    """N sampled tokens with the log-probs they were sampled at and their rollout's advantage."""
+    """N sampled tokens with their log-probs at sampling time and the advantage of their rollout."""
 
     states: Float[Tensor, "N D"]
     head: Float[Tensor, "V D"]
@@ -55,11 +55,11 @@ def distillation(
     token_clip: float = 0.0,
     pointwise_clip: float = 0.0,
 ) -> Float[Tensor, " N"]:
-    """The divergence of every distilled token, so that the caller may normalise over a batch of any split.
+    """The divergence of every distilled token in nats; the caller normalises over the batch.
 
-    Without `tail_bucket` both distributions are renormalised on the support. `token_clip` bounds a token's
-    divergence after its sum. `pointwise_clip` bounds each term of the forward KL, as OPSD does: its gradient is
-    wrong where it clips, and it is there for reproduction.
+    Without `tail_bucket` both distributions are renormalised on the support. `token_clip` clips the
+    divergence of a token after the sum. `pointwise_clip` clips each term of the forward KL, as OPSD does; clipped terms
+    have a wrong gradient, so it is for reproduction.
     """
     if inputs.target_ids is None:
         target = inputs.target_logprobs.log_softmax(-1)
@@ -81,7 +81,7 @@ def distillation(
 def divergence(
     kind: str, target: Float[Tensor, "N B"], student: Float[Tensor, "N B"], jsd_beta: float = 0.5
 ) -> Float[Tensor, " N"]:
-    """D(target, student) from log-probs over the same bins. ValueError for an unknown kind."""
+    """D(target, student) in nats from log-probs over the same bins. Raises ValueError for an unknown kind."""
     import torch
 
     if kind == "forward_kl":
@@ -102,7 +102,8 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 def target_bins(
     logprobs: Float[Tensor, "N K"], tail_mass: Float[Tensor, " N"] | None, bins: int
 ) -> Float[Tensor, "N B"]:
-    """Stored target log-probs and tail as log-probs over `bins` bins; rounding in storage is normalize_text away."""
+    """Stored target log-probs and tail mass as log-probs over `bins` bins, normalised to correct rounding in
+    storage."""
     import torch
 
     if tail_mass is not None and bins > logprobs.shape[-1]:
@@ -111,15 +112,21 @@ def target_bins(
 
 
 def group_advantages(rewards: Sequence[float], normalise_std: bool = True) -> list[float]:
-    """A_i = r_i - mean(r), divided by the group's standard deviation or (2503.20783) not; 0 for equal rewards."""
+    """A_i = r_i - mean(r), divided by the group's standard deviation unless `normalise_std` is false (2503.20783).
+
+    Equal rewards give 0.
+    """
     mean = sum(rewards) / len(rewards)
     std = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
     return [(r - mean) / (std if normalise_std and std > 0 else 1.0) for r in rewards]
 
 
 def policy_gradient(inputs: PolicyInputs, clip_low: float, clip_high: float) -> Float[Tensor, " N"]:
-    """GRPO's clipped surrogate of every token. A mean over the tokens of a batch, not of a rollout, follows
-    DAPO (2503.14476), and so do two clips; the KL to a reference that the first paper adds is left out."""
+    """GRPO's clipped surrogate of every token, without the KL to a reference model.
+
+    Separate lower and upper clips, and a mean over the tokens of a batch instead of a rollout, follow DAPO
+    (2503.14476).
+    """
     import torch
 
     ratio = (-nll(inputs.states, inputs.head, inputs.token_ids) - inputs.old_logprobs).exp()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Trainer:
-    """AdamW over the policy's trainable weights; its state is carried from round to round."""
+    """AdamW over the trainable weights of the policy; its state continues from round to round."""
 
     def __init__(self, policy: Policy, config: TrainConfig, state: Mapping[str, Tensor] | None = None):
         import torch
@@ -37,9 +37,9 @@ class Trainer:
     def train_round(
         self, items: Sequence[TrainItem], seed: int, progress: Progress = no_progress
     ) -> list[dict[str, Any]]:
-        """Train on the items and return one `updates` row an optimizer step.
+        """Train on the items. Returns the rows of the table `updates`, one an optimizer step.
 
-        Raises NonFiniteLoss, naming the rollout, before any weight has seen the loss that is not finite.
+        Raises NonFiniteLoss, naming the rollout, before a non-finite loss changes any weight.
         """
         config, rows = self.config, []
         size = config.batch_rollouts
@@ -53,14 +53,17 @@ class Trainer:
         return rows
 
     def optimizer_step(self, items: Sequence[TrainItem]) -> dict[str, Any]:
-        """One optimizer step. Sums are divided by the whole step's token counts, so its loss and gradient
-        do not depend on how it is split into micro-batches."""
+        """One optimizer step.
+
+        Sums are divided by the token counts of the whole step, so loss and gradient do not depend on how the step is
+        split into micro-batches.
+        """
         import torch
 
         config, parameters = self.config, [self.policy.parameters[n] for n in self.names]
         weight = config.tail_weight if config.objective in ("distil", "grpo") else 1.0
         tokens, tail_tokens = sum(i.trained for i in items), sum(i.tail for i in items)
-        # Weights count over their sum in the step, so that uniform ones are a plain mean over tokens.
+        # Token weights are divided by their sum in the step, so uniform weights give the mean over tokens.
         trained_weight = sum(float(i.trained if i.weights is None else i.weights.sum()) for i in items)
         token_loss = tail_nll = 0.0
         scales = 1 / max(trained_weight, 1e-9), weight / max(tail_tokens, 1)
@@ -90,11 +93,11 @@ class Trainer:
         }
 
     def _backward(self, batch: Batch, token_scale: float, tail_scale: float) -> tuple[float, float]:
-        """Add a micro-batch's gradient; the sums of its token losses and of its tail NLLs.
+        """Add the gradient of a micro-batch. Returns the sums of its token losses and of its tail NLLs.
 
-        The head is not trained, so all that the body has to know of the losses is their gradient by its states. It is
-        gathered a chunk of `train.head_tokens` tokens at a time: logits [*, V] of no more are ever alive, forward or
-        backward, and the head is run once.
+        The head is not trained, so the backward pass of the body needs only the gradient of the losses with respect to
+        its states. That gradient is computed in chunks of `train.head_tokens` tokens, so logits [*, V] of only one
+        chunk are in memory, and the head runs once.
         """
         import torch
 
@@ -118,7 +121,8 @@ class Trainer:
         return sums[0], sums[1]
 
     def token_losses(self, batch: Batch, part: slice, states: Tensor) -> Tensor:
-        """The losses [n] of the trained tokens `part` of a micro-batch, from the student's states [n, D]."""
+        """The losses [n] (nats) of the trained tokens `part` of a micro-batch, from the states [n, D] of the
+        student."""
         c, head = self.config, self.policy.head
         if batch.old_logprobs is not None:
             old = batch.old_logprobs[part]
@@ -140,11 +144,11 @@ class Trainer:
             raise NonFiniteLoss(
                 f"the {name} of {len(bad)} of {len(values)} tokens is not finite, first in rollout "
                 f"({problem}, {sample}); nothing of this stage is saved. "
-                "Look at its target (ogls query), or lower train.learning_rate"
+                "Inspect its target (ogls query), or lower train.learning_rate"
             )
 
     def state(self) -> dict[str, Tensor]:
-        """Optimizer state by tensor name, for safetensors."""
+        """The optimizer state by tensor name, for safetensors."""
         import torch
 
         tensors = {"step": torch.tensor(self.step)}

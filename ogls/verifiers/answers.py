@@ -8,7 +8,10 @@ _HASHES = re.compile(r"####\s*([^\n]+)")
 
 
 def find_answer(text: str, require_boxed: bool = True) -> str | None:
-    r"""The last whole \boxed{...}, else what follows the last ####, else (if allowed) the text itself."""
+    r"""The content of the last complete \boxed{...}, else the text after the last ####; None if there is neither.
+
+    Without `require_boxed`, a text with neither is the answer as a whole.
+    """
     end = len(text)
     while (start := text.rfind(r"\boxed{", 0, end)) >= 0:
         if (content := _braced(text, start + len(r"\boxed"))) is not None:
@@ -20,11 +23,11 @@ def find_answer(text: str, require_boxed: bool = True) -> str | None:
 
 
 def _braced(text: str, start: int) -> str | None:
-    """What stands between the brace at `start` and its partner; None without one."""
+    """The text between the brace at `start` and its matching brace; None if there is no match."""
     depth = 0
-    for place in range(start, len(text)):
-        if text[place] in "{}" and text[place - 1 : place] != "\\":
-            depth += 1 if text[place] == "{" else -1
+    for index in range(start, len(text)):
+        if text[index] in "{}" and text[index - 1 : index] != "\\":
+            depth += 1 if text[index] == "{" else -1
             if depth == 0:
-                return text[start + 1 : place]
+                return text[start + 1 : index]
     return None

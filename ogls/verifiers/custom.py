@@ -1,15 +1,15 @@
-"""A checker of the user's own in place of math-verify. Runs in worker processes only (`pool.py`)."""
+"""A user-defined checker in place of math-verify. Runs in worker processes only (`pool.py`)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 
-_checkers: dict[str, Callable[[str, str], object]] = {}  # of the user's own, by name
+_checkers: dict[str, Callable[[str, str], object]] = {}  # loaded checkers, by name
 
 
 def load_checker(checker: str) -> None:
-    """Import the user's function: the first time from the working directory too."""
+    """Import the checker, also from the working directory."""
     import sys
     from importlib import import_module
 
@@ -20,10 +20,10 @@ def load_checker(checker: str) -> None:
 
 
 def run_checker(checker: str, answer: str, expected: str) -> bool:
-    """What the user's function says. Anything but True or False is an error of its own."""
+    """The result of the checker. Raises TypeError if it is neither True nor False."""
     if checker not in _checkers:
         load_checker(checker)
-    said = _checkers[checker](answer, expected)
-    if not isinstance(said, bool):
-        raise TypeError(f"{checker} returned {said!r}, neither True nor False")
-    return said
+    result = _checkers[checker](answer, expected)
+    if not isinstance(result, bool):
+        raise TypeError(f"{checker} returned {result!r}, expected True or False")
+    return result

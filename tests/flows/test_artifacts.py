@@ -48,8 +48,8 @@ def test_count_rate_and_time_left_at_most_every_two_seconds(clock: Clock, sent: 
         clock.now += 0.5
         artifact(done * 8, 640)
     assert len(sent) == 10
-    assert sent[0] == (1.25, "my.run r003 sample: 8 of 640 rollouts, 16 a second, 40 s left")
-    assert sent[-1] == (46.25, "my.run r003 sample: 296 of 640 rollouts, 16 a second, 22 s left")
+    assert sent[0] == (1.25, "my.run r003 sample: 8 of 640 rollouts, 16 per second, 40 s left")
+    assert sent[-1] == (46.25, "my.run r003 sample: 296 of 640 rollouts, 16 per second, 22 s left")
     artifact.finish(StageResult("sample", 3, 640, 40.0, {}))
     assert sent[-1] == (100.0, "my.run r003 sample: done, 640 rows in 40.0 s")
 
@@ -79,4 +79,4 @@ def test_a_server_that_is_away_is_said_once(clock: Clock, monkeypatch: pytest.Mo
         clock.now += 5
         artifact(done, 8)
     artifact.finish(StageResult("sample", 3, 8, 40.0, {}))
-    assert said == ["my.run r003 sample: no live progress any more (ConnectionError)"]
+    assert said == ["my.run r003 sample: live progress is no longer updated (ConnectionError)"]

@@ -41,14 +41,14 @@ def root(finished: Run) -> str:
         (["train", str(TINY), "--set", "train.epoch=3"], "train.epoch: unknown key; did you mean epochs?"),
         (["config", str(TINY), "--set", "rounds=-1"], "rounds: Input should be greater than or equal to 0"),
         (["query"], "give one SELECT, or --name with one of: agreement, direct"),
-        (["query", "--name", "curve"], "no query named curve; there are"),
-        (["query", "DROP TABLE x", "--root", "/nonexistent"], "one SELECT, please: this is DROP"),
+        (["query", "--name", "curve"], "unknown query curve; named queries:"),
+        (["query", "DROP TABLE x", "--root", "/nonexistent"], "expected one SELECT statement, got DROP"),
         (["query", "SELECT 1", "--run", "none", "--root", "/nonexistent"], "no run none in /nonexistent"),
-        (["query", "SELECT 1", "--format", "xml"], "no format xml"),
+        (["query", "SELECT 1", "--format", "xml"], "unknown format xml"),
         (["query", "SELECT 1", "--format", "parquet"], "add --out FILE"),
-        (["sweep", "none", "--root", "/nonexistent"], "no run none in /nonexistent; there are: none"),
-        (["sweep", "none", "--recipe", "x"], "no recipe x to sweep; there are ogls-sd, contrastive"),
-        (["stage", "dream", str(TINY)], "no stage dream; there are prepare, sample"),
+        (["sweep", "none", "--root", "/nonexistent"], "no run none in /nonexistent; existing runs: none"),
+        (["sweep", "none", "--recipe", "x"], "unknown recipe x; known recipes: ogls-sd, contrastive"),
+        (["stage", "dream", str(TINY)], "unknown stage dream; stages: prepare, sample"),
         (["seed-model", "data/tiny"], "data/tiny is not empty"),
         (["nonsense"], "No such command 'nonsense'"),
         (["train"], "config"),
@@ -147,7 +147,7 @@ def test_train_interrupted_killed_and_finished_by_the_same_command(tmp_path: Pat
     child.send_signal(signal.SIGINT)
     said = f"exit {child.wait(timeout=60)}: {(tmp_path / 'first.log').read_text()}"
     assert child.returncode == 130, said
-    assert "the same command goes on where this one ended" in said
+    assert "the same command continues where this one ended" in said
 
     child = until("updates/round=002/manifest.json", tmp_path / "second.log")
     orphans = psutil.Process(child.pid).children(recursive=True)
@@ -161,7 +161,7 @@ def test_train_interrupted_killed_and_finished_by_the_same_command(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert "r003  accuracy" in done.stderr
     assert "run cli" in done.stdout
-    next_steps = [line.strip() for line in done.stdout.split("What next:")[1].strip().splitlines()]
+    next_steps = [line.strip() for line in done.stdout.split("Next steps:")[1].strip().splitlines()]
     asked = ["watch it in the Prefect UI", "open MLflow", "read its tokens", "query it"]
     assert [line.split(":")[0] for line in next_steps] == asked
 

@@ -111,8 +111,8 @@ def test_up_again_starts_only_what_is_missing(up: Up) -> None:
     before = Services(up.folder).running()
     psutil.Process(before["worker"].pid).kill()
     said = up.up()
-    assert "the Prefect server runs already" in said
-    assert "MLflow runs already" in said
+    assert "the Prefect server is already running" in said
+    assert "MLflow is already running" in said
     assert "starting the worker" in said
     after = Services(up.folder).running()
     assert {n: s.pid for n, s in after.items() if n != "worker"} == {
@@ -129,7 +129,7 @@ def test_a_port_that_is_taken_is_said(up: Up, tmp_path: Path) -> None:
         taken.listen()
         other.ports[0] = taken.getsockname()[1]
         said = other.up(code=2)
-    assert f"port {other.ports[0]} is taken by process {os.getpid()}" in said
+    assert f"port {other.ports[0]} is used by process {os.getpid()}" in said
     assert f"ogls up --prefect-port {other.ports[0] + 1}" in said
 
 
@@ -139,7 +139,7 @@ def test_a_server_that_was_there_is_used_and_left_alone(up: Up, tmp_path: Path) 
     guest = Up(tmp_path / "guest")
     guest.ports = up.ports
     said = guest.up()
-    assert said.count("that was not started here answers") == 2
+    assert said.count("that was not started here responds") == 2
     assert set(Services(guest.folder).running()) == {"worker"}
     assert guest.ogls("down").splitlines() == ["worker: stopped"]
     assert responds(f"{up.api}/health", "true")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from flow_helpers import newest_flow_run, task_runs, tracked
 from flows.train import train_flow
 from ogls.errors import DataError, RunLocked, StoreError
 from ogls.stages.run import Run
-from tasks.progress import show_progress_on
 from tasks.stages import _concurrency_slot
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -34,16 +32,6 @@ def test_another_version_of_the_code_is_said_or_refused(
     watched.readouterr()
     train_flow(refusing)  # it is that version's run now
     assert "last carried out" not in watched.readouterr().out
-
-
-@pytest.fixture
-def watched(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
-    """What somebody in the foreground is told."""
-    from rich.console import Console
-
-    show_progress_on(Console(width=300))
-    yield capsys
-    show_progress_on(None)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, errors: list[Exception]) -> list[int]:
@@ -70,8 +58,8 @@ def test_an_error_that_may_heal_is_retried_and_told(
     config = tracked(tmp_path, "name=heals", "rounds=0", "tracking.enabled=false")
     train_flow(config)
     said = watched.readouterr().out
-    assert "evaluate r000: ConnectionError: gone; it is tried again" in said
-    assert "evaluate r000: RuntimeError: CUDA out of memory; it is tried again" in said
+    assert "evaluate r000: ConnectionError: gone; retrying" in said
+    assert "evaluate r000: RuntimeError: CUDA out of memory; retrying" in said
     runs = {r.name: r for r in task_runs(newest_flow_run("train heals"))}
     assert runs["evaluate r000"].run_count == 3
     assert Run(config).records.manifest("scores", 0)

@@ -58,13 +58,13 @@ def test_mlflow_and_the_server_are_killed_in_a_training(up: Up, finished: Run, t
     training = up.training(wanted)
     wait_for(done(tmp_path, "trajectories", 1))
     kill_service(up, "mlflow")
-    said = heard(training, "is away")
+    said = heard(training, "is unavailable")
     kill_service(up, "prefect")
-    said += heard(training, "has gone away; waiting for it")
+    said += heard(training, "does not respond; waiting for it")
     up.up()
     said += training.communicate(timeout=400)[0]
     assert training.returncode == 0, said
-    assert said.count("is away") == 1
+    assert said.count("is unavailable") == 1
     assert content(Run(wanted)) == content(finished)
     assert up.states("train tiny")[-2:] == ["Crashed", "Completed"]
     goes_on(up, wanted, finished)

@@ -59,7 +59,7 @@ def test_the_table_of_rounds_is_an_artifact(trained: tuple) -> None:
 
 
 def test_live_progress_has_count_rate_and_an_end(trained: tuple) -> None:
-    """An artifact a stage, its versions the rounds; what is said while it goes on is tested in test_live."""
+    """An artifact a stage, its versions the rounds; what is said while it goes on is tested in test_artifacts."""
     from prefect.client.schemas.filters import ArtifactCollectionFilter, ArtifactCollectionFilterKey
 
     keys = [f"flow-test-{stage.name}" for stage in STAGES if stage.unit]

@@ -66,7 +66,7 @@ def test_a_service_that_dies_tells_the_end_of_its_log(tmp_path: Path) -> None:
 def test_two_commands_do_not_meet(tmp_path: Path) -> None:
     with (
         Services(tmp_path).held(),
-        pytest.raises(UserError, match="another `ogls up` or `ogls down` is at work"),
+        pytest.raises(UserError, match="another `ogls up` or `ogls down` is running"),
         Services(tmp_path).held(),
     ):
         pass

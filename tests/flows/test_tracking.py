@@ -85,7 +85,7 @@ def test_adapters_are_versions_of_a_model_that_plain_peft_loads(
         folder = mlflow.artifacts.download_artifacts(address)
         base = AutoModelForCausalLM.from_pretrained(config.model.path)
         loaded = PeftModel.from_pretrained(base, folder)
-        policy = Run(config).policy(round_)
+        policy = Run(config).load_policy(round_)
         with torch.inference_mode():
             wanted = policy.logits(policy.run_body(ids).last_hidden_state)
             assert torch.allclose(loaded(input_ids=ids).logits, wanted, atol=1e-5)
@@ -114,7 +114,9 @@ def test_a_report_that_fails_leaves_the_training_done(tmp_path: Path, monkeypatc
     show_progress_on(watched)
     train_flow(tracked(tmp_path, "name=unreported", "rounds=1", "tracking.enabled=false", "tracking.report=plain"))
     show_progress_on(None)
-    assert "no report (OSError: no room); `ogls report unreported` makes it" in watched.file.getvalue()
+    assert (
+        "the report was not written (OSError: no room); `ogls report unreported` writes it" in watched.file.getvalue()
+    )
     assert newest_flow_run("train unreported").state_name == "Completed"
 
 
@@ -175,8 +177,8 @@ def test_training_goes_on_with_one_warning_when_mlflow_is_away(
     config = tracked(tmp_path, "name=away", "rounds=1", "tracking.uri=postgresql://user:secret@127.0.0.1:9/db")
     train_flow(config)
     said = watched.readouterr().out
-    assert said.count("is away") == 1
-    assert "MLflow at postgresql://127.0.0.1:9/db is away" in said
+    assert said.count("is unavailable") == 1
+    assert "MLflow at postgresql://127.0.0.1:9/db is unavailable" in said
     assert "secret" not in said
     assert newest_flow_run("train away").state_name == "Completed"
     assert Run(config).records.manifest("scores", 1)

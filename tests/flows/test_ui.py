@@ -10,7 +10,7 @@ from browser import keep, open_browser
 from conftest import small_config
 from upped import Up
 
-from tasks.publish import shown_rollouts
+from tasks.publish import rollouts_markdown
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -62,7 +62,7 @@ def test_the_artifact_of_a_round(up: Up, page: Any) -> None:
     picture.wait_for(timeout=10_000)
     assert picture.evaluate("image => image.naturalWidth") > 300
     keep(page, "artifact")
-    address = page.get_by_role("link", name="Its MLflow run").get_attribute("href")
+    address = page.get_by_role("link", name="MLflow run").get_attribute("href")
     assert address.startswith(f"http://127.0.0.1:{up.ports[1]}/#/experiments/")
     page.goto(address)
     page.get_by_text("shown").first.wait_for(timeout=60_000)
@@ -73,7 +73,11 @@ def test_the_artifact_of_a_round(up: Up, page: Any) -> None:
 def test_the_form_of_a_deployment(up: Up, page: Any) -> None:
     (tiny,) = [d for d in up.ask("POST", "/deployments/filter", {}) if d["name"] == "tiny"]
     page.goto(f"http://127.0.0.1:{up.ports[0]}/deployments/deployment/{tiny['id']}/run")
-    described = ("Rounds to train; a finished run goes on if this is raised.", "The teacher pass.", "The base model.")
+    described = (
+        "Number of training rounds. Raise it to continue a finished run.",
+        "The teacher pass.",
+        "The base model.",
+    )
     for text in described:
         page.get_by_text(text).first.wait_for(timeout=30_000)
     values = page.locator("input, textarea").evaluate_all("fields => fields.map(field => field.value)")
@@ -89,7 +93,7 @@ def test_live_progress(up: Up, page: Any) -> None:
 
 def test_no_text_of_a_rollout_runs(up: Up, page: Any) -> None:
     rows = [{"problem_id": f"p{i}{t}", "sample": 0, "verdict": "correct", "text": t} for i, t in enumerate(HOSTILE)]
-    body = {"key": "hostile", "type": "markdown", "data": f"# Hostile\n\n{shown_rollouts(rows)}"}
+    body = {"key": "hostile", "type": "markdown", "data": f"# Hostile\n\n{rollouts_markdown(rows)}"}
     made = up.ask("POST", "/artifacts/", body)
     page.goto(f"http://127.0.0.1:{up.ports[0]}/artifacts/artifact/{made['id']}")
     page.get_by_role("heading", name="Hostile").wait_for(timeout=30_000)

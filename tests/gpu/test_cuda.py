@@ -1,4 +1,4 @@
-"""The same results on a GPU as on the CPU; skipped without CUDA."""
+"""Results on a GPU equal those on the CPU; skipped without CUDA."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_teacher_states_agree(policies: dict[str, Policy]) -> None:
     prefixes = [torch.randint(3, 320, (n,), generator=generator).tolist() for n in (5, 40, 12)]
     pairs = [(i, torch.randint(3, 320, (20,), generator=generator).tolist()) for i in (0, 1, 1, 2)]
     with torch.no_grad():
-        on = {d: list(teacher.run_continuations(p, prefixes, pairs, 4096)) for d, p in policies.items()}
-    for cpu, cuda in zip(on["cpu"], on["cuda"], strict=True):
+        states = {d: list(teacher.run_continuations(p, prefixes, pairs, 4096)) for d, p in policies.items()}
+    for cpu, cuda in zip(states["cpu"], states["cuda"], strict=True):
         torch.testing.assert_close(cuda.cpu(), cpu, atol=1e-3, rtol=1e-3)
 
 

@@ -71,7 +71,9 @@ def test_an_adapter_of_another_model_is_refused(finished: Run) -> None:
     assert adapter
     state = load_causal(finished.config.model).state_dict()
     few = {n: w for n, w in state.items() if "layers.2" not in n}
-    with pytest.raises(ModelError, match=r"of another model: \d+ weights such as model\.layers\.2"):
+    with pytest.raises(
+        ModelError, match=r"belongs to another model, which lacks \d+ of its weights, such as model\.layers\.2"
+    ):
         merge(few, adapter, finished.config.adapter)
 
 

@@ -41,17 +41,17 @@ def test_shipped_studies_load_and_sample_alike(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('reference = "none"\n' + HEAD, "the reference none is none of the methods ogls-sd"),
-        (HEAD + HEAD.split("\n", 1)[1], "two methods are named ogls-sd"),
+        ('reference = "none"\n' + HEAD, "the reference none is not a method; methods: ogls-sd"),
+        (HEAD + HEAD.split("\n", 1)[1], "method names must be unique; used twice: ogls-sd"),
         (HEAD + 'set = ["train.epoch=2"]\n', "train.epoch: unknown key; did you mean epochs?"),
         (HEAD + '[[methods]]\nname = "b"\nconfig = "none.toml"\n', "no configuration file"),
         (HEAD.replace("seeds", "seed"), "seed: Extra inputs are not permitted"),
         (
             HEAD + HEAD.split("\n", 1)[1].replace("ogls-sd", "more") + 'set = ["rollout.samples=9"]\n',
-            "the methods do not sample alike",
+            "the methods must sample the same number of rollouts",
         ),
         ("seeds = [\n", "study.toml"),
-        (HEAD + "[tune]\nseeds = [1, 2]\n", "seeds [1] are the study's and tuning's"),
+        (HEAD + "[tune]\nseeds = [1, 2]\n", "seeds [1] are used by the study and by tuning"),
     ],
 )
 def test_mistakes_in_a_study_are_said(tmp_path: Path, text: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Configuration: shipped files parse, mistakes are explained, fingerprints follow what decides results."""
+"""Configuration: shipped files load, errors explain mistakes, fingerprints contain the settings that affect results."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ RUNS = sorted((REPO / "deployments" / "runs").glob("*.toml"))
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
 def test_shipped_configurations_parse_and_round_trip(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
-    again = tmp_path / "again.toml"
-    again.write_text(to_toml(config))
-    assert load_config(again) == config
+    copy = tmp_path / "copy.toml"
+    copy.write_text(to_toml(config))
+    assert load_config(copy) == config
 
 
 def sections(model: type[Section]) -> list[type[Section]]:
+    """Return a section class and, recursively, the section classes of its fields."""
     inner = [f.annotation for f in model.model_fields.values()]
     return [model, *(s for i in inner if isinstance(i, type) and issubclass(i, Section) for s in sections(i))]
 
 
 def test_every_field_is_described_and_read() -> None:
-    declared = set((REPO / "ogls" / "config").glob("*.py"))
+    config_files = set((REPO / "ogls" / "config").glob("*.py"))
     files = {p for d in ("ogls", "tasks", "flows") for p in (REPO / d).rglob("*.py")}
-    sources = "\n".join(p.read_text() for p in files - declared)
-    config = "\n".join(p.read_text() for p in declared)
+    sources = "\n".join(p.read_text() for p in files - config_files)
+    config = "\n".join(p.read_text() for p in config_files)
     for section in sections(RunConfig):
         for name, field in section.model_fields.items():
-            assert field.description, f"{section.__name__}.{name} is not described"
-            read = f".{name}" in sources or f"self.{name}" in config
-            assert read, f"{section.__name__}.{name} is never read"
+            assert field.description, f"{section.__name__}.{name} has no description"
+            is_read = f".{name}" in sources or f"self.{name}" in config
+            assert is_read, f"{section.__name__}.{name} is never read"
 
 
 @pytest.mark.parametrize(
@@ -51,8 +52,8 @@ def test_every_field_is_described_and_read() -> None:
         ("trian.epochs=1", "trian: unknown key; did you mean train?"),
         ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1 (got 0)"),
         ("train.divergence=kl", "train.divergence: Input should be 'forward_kl', 'reverse_kl' or 'jsd' (got 'kl')"),
-        ("steer.recipe=custom", "steer.weights goes with steer.recipe = 'custom'"),
-        ("prompts.exemplar=hello", "prompts.exemplar lacks {problem} and {exemplar}"),
+        ("steer.recipe=custom", "steer.weights must be set if steer.recipe = 'custom', and only then"),
+        ("prompts.exemplar=hello", "prompts.exemplar must contain {problem} and {exemplar}"),
         ("evaluate.benchmarks=[]", "nothing to evaluate on"),
         ("name=../x", "name: String should match pattern"),
         ("train.epochs", "write section.key=value"),
@@ -60,12 +61,12 @@ def test_every_field_is_described_and_read() -> None:
     ],
 )
 def test_mistakes_are_explained(override: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         load_config(TINY, [override])
-    assert message in str(caught.value)
+    assert message in str(error.value)
 
 
-def test_an_unknown_key_in_a_list_of_tables_names_its_place() -> None:
+def test_an_unknown_key_in_a_list_of_tables_is_reported_with_its_index() -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.sorce: unknown key; did you mean source\?"):
         build_config({"evaluate": {"benchmarks": [{"name": "a", "sorce": "b"}]}})
 
@@ -80,7 +81,7 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
 
 def test_recipes_sum_to_one() -> None:
     custom = {"recipe": "custom", "weights": {"base": 1.0, "correct": 0.5}}
-    with pytest.raises(ConfigError, match=r"steer\.weights: the weights of a recipe sum to 1, not 1\.5"):
+    with pytest.raises(ConfigError, match=r"steer\.weights: recipe weights must sum to 1, but they sum to 1\.5"):
         build_config({"problems": {"holdout": 5}, "steer": custom})
 
 
@@ -94,63 +95,63 @@ def test_recipes_sum_to_one() -> None:
         ("none", (1, 0, 0, 0)),
     ],
 )
-def test_named_recipes_are_the_table_of_the_design(recipe: str, weights: tuple) -> None:
+def test_named_recipes_match_the_design(recipe: str, weights: tuple) -> None:
     resolved = load_config(TINY, [f"steer.recipe={recipe}", "steer.strength=0.7"]).steer.to_recipe()
     assert (resolved.base, resolved.reference, resolved.correct, resolved.incorrect) == pytest.approx(weights)
 
 
-def test_a_field_that_came_later_changes_nothing_at_its_default() -> None:
+def test_a_later_setting_at_its_default_is_not_in_the_fingerprint() -> None:
     config = build_config({"evaluate": {"benchmarks": [{}]}})
     assert "checker" not in canonical_json(config)
-    before = json.loads(canonical_json(config))[0]
+    stored = json.loads(canonical_json(config))[0]
     changed = build_config({"evaluate": {"benchmarks": [{}]}, "verify": {"checker": "mine:equal"}})
     assert fingerprint(changed) != fingerprint(config)
-    assert differences(before, changed) == ["verify.checker: '(not set)' -> 'mine:equal'"]
+    assert differences(stored, changed) == ["verify.checker: '(not set)' -> 'mine:equal'"]
 
 
-def test_operational_fields_leave_fingerprint_and_differences_alone() -> None:
+def test_operational_settings_do_not_affect_fingerprint_or_differences() -> None:
     config = load_config(TINY)
-    moved = load_config(TINY, ["root=s3://elsewhere", "rounds=99", "tracking.enabled=false", "verify.workers=7"])
+    operational = load_config(TINY, ["root=s3://elsewhere", "rounds=99", "tracking.enabled=false", "verify.workers=7"])
     changed = load_config(TINY, ["train.learning_rate=0.5"])
-    assert fingerprint(config) == fingerprint(moved) != fingerprint(changed)
+    assert fingerprint(config) == fingerprint(operational) != fingerprint(changed)
     stored = json.loads(canonical_json(config))[0]
-    assert differences(stored, moved) == []
+    assert differences(stored, operational) == []
     assert differences(stored, changed) == [f"train.learning_rate: {config.train.learning_rate!r} -> 0.5"]
 
 
-def test_help_and_validation_load_nothing_heavy() -> None:
+def test_help_and_validation_import_no_heavy_package() -> None:
     heavy = "torch", "transformers", "mlflow", "prefect", "vllm", "datasets"
     code = f"import sys, flows.cli, ogls.config, ogls.store;print([m for m in {heavy!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
-def test_help_answers_at_once() -> None:
-    """About a second on a free machine; the bound is loose because test machines are shared."""
+def test_help_is_fast() -> None:
+    """It takes about a second on an idle machine; the bound is loose because test machines are shared."""
     started = time.monotonic()
     subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, check=True)
     assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("uri", ["http://user:hidden@host:5000", "https://host/x?token=hidden"])
-def test_a_servers_password_is_refused_and_not_repeated(uri: str) -> None:
-    with pytest.raises(ConfigError, match="put them in MLFLOW_TRACKING_USERNAME and _PASSWORD") as refused:
+def test_credentials_in_the_tracking_uri_are_rejected_and_not_printed(uri: str) -> None:
+    with pytest.raises(ConfigError, match="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") as error:
         build_config({}, [f"tracking.uri={uri}"])
-    assert "hidden" not in str(refused.value)
+    assert "hidden" not in str(error.value)
 
 
-def test_secrets_are_taken_out_of_addresses() -> None:
+def test_credentials_are_removed_from_urls() -> None:
     text = 'POST http://me:pw@host:5000/api?token=abc "s3://k:s@bucket/x?sig=1" sqlite:///data/x.db'
     assert redact_credentials(text) == 'POST http://host:5000/api "s3://bucket/x" sqlite:///data/x.db'
 
 
-def test_a_file_may_begin_from_another(tmp_path: Path) -> None:
+def test_a_file_may_extend_another(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('name = "a"\n[problems]\nholdout = 3\nper_round = 5\n[train]\nepochs = 2\n')
     (tmp_path / "b.toml").write_text('extends = "a.toml"\nname = "b"\n[problems]\nper_round = 7\n')
     config = load_config(tmp_path / "b.toml")
     assert (config.name, config.problems.holdout, config.problems.per_round, config.train.epochs) == ("b", 3, 7, 2)
     (tmp_path / "a.toml").write_text('extends = "b.toml"\n')
-    with pytest.raises(ConfigError, match=r"b\.toml: extends itself, by way of b\.toml, a\.toml"):
+    with pytest.raises(ConfigError, match=r"b\.toml: circular extends: b\.toml -> a\.toml -> b\.toml"):
         load_config(tmp_path / "b.toml")
     (tmp_path / "b.toml").write_text('extends = "c.toml"\n')
     with pytest.raises(ConfigError, match=r"no configuration file .*c\.toml"):

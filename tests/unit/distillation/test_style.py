@@ -81,7 +81,8 @@ def test_tokens_are_classed_by_their_text(policy: Policy) -> None:
 
 
 def test_a_wrong_pattern_is_explained() -> None:
-    with pytest.raises(ConfigError, match=r"the pattern '\[0-9' of token class substance is wrong: unterminated"):
+    message = r"the pattern '\[0-9' of token class substance is not a valid regular expression: unterminated"
+    with pytest.raises(ConfigError, match=message):
         small_config("nowhere", 'style.classes=[{pattern="[0-9"}]')
 
 

@@ -186,5 +186,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     for key, states in wanted.items():
         torch.testing.assert_close(got[key], states, atol=1e-5, rtol=1e-5)
     most = 0
-    with pytest.raises(ModelError, match=r"no memory for one sequence of \d+ tokens: lower teacher\.exemplar_tokens"):
+    with pytest.raises(
+        ModelError, match=r"out of memory on one sequence of \d+ tokens: lower teacher\.exemplar_tokens"
+    ):
         teacher.score_rollouts(policy, scored, 16384)

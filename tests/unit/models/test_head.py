@@ -1,4 +1,4 @@
-"""The head in one buffer against the same written plainly, its gradient against autograd's, and its memory."""
+"""Binned log-probs from one buffer: values and gradients equal a plain implementation, and peak memory is lower."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ogls.models.head import binned_logprobs, nll
 from ogls.training.losses import divergence, target_bins
 
 
-def plain(states: torch.Tensor, head: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Log-probs on the support and of the rest, with every tensor that it takes."""
+def reference_logprobs(states: torch.Tensor, head: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Log-probs on the support and of the rest in one bin, by plain autograd operations."""
     logprobs = (states.to(head.dtype) @ head.T).float().log_softmax(-1)
     rest = logprobs.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
     return torch.cat([logprobs.gather(-1, ids), rest], -1)
 
 
-def drawn(dtype: torch.dtype = torch.float32, n: int = 7, d: int = 16, v: int = 50, k: int = 5):
+def random_inputs(dtype: torch.dtype = torch.float32, n: int = 7, d: int = 16, v: int = 50, k: int = 5):
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(n, d, generator=generator).to(dtype)
     head = torch.randn(v, d, generator=generator).to(dtype)
@@ -33,23 +33,23 @@ def test_the_rest_is_in_one_bin() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
-def test_values_and_gradients_are_autograds(dtype: torch.dtype, kind: str) -> None:
-    states, head, ids = drawn(dtype)
+def test_values_and_gradients_equal_autograd(dtype: torch.dtype, kind: str) -> None:
+    states, head, ids = random_inputs(dtype)
     target = torch.randn(7, 6, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
-    found = []
-    for way in (binned_logprobs, plain):
+    results = []
+    for function in (binned_logprobs, reference_logprobs):
         leaf = states.clone().requires_grad_()
-        loss = divergence(kind, target, way(leaf, head, ids)).sum()
+        loss = divergence(kind, target, function(leaf, head, ids)).sum()
         loss.backward()
         assert leaf.grad.dtype == dtype
-        found.append((loss.detach(), leaf.grad.float()))
-    torch.testing.assert_close(*(f[0] for f in found))
-    close = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
-    torch.testing.assert_close(*(f[1] for f in found), **close)
+        results.append((loss.detach(), leaf.grad.float()))
+    torch.testing.assert_close(*(loss for loss, _ in results))
+    tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
+    torch.testing.assert_close(*(gradient for _, gradient in results), **tolerance)
 
 
-def test_the_whole_vocabulary_as_its_support_has_no_rest() -> None:
-    states, head, ids = drawn(v=12, k=12)
+def test_a_support_of_the_whole_vocabulary_has_no_rest_bin() -> None:
+    states, head, ids = random_inputs(v=12, k=12)
     leaf = states.clone().requires_grad_()
     bins = binned_logprobs(leaf, head, ids)
     torch.testing.assert_close(bins, (states @ head.T).log_softmax(-1).gather(1, ids))
@@ -59,17 +59,17 @@ def test_the_whole_vocabulary_as_its_support_has_no_rest() -> None:
 
 def test_nll_is_cross_entropy() -> None:
     logits, ids = torch.randn(4, 9), torch.tensor([0, 3, 8, 8])
-    wanted = torch.nn.functional.cross_entropy(logits, ids, reduction="none")
-    torch.testing.assert_close(nll(logits, torch.eye(9), ids), wanted)
+    expected = torch.nn.functional.cross_entropy(logits, ids, reduction="none")
+    torch.testing.assert_close(nll(logits, torch.eye(9), ids), expected)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 60.0, 1e4])
 def test_logits_of_any_size_stay_finite(scale: float) -> None:
-    """At 1e4 all of the rest is beyond fp32's exponent, seen from the support, or the other way round."""
-    states, head, ids = drawn()
+    """At 1e4 the exponentials of the rest underflow in fp32 relative to the support, or the other way round."""
+    states, head, ids = random_inputs()
     leaf = (states * scale).requires_grad_()
     bins = binned_logprobs(leaf, head, ids)
-    torch.testing.assert_close(bins, plain(leaf.detach(), head, ids), atol=1e-3 * max(scale, 1), rtol=1e-5)
+    torch.testing.assert_close(bins, reference_logprobs(leaf.detach(), head, ids), atol=1e-3 * max(scale, 1), rtol=1e-5)
     bins.sum().backward()
     assert leaf.grad.isfinite().all()
 
@@ -84,21 +84,21 @@ def test_an_underflowed_tail_stays_finite(kind: str) -> None:
     assert logits.grad.isfinite().all()
 
 
-def test_one_tensor_of_the_vocabularys_width_is_alive_at_the_peak() -> None:
-    states, head, ids = drawn(n=64, d=32, v=20_000, k=16)
+def test_peak_memory_is_one_tensor_of_the_vocabularys_width() -> None:
+    states, head, ids = random_inputs(n=64, d=32, v=20_000, k=16)
     full = 64 * 20_000 * 4
 
-    def peak(way) -> int:
+    def peak(function) -> int:
         leaf = states.clone().requires_grad_()
-        return peak_bytes(lambda: way(leaf, head, ids)[:, 0].sum().backward())
+        return peak_bytes(lambda: function(leaf, head, ids)[:, 0].sum().backward())
 
     assert peak(binned_logprobs) < 1.2 * full
-    assert peak(plain) > 3 * full
+    assert peak(reference_logprobs) > 3 * full
 
 
 def test_a_second_gradient_is_refused() -> None:
-    states, head, ids = drawn()
+    states, head, ids = random_inputs()
     bins = binned_logprobs(states.requires_grad_(), head, ids).sum()
     bins.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="can be taken once"):
+    with pytest.raises(RuntimeError, match="can be computed only once"):
         bins.backward()

@@ -1,4 +1,4 @@
-"""Models: what is refused, adapters that load in plain peft, hashes that follow values."""
+"""Policies: which models are refused, adapters that load in peft, and hashes of adapters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ SMALL = {
 }
 
 
-def trained(policy: Policy, seed: int = 0) -> Adapter:
+def random_adapter(policy: Policy, seed: int = 0) -> Adapter:
+    """An adapter with random weights in place of trained ones."""
     generator = torch.Generator().manual_seed(seed)
     return Adapter.from_weights(
         {n: 0.05 * torch.randn(p.shape, generator=generator) for n, p in policy.parameters.items()}
@@ -37,23 +38,23 @@ def trained(policy: Policy, seed: int = 0) -> Adapter:
 def test_an_adapter_loads_in_plain_peft(policy: Policy, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    policy.use_adapter(trained(policy))
+    policy.use_adapter(random_adapter(policy))
     files = adapter_files(policy.copy_adapter(), ModelConfig(path=MODEL), AdapterConfig(rank=4, alpha=8))
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
-        wanted = policy.logits(policy.run_body(ids).last_hidden_state)
+        expected = policy.logits(policy.run_body(ids).last_hidden_state)
         policy.use_adapter(None)
         base = policy.logits(policy.run_body(ids).last_hidden_state)
-        plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL), str(tmp_path))
-        got = plain(input_ids=ids).logits
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
-    assert (got - base).abs().max() > 0.1
+        peft_model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL), str(tmp_path))
+        actual = peft_model(input_ids=ids).logits
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    assert (actual - base).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_weights_can_be_exchanged_and_come_back(kind: str) -> None:
+def test_adapters_can_be_replaced_and_the_base_restored(kind: str) -> None:
     policy = Policy(ModelConfig(path=MODEL), AdapterConfig(kind=kind, rank=2))
     ids = torch.tensor([[5, 6, 7, 8]])
 
@@ -61,7 +62,7 @@ def test_weights_can_be_exchanged_and_come_back(kind: str) -> None:
         with torch.no_grad():
             return policy.run_body(ids).last_hidden_state
 
-    base, adapter = states(), trained(policy)
+    base, adapter = states(), random_adapter(policy)
     policy.use_adapter(adapter)
     assert policy.hash == adapter.hash != "base"
     assert not torch.allclose(states(), base)
@@ -73,16 +74,16 @@ def test_weights_can_be_exchanged_and_come_back(kind: str) -> None:
     assert torch.equal(states(), base)
 
 
-def test_the_hash_follows_the_values(policy: Policy) -> None:
-    one, other = trained(policy), trained(policy, seed=1)
-    assert one.hash == trained(policy).hash != other.hash
+def test_the_hash_depends_on_the_values(policy: Policy) -> None:
+    one, other = random_adapter(policy), random_adapter(policy, seed=1)
+    assert one.hash == random_adapter(policy).hash != other.hash
     name = next(iter(one.weights))
-    nudged = {**one.weights, name: one.weights[name] + 1e-6}
-    assert Adapter.from_weights(nudged).hash != one.hash
+    changed = {**one.weights, name: one.weights[name] + 1e-6}
+    assert Adapter.from_weights(changed).hash != one.hash
 
 
 def test_an_average_of_adapters(policy: Policy) -> None:
-    one, other = trained(policy), trained(policy, seed=1)
+    one, other = random_adapter(policy), random_adapter(policy, seed=1)
     mean = one.average(other, 0.25)
     for name, value in mean.weights.items():
         torch.testing.assert_close(value, 0.25 * one.weights[name] + 0.75 * other.weights[name])
@@ -96,7 +97,7 @@ def test_an_adapter_of_another_model_is_refused(policy: Policy) -> None:
         policy.use_adapter(wide.copy_adapter())
 
 
-def test_heads_that_are_no_plain_matrix_are_refused() -> None:
+def test_heads_that_are_not_a_plain_matrix_are_refused() -> None:
     capped = Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=5.0, pad_token_id=0)).eval()
     with torch.no_grad():
         capped.lm_head.weight.mul_(100)
@@ -111,7 +112,7 @@ def test_heads_that_are_no_plain_matrix_are_refused() -> None:
 
 
 @pytest.mark.parametrize("modules", [("lm_head",), ("q_proj", "embed_tokens")])
-def test_training_the_head_is_refused_with_the_reason(modules: tuple) -> None:
+def test_training_the_head_or_embeddings_is_refused(modules: tuple) -> None:
     with pytest.raises(ModelError, match="cached states need an untrained head"):
         Policy(ModelConfig(path=MODEL), AdapterConfig(modules=modules))
 
@@ -121,7 +122,7 @@ def test_unknown_modules_are_refused() -> None:
         Policy(ModelConfig(path=MODEL), AdapterConfig(modules=("nothing_proj",)))
 
 
-def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
+def test_models_that_cannot_be_loaded_are_refused(tmp_path: Path) -> None:
     for load in (load_tokenizer, load_head):
         with pytest.raises(ModelError, match="cannot load the model"):
             load(ModelConfig(path=str(tmp_path)))
@@ -129,17 +130,17 @@ def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
         Policy(ModelConfig(path="no-such/model"), AdapterConfig())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_is_refused_where_there_is_none() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
+def test_cuda_without_a_device_is_refused() -> None:
     with pytest.raises(ModelError, match=r"model\.device is cuda, but torch sees no CUDA device"):
         Policy(ModelConfig(path=MODEL, device="cuda"), AdapterConfig())
 
 
-def test_loading_leaves_the_global_random_state_alone() -> None:
+def test_loading_does_not_change_the_global_random_state() -> None:
     torch.manual_seed(7)
-    wanted = torch.rand(3)
+    expected = torch.rand(3)
     torch.manual_seed(7)
     first = Policy(ModelConfig(path=MODEL), AdapterConfig(), seed=1).copy_adapter()
-    assert torch.equal(torch.rand(3), wanted)
+    assert torch.equal(torch.rand(3), expected)
     assert Policy(ModelConfig(path=MODEL), AdapterConfig(), seed=1).copy_adapter().hash == first.hash
     assert Policy(ModelConfig(path=MODEL), AdapterConfig(), seed=2).copy_adapter().hash != first.hash

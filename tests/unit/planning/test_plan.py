@@ -1,4 +1,4 @@
-"""`ogls plan` against what is measured and counted; `ogls doctor` names what ails."""
+"""`ogls plan` compared with measurements; `ogls doctor` reports problems of the installation and the configuration."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from ogls.training.trainer import Trainer
 VOCABULARY = 4_000
 
 
-def config_of(model: Path, *overrides: str) -> RunConfig:
+def config_for(model: Path, *overrides: str) -> RunConfig:
     data = {"evaluate": {"benchmarks": [{}]}, "model": {"path": str(model)}}
     return build_config(data, overrides)
 
 
-def test_the_shape_is_counted_as_the_model_is(policy: Policy) -> None:
+def test_the_shape_matches_the_loaded_model(policy: Policy) -> None:
     config = small_config("x", "adapter.rank=4", "adapter.alpha=8")
     shape = read_shape(config)
     assert shape.trained == sum(p.numel() for p in policy.parameters.values())
-    whole = sum(p.numel() for n, p in policy.model.named_parameters() if "lora" not in n)
-    assert shape.parameters == whole
+    parameters = sum(p.numel() for n, p in policy.model.named_parameters() if "lora" not in n)
+    assert shape.parameters == parameters
     assert shape.embedding == policy.head.numel()  # tied: counted once
     assert (shape.vocabulary, shape.hidden) == tuple(policy.head.shape)
 
@@ -54,16 +54,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_model(tmp_path_factory.mktemp("random") / "model", num_hidden_layers=4, vocab_size=VOCABULARY)
 
 
-def drawn(count: int) -> tuple[int, ...]:
+def random_ids(count: int) -> tuple[int, ...]:
     return tuple(torch.randint(3, VOCABULARY, (count,)).tolist())
 
 
-def near(planned: float, measured: float) -> None:
+def assert_near(planned: float, measured: float) -> None:
     assert 0.7 < planned / measured < 1.7, (planned / GIB, measured / GIB)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "settings"),
+    ("dtype", "setting"),
     [
         ("float32", "gradient_checkpointing=false"),
         ("float32", "gradient_checkpointing=true"),
@@ -72,113 +72,130 @@ def near(planned: float, measured: float) -> None:
         ("bfloat16", "gradient_checkpointing=true"),
     ],
 )
-def test_the_memory_of_training_is_near_a_measured_peak(model: Path, dtype: str, settings: str) -> None:
-    """A step on a random model of Qwen3's shape: what torch has alive at its peak, beyond the model."""
-    overrides = ("train.micro_batch_tokens=512", "train.head_tokens=256", "adapter.rank=16", f"train.{settings}")
-    config = config_of(model, f"model.dtype={dtype}", *overrides)
+def test_the_memory_of_training_is_near_a_measured_peak(model: Path, dtype: str, setting: str) -> None:
+    """One optimizer step on a random Qwen3-shaped model: the peak of torch's allocated memory, without the model."""
+    overrides = ("train.micro_batch_tokens=512", "train.head_tokens=256", "adapter.rank=16", f"train.{setting}")
+    config = config_for(model, f"model.dtype={dtype}", *overrides)
     policy = Policy(config.model, config.adapter)
     items = []
     for i in range(4):
-        top, ids = (
+        logprobs, ids = (
             torch.randn(224, 64).log_softmax(-1),
             torch.stack([torch.randperm(VOCABULARY)[:64] for _ in range(224)]),
         )
-        item = TrainItem(("p", i), drawn(32), drawn(224), 224, 0, ids, top, torch.full((224,), 1e-3))
-        whole = {"ids": None, "logprobs": None, "tail_mass": None, "state": torch.randn(224, 256)}
-        items.append(replace(item, **whole) if config.train.support == "full" else item)
+        item = TrainItem(("p", i), random_ids(32), random_ids(224), 224, 0, ids, logprobs, torch.full((224,), 1e-3))
+        full_target = {"ids": None, "logprobs": None, "tail_mass": None, "state": torch.randn(224, 256)}
+        items.append(replace(item, **full_target) if config.train.support == "full" else item)
     trainer = Trainer(policy, config.train)
-    near(training_bytes(config, read_shape(config)), peak_bytes(lambda: trainer.optimizer_step(items)))
+    assert_near(training_bytes(config, read_shape(config)), peak_bytes(lambda: trainer.optimizer_step(items)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_memory_of_the_other_stages_is_near_a_measured_peak(model: Path, dtype: str) -> None:
-    """A teacher pass that fills its batch, steering, and sampling, as the training step above."""
+    """The peak of torch's allocated memory in a teacher pass with a full batch, in steering and in sampling."""
     settings = ("rollout.max_tokens=64", "train.tokens=64", "teacher.batch_tokens=2048", "teacher.shard_groups=1")
     sizes = ("rollout.batch_size=16", "steer.batch_tokens=256", "rollout.engine=transformers")
-    config = config_of(model, f"model.dtype={dtype}", *settings, *sizes)
+    config = config_for(model, f"model.dtype={dtype}", *settings, *sizes)
     policy = Policy(config.model, config.adapter)
-    found = estimate(config, GPUS["cpu"], length=64, prompt=32)
-    planned = {n.stage: n.memory for n in found.needs}
-    weights = found.shape.parameters * (4 if dtype == "float32" else 2)
+    plan = estimate(config, GPUS["cpu"], rollout_tokens=64, prompt_tokens=32)
+    planned = {s.stage: s.memory for s in plan.stages}
+    weights = plan.shape.parameters * (4 if dtype == "float32" else 2)
 
-    contexts, rollouts = [Context("teacher", drawn(250)) for _ in range(8)], [drawn(64) for _ in range(8)]
+    contexts, rollouts = [Context("teacher", random_ids(250)) for _ in range(8)], [random_ids(64) for _ in range(8)]
     pools = {"correct": contexts[:4], "incorrect": contexts[4:]}
     scored = [
-        ScoredRollout(("p", j), pool, rollouts[j], tuple((c, 1 / 3) for c in read if c is not contexts[j])[:3], ())
-        for pool, read in pools.items()
+        ScoredRollout(
+            ("p", j), pool, rollouts[j], tuple((c, 1 / 3) for c in pool_contexts if c is not contexts[j])[:3], ()
+        )
+        for pool, pool_contexts in pools.items()
         for j in range(8)
     ]
-    near(planned["teach"] - weights, peak_bytes(lambda: score_rollouts(policy, scored, config.teacher.batch_tokens)))
+    assert_near(
+        planned["teach"] - weights, peak_bytes(lambda: score_rollouts(policy, scored, config.teacher.batch_tokens))
+    )
 
     states = {pool: torch.randn(256, 256) for pool in ("base", "correct", "incorrect")}
     ids, recipe = torch.zeros(256, dtype=torch.long), config.steer.to_recipe()
-    near(planned["steer"], peak_bytes(lambda: steer_tokens(states, ids, recipe, load_head(config.model), 64, 256)))
+    assert_near(
+        planned["steer"], peak_bytes(lambda: steer_tokens(states, ids, recipe, load_head(config.model), 64, 256))
+    )
 
-    requests = [Request("p", i, drawn(32), i) for i in range(16)]
+    requests = [Request("p", i, random_ids(32), i) for i in range(16)]
     sampler = create_sampler("transformers", policy)
-    near(planned["sample"] - weights, peak_bytes(lambda: sampler.sample(requests, config.rollout)))
+    assert_near(planned["sample"] - weights, peak_bytes(lambda: sampler.sample(requests, config.rollout)))
 
 
-def test_what_does_not_fit_is_said_with_what_to_change(tmp_path: Path) -> None:
+def test_warnings_name_the_setting_to_change(tmp_path: Path) -> None:
     model = shaped(tmp_path / "model", **QWEN3_1_7B | {"max_position_embeddings": 4096})
-    config = config_of(model, "model.dtype=bfloat16", "rollout.max_tokens=2048", "train.micro_batch_tokens=65536")
-    found = estimate(config, GPUS["rtx4090"])
-    told = "\n".join(found.warnings)
-    assert "train needs " in told
-    assert "lower train.micro_batch_tokens and set train.gradient_checkpointing" in told
-    assert "8,192 tokens to sample do not fit a context of 4,096" in told  # evaluate.max_tokens
-    lean = config_of(
+    config = config_for(model, "model.dtype=bfloat16", "rollout.max_tokens=2048", "train.micro_batch_tokens=65536")
+    plan = estimate(config, GPUS["rtx4090"])
+    warnings = "\n".join(plan.warnings)
+    assert "train needs " in warnings
+    assert "lower train.micro_batch_tokens and set train.gradient_checkpointing" in warnings
+    assert "completions of 8,192 tokens do not fit in the model's context of 4,096" in warnings  # evaluate.max_tokens
+    small = config_for(
         model, "model.dtype=bfloat16", "train.micro_batch_tokens=4096", "train.gradient_checkpointing=true"
     )
-    needs = {n.stage: n for n in estimate(lean, GPUS["rtx4090"]).needs}
-    assert needs["train"].memory < 24 * GIB
-    faster = {n.stage: n.seconds for n in estimate(lean, GPUS["h100"]).needs}
-    assert all(faster[stage] < need.seconds for stage, need in needs.items())
-    assert 1.2e9 < found.shape.parameters < 2.2e9
+    stages = {s.stage: s for s in estimate(small, GPUS["rtx4090"]).stages}
+    assert stages["train"].memory < 24 * GIB
+    h100_seconds = {s.stage: s.seconds for s in estimate(small, GPUS["h100"]).stages}
+    assert all(h100_seconds[name] < stage.seconds for name, stage in stages.items())
+    assert 1.2e9 < plan.shape.parameters < 2.2e9
     states = 32 * 8 * min(2048 // 3, 1024) * 3 * 2048 * 2
-    assert found.disk["teacher_states"] == pytest.approx(states)
+    assert plan.disk["teacher_states"] == pytest.approx(states)
 
 
-def test_an_engine_that_lets_completions_wait_takes_its_share(tmp_path: Path) -> None:
-    """vLLM samples as many at once as its share of the GPU holds: a large batch costs time there, not memory."""
+def test_vllm_uses_its_share_of_memory_and_queues_completions(tmp_path: Path) -> None:
+    """vLLM runs as many sequences at once as fit in its share of the GPU: a large batch costs time, not memory."""
     model = shaped(tmp_path / "model", **QWEN3_1_7B)
-    long = ("model.dtype=bfloat16", "rollout.max_tokens=8192", "rollout.batch_size=512", "evaluate.max_tokens=8192")
-    cards = GPUS["rtx4090"], GPUS["h100"]
-    queued, more = (estimate(config_of(model, *long, "rollout.engine=auto"), gpu) for gpu in cards)
-    needs = {n.stage: n for n in queued.needs}
-    assert needs["sample"].memory == 0.85 * 24 * GIB
-    assert not [w for w in queued.warnings if "sample" in w or "completion" in w]
-    assert more.needs[0].seconds < needs["sample"].seconds
-    (own,) = [w for w in estimate(config_of(model, *long), cards[0]).warnings if w.startswith("sample")]
-    assert "lower rollout.batch_size" in own  # the transformers engine holds the whole batch
-    tight = estimate(config_of(model, *long, "rollout.engine=vllm", "rollout.vllm.gpu_memory=0.16"), cards[0])
-    assert any(w.startswith("one completion of 8,192 tokens and the weights are 4.1 GiB") for w in tight.warnings)
-    assert estimate(config_of(model, *long, "rollout.engine=server"), cards[0]).needs[0].memory == 0
-    seldom = estimate(config_of(model, *long, "rollout.engine=auto", "evaluate.every=10"), cards[0])
-    assert {n.stage: n for n in seldom.needs}["evaluate"].seconds == pytest.approx(needs["evaluate"].seconds / 10)
+    long_rollouts = (
+        "model.dtype=bfloat16",
+        "rollout.max_tokens=8192",
+        "rollout.batch_size=512",
+        "evaluate.max_tokens=8192",
+    )
+    rtx4090, h100 = GPUS["rtx4090"], GPUS["h100"]
+    on_rtx4090, on_h100 = (
+        estimate(config_for(model, *long_rollouts, "rollout.engine=auto"), gpu) for gpu in (rtx4090, h100)
+    )
+    stages = {s.stage: s for s in on_rtx4090.stages}
+    assert stages["sample"].memory == 0.85 * 24 * GIB
+    assert not [w for w in on_rtx4090.warnings if "sample" in w or "completion" in w]
+    assert on_h100.stages[0].seconds < stages["sample"].seconds
+    (warning,) = [w for w in estimate(config_for(model, *long_rollouts), rtx4090).warnings if w.startswith("sample")]
+    assert "lower rollout.batch_size" in warning  # the transformers engine keeps the whole batch in memory
+    small_share = estimate(
+        config_for(model, *long_rollouts, "rollout.engine=vllm", "rollout.vllm.gpu_memory=0.16"), rtx4090
+    )
+    message = "the weights and one completion of 8,192 tokens need 4.1 GiB"
+    assert any(w.startswith(message) for w in small_share.warnings)
+    assert estimate(config_for(model, *long_rollouts, "rollout.engine=server"), rtx4090).stages[0].memory == 0
+    every_tenth = estimate(config_for(model, *long_rollouts, "rollout.engine=auto", "evaluate.every=10"), rtx4090)
+    seconds = {s.stage: s.seconds for s in every_tenth.stages}
+    assert seconds["evaluate"] == pytest.approx(stages["evaluate"].seconds / 10)
 
 
-def test_the_command_and_its_mistakes() -> None:
-    done = CliRunner().invoke(app, ["plan", str(TINY), "--gpu", "cpu"])
-    assert done.exit_code == 0, done.output
+def test_the_plan_command_and_its_errors() -> None:
+    result = CliRunner().invoke(app, ["plan", str(TINY), "--gpu", "cpu"])
+    assert result.exit_code == 0, result.output
     for word in ("sample", "teach", "train", "evaluate", "parameters", "a round on cpu"):
-        assert word in done.output
-    wrong = CliRunner().invoke(app, ["plan", str(TINY), "--gpu", "tpu"])
-    assert "no machine tpu; there are rtx4090" in str(wrong.exception)
+        assert word in result.output
+    unknown = CliRunner().invoke(app, ["plan", str(TINY), "--gpu", "tpu"])
+    assert "unknown machine tpu; known machines: rtx4090" in str(unknown.exception)
     with pytest.raises(ModelError, match="cannot read the configuration of no/such"):
         read_shape(load_config(TINY, ["model.path=no/such"]))
 
 
-def test_the_doctor_finds_what_is_well_and_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_reports_what_works_and_what_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    well = {f.what: f for f in examine(small_config(tmp_path))}
-    assert {f.verdict for f in well.values()} <= {"ok", "note"}
-    assert well["engine"].said == "transformers"
-    assert "stops at '<|im_end|>'" in well["model"].said
-    assert list(tmp_path.iterdir()) == []  # its mark is gone
+    healthy = {f.what: f for f in examine(small_config(tmp_path))}
+    assert {f.verdict for f in healthy.values()} <= {"ok", "note"}
+    assert healthy["engine"].said == "transformers"
+    assert "stops at '<|im_end|>'" in healthy["model"].said
+    assert list(tmp_path.iterdir()) == []  # the file of the write test is removed
     blocked = tmp_path / "file"
     blocked.write_text("")
-    ill = (
+    overrides = (
         f"root={blocked}/store",
         "model.device=cuda",
         "problems.source=nowhere.jsonl",
@@ -186,15 +203,15 @@ def test_the_doctor_finds_what_is_well_and_what_is_not(tmp_path: Path, monkeypat
         "tracking.enabled=true",
         "tracking.uri=http://127.0.0.1:9",
     )
-    listed = examine(small_config(tmp_path, *ill))
-    assert "nowhere.jsonl is not there" in [f.said for f in listed]
-    found = {f.what: f for f in listed}
-    assert "a file stands where a folder is needed" in found["store"].said
-    assert "torch sees no CUDA device" in found["device"].said
-    assert "do not fit 512: lower max_tokens" in found["max_tokens"].said
-    assert found["tracking"].verdict == "note"
+    all_findings = examine(small_config(tmp_path, *overrides))
+    assert "nowhere.jsonl does not exist" in [f.said for f in all_findings]
+    findings = {f.what: f for f in all_findings}
+    assert "there is a file where a folder is needed" in findings["store"].said
+    assert "torch sees no CUDA device" in findings["device"].said
+    assert "exceed the context of 512: lower max_tokens" in findings["max_tokens"].said
+    assert findings["tracking"].verdict == "note"
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     command = [sys.executable, "-m", "flows.cli", "doctor", str(TINY)]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "no answer at http://127.0.0.1:9/api: start it, or unset PREFECT_API_URL" in done.stdout
+    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "no response from http://127.0.0.1:9/api: start it, or unset PREFECT_API_URL" in result.stdout

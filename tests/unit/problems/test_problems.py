@@ -1,4 +1,4 @@
-"""Problems: sources, columns, answers, duplicates, overlap, and every loss counted."""
+"""Loading problems: sources, columns, answers, duplicates, overlap of splits, and counts of excluded rows."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ ROWS = [
 ]
 
 
-def jsonl(path: Path, rows: list) -> str:
+def write_jsonl(path: Path, rows: list) -> str:
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return str(path)
 
 
-def load(source: str, report: Exclusions | None = None, **more: object) -> list[Problem]:
-    return load_problems(DataSource(source=source, **more), "train", report or Exclusions())
+def load(source: str, report: Exclusions | None = None, **settings: object) -> list[Problem]:
+    return load_problems(DataSource(source=source, **settings), "train", report or Exclusions())
 
 
 def test_jsonl_parquet_and_dataset_folders_agree(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "train.jsonl", ROWS)
+    path = write_jsonl(tmp_path / "train.jsonl", ROWS)
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "p.parquet")
     (tmp_path / "hub").mkdir()
-    jsonl(tmp_path / "hub" / "train.jsonl", ROWS)
-    found = load(path)
-    assert [(p.problem_id, p.answer) for p in found] == [("a", "2"), ("b", "3"), ("c", "4"), ("d", "5")]
-    assert load(str(tmp_path / "p.parquet")) == found
-    assert load(str(tmp_path / "hub")) == found
+    write_jsonl(tmp_path / "hub" / "train.jsonl", ROWS)
+    loaded = load(path)
+    assert [(p.problem_id, p.answer) for p in loaded] == [("a", "2"), ("b", "3"), ("c", "4"), ("d", "5")]
+    assert load(str(tmp_path / "p.parquet")) == loaded
+    assert load(str(tmp_path / "hub")) == loaded
 
 
-def test_columns_can_be_renamed_and_ids_made(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "q.jsonl", [{"question": "Q?", "answer": "work\n#### 7"}])
+def test_columns_can_be_renamed_and_ids_derived(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "q.jsonl", [{"question": "Q?", "answer": "work\n#### 7"}])
     (problem,) = load(path, columns=Columns(problem="question", solution="answer"))
     assert (problem.problem, problem.answer, problem.solution) == ("Q?", "7", "work\n#### 7")
     assert problem.problem_id.startswith("p-")
@@ -59,8 +59,8 @@ def test_text_that_is_not_unicode_can_be_stored(tmp_path: Path) -> None:
     assert problem.problem == "? plus 1?"
 
 
-def test_a_missing_problem_column_names_those_there(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "q.jsonl", [{"question": "Q?", "answer": "1"}])
+def test_a_missing_problem_column_lists_the_existing_ones(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "q.jsonl", [{"question": "Q?", "answer": "1"}])
     with pytest.raises(DataError, match="has no column problem; it has answer, question"):
         load(path)
 
@@ -82,42 +82,44 @@ def test_malformed_lines_are_numbered(tmp_path: Path) -> None:
         ("no-such-owner/no-such-set", "cannot load the dataset no-such-owner/no-such-set"),
     ],
 )
-def test_missing_sources_are_said(source: str, message: str) -> None:
+def test_missing_sources_are_refused(source: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(source)
 
 
-def test_parquet_that_is_none(tmp_path: Path) -> None:
+def test_invalid_parquet_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_text("hello")
     with pytest.raises(DataError, match="is not readable Parquet"):
         load(str(tmp_path / "x.parquet"))
 
 
 def test_duplicates_and_unanswered_are_counted(tmp_path: Path) -> None:
-    twin = {"id": "e", "problem": "what is  1+1 ?", "answer": "2"}
+    duplicate = {"id": "e", "problem": "what is  1+1 ?", "answer": "2"}
     report = Exclusions()
-    path = jsonl(tmp_path / "q.jsonl", [*ROWS, twin, {"id": "f", "problem": "Six?"}, {"id": "g", "problem": " "}])
+    path = write_jsonl(
+        tmp_path / "q.jsonl", [*ROWS, duplicate, {"id": "f", "problem": "Six?"}, {"id": "g", "problem": " "}]
+    )
     assert len(load(path, report)) == 4
     assert dict(report.counts) == {"duplicate": 1, "no answer": 1, "empty problem": 1}
-    assert report.words("duplicate") == "e"
+    assert report.describe("duplicate") == "e"
 
 
 def test_one_id_for_two_problems_is_refused(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "q.jsonl", [*ROWS, {"id": "a", "problem": "Other?", "answer": "1"}])
+    path = write_jsonl(tmp_path / "q.jsonl", [*ROWS, {"id": "a", "problem": "Other?", "answer": "1"}])
     with pytest.raises(DataError, match="1 ids stand for two different problems: a"):
         load(path)
 
 
-def test_normalised_text_ignores_form_and_keeps_mathematics() -> None:
+def test_normalised_text_ignores_markup_and_keeps_mathematics() -> None:
     assert normalize_text("What is $1 + 1$?") == normalize_text("what is\n1+1 ?")
     assert normalize_text("１+1") == normalize_text("1+1")
     assert normalize_text("1+1") != normalize_text("1-1")
 
 
-def prepared(tmp_path: Path, train: list, test: list, usable=None, too_long=None, **problems: object):
+def split(tmp_path: Path, train: list, test: list, usable=None, too_long=None, **problems: object):
     config = small_config(tmp_path)
-    source = jsonl(tmp_path / "train.jsonl", train)
-    benchmark = Benchmark(name="bench", source=jsonl(tmp_path / "test.jsonl", test))
+    source = write_jsonl(tmp_path / "train.jsonl", train)
+    benchmark = Benchmark(name="bench", source=write_jsonl(tmp_path / "test.jsonl", test))
     config = config.model_copy(
         update={
             "problems": config.problems.model_copy(update={"source": source, **problems}),
@@ -127,8 +129,8 @@ def prepared(tmp_path: Path, train: list, test: list, usable=None, too_long=None
     return split_problems(config, usable or (lambda answers: [True] * len(answers)), too_long or (lambda p, n: ""))
 
 
-def test_training_problems_of_a_benchmark_are_dropped(tmp_path: Path) -> None:
-    problems, report = prepared(tmp_path, ROWS, [{"id": "z", "problem": "FOUR ?", "answer": "4"}])
+def test_training_problems_of_a_benchmark_are_excluded(tmp_path: Path) -> None:
+    problems, report = split(tmp_path, ROWS, [{"id": "z", "problem": "FOUR ?", "answer": "4"}])
     assert [p.problem_id for p in problems if p.split == "train"] == ["a", "b", "d"]
     assert [p.problem_id for p in problems if p.split == "bench"] == ["z"]
     assert report.named["in benchmark bench"] == ["c"]
@@ -136,8 +138,8 @@ def test_training_problems_of_a_benchmark_are_dropped(tmp_path: Path) -> None:
 
 def test_holdout_is_disjoint_and_seeded(tmp_path: Path) -> None:
     test = [{"id": "z", "problem": "Z?", "answer": "4"}]
-    first, _ = prepared(tmp_path, ROWS, test, holdout=2)
-    again, _ = prepared(tmp_path, ROWS, test, holdout=2)
+    first, _ = split(tmp_path, ROWS, test, holdout=2)
+    again, _ = split(tmp_path, ROWS, test, holdout=2)
     assert first == again
     splits = [p.split for p in first]
     assert (splits.count("train"), splits.count("holdout")) == (2, 2)
@@ -150,9 +152,9 @@ def test_too_many_unusable_answers_are_refused_and_listed(tmp_path: Path) -> Non
     def no_threes(answers: list[str]) -> list[bool]:
         return [a != "3" for a in answers]
 
-    with pytest.raises(DataError, match=r"1 of 4 problems cannot be used \(1 unusable answer: b \('3'\)\)"):
-        prepared(tmp_path, ROWS, test, no_threes)
-    problems, report = prepared(tmp_path, ROWS, test, no_threes, max_unusable=0.3)
+    with pytest.raises(DataError, match=r"1 of 4 problems are unusable \(1 unusable answer: b \('3'\)\)"):
+        split(tmp_path, ROWS, test, no_threes)
+    problems, report = split(tmp_path, ROWS, test, no_threes, max_unusable=0.3)
     assert report.counts["unusable answer"] == 1
     assert "b" not in [p.problem_id for p in problems]
 
@@ -160,14 +162,14 @@ def test_too_many_unusable_answers_are_refused_and_listed(tmp_path: Path) -> Non
 def test_problems_longer_than_the_context_are_counted(tmp_path: Path) -> None:
     test = [{"id": "z", "problem": "Z?", "answer": "4"}]
 
-    def long(problem: Problem, max_tokens: int) -> str:
+    def too_long(problem: Problem, max_tokens: int) -> str:
         return f"{max_tokens + 9} tokens" if problem.problem_id == "a" else ""
 
-    _, report = prepared(tmp_path, ROWS, test, too_long=long, max_unusable=0.5)
+    _, report = split(tmp_path, ROWS, test, too_long=too_long, max_unusable=0.5)
     assert report.named["too long"] == ["a (73 tokens)"]
 
 
-def test_rounds_go_through_all_problems_before_any_comes_again() -> None:
+def test_rounds_use_all_problems_before_repeating_one() -> None:
     train = [Problem(str(i), str(i), "1") for i in range(10)]
     rounds = [[p.problem_id for p in select_round_problems(train, 4, r, 0)] for r in range(1, 6)]
     seen = [p for r in rounds for p in r]
@@ -177,8 +179,8 @@ def test_rounds_go_through_all_problems_before_any_comes_again() -> None:
     assert all(len(set(r)) == len(r) for r in rounds)
 
 
-@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not beside the repository")
-def test_gsm8k_loads_whole() -> None:
+@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not in shared/data")
+def test_gsm8k_loads_completely() -> None:
     columns = Columns(problem="question", solution="answer")
     report = Exclusions()
     train = load(str(GSM8K / "train.jsonl"), report, columns=columns)

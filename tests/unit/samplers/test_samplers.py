@@ -1,4 +1,4 @@
-"""Sampling: seeds decide, batches do not; log-probs, stops and truncation are what they say."""
+"""Sampling with transformers: results depend on seeds and not on batches; log-probs, stop tokens and truncation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tokens(policy: Policy, requests: list[Request], sampling: SamplingConfig = S
     return [c.token_ids for c in create_sampler("transformers", policy).sample(requests, sampling)]
 
 
-def test_batches_and_order_decide_nothing(policy: Policy, requests: list[Request]) -> None:
+def test_results_do_not_depend_on_batches_and_order(policy: Policy, requests: list[Request]) -> None:
     whole = tokens(policy, requests)
     assert tokens(policy, requests, SAMPLING.model_copy(update={"batch_size": 4})) == whole
     assert tokens(policy, requests[::-1])[::-1] == whole
@@ -34,7 +34,7 @@ def test_batches_and_order_decide_nothing(policy: Policy, requests: list[Request
     assert len(set(whole)) > 10
 
 
-def test_seeds_differ_by_every_part_of_their_name(prompter: Prompter) -> None:
+def test_seeds_depend_on_run_purpose_problem_and_sample(prompter: Prompter) -> None:
     seeds = [
         r.seed
         for run in (0, 1)
@@ -44,16 +44,16 @@ def test_seeds_differ_by_every_part_of_their_name(prompter: Prompter) -> None:
     assert len(set(seeds)) == len(seeds) == 2 * 3 * 30
 
 
-def test_logprobs_are_the_models_own(policy: Policy, requests: list[Request]) -> None:
-    """Whatever the temperature and the cuts, what is recorded is the log-prob at temperature 1."""
+def test_logprobs_are_those_of_the_model(policy: Policy, requests: list[Request]) -> None:
+    """Recorded log-probs are at temperature 1 and before the cuts, whatever the sampling settings."""
     sampling = SamplingConfig(max_tokens=40, temperature=0.7, top_k=20, top_p=0.9)
     completions = create_sampler("transformers", policy).sample(requests[:8], sampling)
     for request, completion in zip(requests, completions, strict=False):
         ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]])
         with torch.no_grad():
             logits = policy.model(input_ids=ids).logits[0, len(request.prompt_ids) - 1 : -1]
-        wanted = logits.log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-4, rtol=0)
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
 
 
 def test_finish_reasons_and_stop_tokens(policy: Policy, requests: list[Request]) -> None:
@@ -69,18 +69,18 @@ def test_finish_reasons_and_stop_tokens(policy: Policy, requests: list[Request])
     assert [c.token_ids for c in cut] == [c.token_ids[:3] for c in whole]
 
 
-def test_greedy_is_the_likeliest_token(policy: Policy, requests: list[Request]) -> None:
+def test_greedy_sampling_does_not_depend_on_the_seed(policy: Policy, requests: list[Request]) -> None:
     greedy = SamplingConfig(max_tokens=40, temperature=0)
     by_problem = tokens(policy, requests, greedy)
     assert all(len(set(by_problem[i : i + 6])) == 1 for i in range(0, 30, 6))
 
 
-def test_draw_follows_the_distribution() -> None:
+def test_sampled_tokens_follow_the_distribution() -> None:
     probs = torch.tensor([0.5, 0.0, 0.3, 0.2])
     uniform = (torch.arange(1000) + 0.5).double() / 1000
     logits = probs.log().expand(1000, 4)
-    drawn = sample_tokens(logits, uniform, 1.0, 0, 1.0)
-    assert torch.bincount(drawn, minlength=4).tolist() == [500, 0, 300, 200]
+    sampled = sample_tokens(logits, uniform, 1.0, 0, 1.0)
+    assert torch.bincount(sampled, minlength=4).tolist() == [500, 0, 300, 200]
     assert torch.bincount(sample_tokens(logits, uniform, 1.0, 2, 1.0), minlength=4).tolist() == [625, 0, 375, 0]
     assert torch.bincount(sample_tokens(logits, uniform, 1.0, 0, 0.79), minlength=4).tolist() == [625, 0, 375, 0]
     assert torch.bincount(sample_tokens(logits, uniform, 1.0, 0, 0.5), minlength=4).tolist() == [1000, 0, 0, 0]

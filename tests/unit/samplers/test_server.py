@@ -1,4 +1,4 @@
-"""The server engine where no server, another model, or a refusal is at the other end."""
+"""The server engine without a server, with a server of another model, and with a server that refuses requests."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ogls.samplers.choose import create_sampler
 from tasks.stages import may_succeed_on_retry
 
 
-class Stand(BaseHTTPRequestHandler):
-    """Answers with what `answers` has for a path: (status, body)."""
+class FakeServer(BaseHTTPRequestHandler):
+    """Responds with `responses[path]`: (status, body); 404 for other paths."""
 
-    answers: dict[str, tuple[int, object]]
+    responses: dict[str, tuple[int, object]]
 
     def do_GET(self) -> None:
-        status, body = self.answers.get(self.path, (404, {}))
+        status, body = self.responses.get(self.path, (404, {}))
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.end_headers()
@@ -36,8 +36,8 @@ class Stand(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def stand() -> Iterator[HTTPServer]:
-    http = HTTPServer(("127.0.0.1", 0), Stand)
+def fake_server() -> Iterator[HTTPServer]:
+    http = HTTPServer(("127.0.0.1", 0), FakeServer)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     yield http
     http.shutdown()
@@ -48,35 +48,35 @@ def config(port: int, *overrides: str) -> RunConfig:
     return small_config("x", "rollout.engine=server", url, *overrides)
 
 
-def test_another_model_is_said(stand: HTTPServer) -> None:
-    Stand.answers = {"/v1/models": (200, {"data": [{"id": "other/model", "root": "other/model"}]})}
+def test_another_model_is_refused(fake_server: HTTPServer) -> None:
+    FakeServer.responses = {"/v1/models": (200, {"data": [{"id": "other/model", "root": "other/model"}]})}
     with pytest.raises(ModelError, match="serves other/model, not data/tiny/model"):
-        create_sampler("server", None, config(stand.server_port))
+        create_sampler("server", None, config(fake_server.server_port))
 
 
-def test_a_refusal_is_said_and_not_tried_again(stand: HTTPServer) -> None:
-    Stand.answers = {"/v1/models": (401, {"error": "no key"})}
+def test_a_refused_request_is_not_retried(fake_server: HTTPServer) -> None:
+    FakeServer.responses = {"/v1/models": (401, {"error": "no key"})}
     with pytest.raises(ModelError, match=r"refuses /v1/models: 401: .*no key"):
-        create_sampler("server", None, config(stand.server_port))
+        create_sampler("server", None, config(fake_server.server_port))
 
 
-def test_no_answer_is_worth_a_retry(stand: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_worth_a_retry(fake_server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_WAIT_SECONDS", 0.01)
-    Stand.answers = {"/v1/models": (503, {})}
+    FakeServer.responses = {"/v1/models": (503, {})}
     with pytest.raises(
-        EngineUnavailable, match=r"does not answer /v1/models \(503.*start it, then give the same command"
+        EngineUnavailable, match=r"does not respond to /v1/models \(503.*start it, then run the same command"
     ):
-        create_sampler("server", None, config(stand.server_port))
+        create_sampler("server", None, config(fake_server.server_port))
     with pytest.raises(EngineUnavailable, match="ConnectError"):
         create_sampler("server", None, config(9))
 
-    class Failed:
+    class FailedState:
         def result(self) -> None:
             raise EngineUnavailable("away")
 
-    assert may_succeed_on_retry(None, type("Run", (), {"name": "sample"}), Failed())
+    assert may_succeed_on_retry(None, type("Run", (), {"name": "sample"}), FailedState())
 
 
-def test_it_swaps_adapters_only() -> None:
+def test_full_weights_are_refused() -> None:
     with pytest.raises(ModelError, match="swaps LoRA adapters"):
         create_sampler("server", None, config(9, "adapter.kind=full"))

@@ -1,6 +1,6 @@
-"""vLLM for real, in its CPU build: seeds, stops and log-probs, weights that are swapped, an engine that is killed.
+"""vLLM (CPU build): seeds, stop tokens, log-probs, swapped weights, and killed engines.
 
-Where it is not installed the tests are skipped; `.ci/run` installs it (`make vllm`).
+The tests are skipped if vLLM is not installed; `.ci/run` installs it (`make vllm`).
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def policy(config: RunConfig) -> Policy:
 
 @pytest.fixture(scope="module")
 def sampler(config: RunConfig) -> VllmSampler:
-    made = create_sampler("vllm", None, config)
-    made.use_adapter(None)
-    return made
+    sampler = create_sampler("vllm", None, config)
+    sampler.use_adapter(None)
+    return sampler
 
 
 @pytest.fixture(scope="module")
@@ -77,33 +77,34 @@ def requests(policy: Policy) -> list[Request]:
     return build_requests(PROBLEMS, Prompter(policy.tokenizer, PROMPTS), 6, 0, "test")
 
 
-def changed(policy: Policy, by: float = 0.05) -> Adapter:
-    """An adapter that changes what the model says."""
+def random_adapter(policy: Policy, scale: float = 0.05) -> Adapter:
+    """The initial adapter plus random numbers, which change the completions of the model."""
     generator = torch.Generator().manual_seed(1)
     weights = {
-        n: w + by * torch.randn(w.shape, generator=generator) for n, w in policy.initial_adapter().weights.items()
+        n: w + scale * torch.randn(w.shape, generator=generator) for n, w in policy.initial_adapter().weights.items()
     }
     return Adapter.from_weights(weights)
 
 
 def logprobs(policy: Policy, request: Request, token_ids: tuple[int, ...]) -> torch.Tensor:
+    """Log-probs (nats) of a completion under the policy in transformers, at temperature 1."""
     ids = torch.tensor([[*request.prompt_ids, *token_ids]])
     with torch.inference_mode():
         states = policy.run_body(ids).last_hidden_state[0, len(request.prompt_ids) - 1 : -1]
         return policy.logits(states).log_softmax(-1).gather(1, torch.tensor(token_ids)[:, None])[:, 0]
 
 
-def test_logprobs_are_those_of_transformers(sampler, policy: Policy, requests: list[Request]) -> None:
-    """Whatever the temperature and the cuts: at temperature 1, to 1e-3 in fp32."""
+def test_logprobs_equal_those_of_transformers(sampler, policy: Policy, requests: list[Request]) -> None:
+    """Log-probs are at temperature 1 and before the cuts, whatever the sampling settings; equal to 1e-3 in fp32."""
     cut = SamplingConfig(max_tokens=40, temperature=0.8, top_k=30, top_p=0.95, min_p=0.01)
     policy.use_adapter(None)
     for sampling in (SAMPLING, cut):
         for request, completion in zip(requests, sampler.sample(requests, sampling), strict=True):
-            wanted = logprobs(policy, request, completion.token_ids)
-            torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-3, rtol=0)
+            expected = logprobs(policy, request, completion.token_ids)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-3, rtol=0)
 
 
-def test_seeds_decide_and_batches_do_not(sampler, requests: list[Request]) -> None:
+def test_results_do_not_depend_on_batches_and_order(sampler, requests: list[Request]) -> None:
     whole = sampler.sample(requests, SAMPLING)
     assert [c.token_ids for c in sampler.sample(requests[::-1], SAMPLING)][::-1] == [c.token_ids for c in whole]
     assert sampler.sample(requests[7:8], SAMPLING)[0].token_ids == whole[7].token_ids
@@ -123,53 +124,52 @@ def test_stops_texts_and_truncation(sampler, policy: Policy, requests: list[Requ
     assert all(len(c.token_ids) == 3 for c in cut if c.finish_reason == "length")
 
 
-def test_an_adapter_changes_the_output_and_the_base_comes_back(
+def test_an_adapter_changes_the_output_and_the_base_can_be_restored(
     sampler, policy: Policy, requests: list[Request]
 ) -> None:
     before = sampler.sample(requests, SAMPLING)
     process = sampler._engine().process.pid
-    adapter = changed(policy)
+    adapter = random_adapter(policy)
     sampler.use_adapter(adapter)
     assert sampler.hash == adapter.hash
     policy.use_adapter(adapter)
     after = sampler.sample(requests, SAMPLING)
     assert [c.token_ids for c in after] != [c.token_ids for c in before]
     for request, completion in zip(requests, after, strict=True):
-        wanted = logprobs(policy, request, completion.token_ids)
-        torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-3, rtol=0)
+        expected = logprobs(policy, request, completion.token_ids)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-3, rtol=0)
     sampler.use_adapter(None)
     policy.use_adapter(None)
     assert [c.token_ids for c in sampler.sample(requests, SAMPLING)] == [c.token_ids for c in before]
-    assert sampler._engine().process.pid == process  # nothing was restarted
+    assert sampler._engine().process.pid == process  # without a restart
 
 
-def test_samplers_share_an_engine_and_never_a_number(
+def test_samplers_share_an_engine_and_never_an_adapter_id(
     config: RunConfig, policy: Policy, requests: list[Request]
 ) -> None:
-    """Every stage makes a sampler of its own; what one has loaded is not what the next one takes for its own."""
-    adapters = (changed(policy), None, changed(policy), changed(policy, 0.1), None)
-    said: dict[str, list[tuple[int, ...]]] = {}
+    """Every stage creates a sampler; a sampler never uses the adapter that another one loaded."""
+    adapters = (random_adapter(policy), None, random_adapter(policy), random_adapter(policy, 0.1), None)
+    tokens_by_hash: dict[str, list[tuple[int, ...]]] = {}
     for adapter in adapters:
         fresh = create_sampler("vllm", None, config)
         fresh.use_adapter(adapter)
-        told = [c.token_ids for c in fresh.sample(requests[:8], SAMPLING)]
-        assert said.setdefault(fresh.hash, told) == told
-    assert len({str(told) for told in said.values()}) == 3
+        tokens = [c.token_ids for c in fresh.sample(requests[:8], SAMPLING)]
+        assert tokens_by_hash.setdefault(fresh.hash, tokens) == tokens
+    assert len({str(tokens) for tokens in tokens_by_hash.values()}) == 3
 
 
 def test_many_long_prompts_do_not_hang_the_engine(sampler, requests: list[Request]) -> None:
-    """More tokens of prompts at once than the engine takes in one step."""
-    long = [Request(f"l{i}", 0, (20 + i, *requests[0].prompt_ids * 40)[:440], i) for i in range(64)]  # none cached
+    """The prompts together have more tokens than the engine processes in one step."""
+    # The first token differs, so that no prompt has a cached prefix.
+    long = [Request(f"l{i}", 0, (20 + i, *requests[0].prompt_ids * 40)[:440], i) for i in range(64)]
     completions = sampler.sample(long, SamplingConfig(max_tokens=4))
     assert len(completions) == 64
-    with pytest.raises(ModelError, match=r"of p has 500 tokens, and the engine has room for .*prompt_tokens"):
+    with pytest.raises(ModelError, match=r"of p has 500 tokens, but the engine accepts .*prompt_tokens"):
         sampler.sample([Request("p", 0, tuple([5] * 500), 1)], SAMPLING)
 
 
-def test_a_killed_engine_is_started_anew_with_the_same_weights(
-    sampler, policy: Policy, requests: list[Request]
-) -> None:
-    sampler.use_adapter(changed(policy))
+def test_a_killed_engine_is_restarted_with_the_same_weights(sampler, policy: Policy, requests: list[Request]) -> None:
+    sampler.use_adapter(random_adapter(policy))
     before = sampler.sample(requests, SAMPLING)
     restarts = sampler.restarts
     sampler._engine().process.kill()
@@ -178,8 +178,8 @@ def test_a_killed_engine_is_started_anew_with_the_same_weights(
     sampler.use_adapter(None)
 
 
-def test_an_interrupted_call_leaves_no_answer_behind(sampler, requests: list[Request]) -> None:
-    """Whoever was waiting has gone; the next call gets its own answer, from a new engine."""
+def test_an_interrupted_call_leaves_no_result_behind(sampler, requests: list[Request]) -> None:
+    """The call after an interrupted one gets its own result, from a new engine."""
     sampler.use_adapter(None)
     before = sampler.sample(requests[:2], SAMPLING)
     with pytest.MonkeyPatch.context() as patch:
@@ -190,7 +190,7 @@ def test_an_interrupted_call_leaves_no_answer_behind(sampler, requests: list[Req
 
 
 def test_two_rounds_end_to_end(config: RunConfig, sampler) -> None:
-    """Every stage, sampling with vLLM: the adapter that a round trained is what the next one samples from."""
+    """All stages with vLLM: each round samples from the adapter that the previous round trained."""
     process = sampler._engine().process.pid
     run = carry_out(config)
     assert sampler._engine().process.pid == process  # one engine, from the first evaluation to the last
@@ -201,43 +201,41 @@ def test_two_rounds_end_to_end(config: RunConfig, sampler) -> None:
         assert set(run.records.read("trajectories", round_)["policy"].to_pylist()) == {run.policy_hash(round_ - 1)}
     assert run.policy_hash(1) != run.policy_hash(2)
     assert STAGES["sample"](Run(config), 2).reused
-    other, prompter = create_sampler("vllm", None, config), run.prompter(sampler.tokenizer)
-    other.use_adapter(run.load_adapter(2))
-    check_probe(run, other, prompter, 2)
-    other.use_adapter(changed(Policy(config.model, config.adapter)))
+    fresh, prompter = create_sampler("vllm", None, config), run.prompter(sampler.tokenizer)
+    fresh.use_adapter(run.load_adapter(2))
+    check_probe(run, fresh, prompter, 2)
+    fresh.use_adapter(random_adapter(Policy(config.model, config.adapter)))
     with pytest.raises(StoreError, match="the engine has other weights than round 2 ended with"):
-        check_probe(run, other, prompter, 2)
+        check_probe(run, fresh, prompter, 2)
 
 
-def test_an_engine_killed_in_a_stage_costs_its_batch_alone(
+def test_an_engine_killed_in_a_stage_loses_only_its_batch(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In mid-batch, after a finished shard: the stage ends as an undisturbed one, and says what happened."""
-    runs = [Run(config.model_copy(update={"root": str(tmp_path / name)})) for name in ("calm", "killed")]
+    """The engine dies within the second shard: the result equals an undisturbed stage, and the notice reports it."""
+    runs = [Run(config.model_copy(update={"root": str(tmp_path / name)})) for name in ("undisturbed", "killed")]
     for run in runs:
         run.records.open(run.config)
         STAGES["prepare"](run, 0)
-    calm = STAGES["sample"](runs[0], 1)
-    plain, calls = VllmProcess.call, []
+    undisturbed = STAGES["sample"](runs[0], 1)
+    original_call, calls = VllmProcess.call, []
 
     def call(self: VllmProcess, command: str, payload: object, seconds: float) -> object:
         calls.append(command)
-        if calls.count("sample") == 3 and command == "sample":  # the probe, the first shard, and now the second
+        if calls.count("sample") == 3 and command == "sample":  # after the probe and the first shard
             threading.Timer(0.1, self.process.kill).start()
-        return plain(self, command, payload, seconds)
+        return original_call(self, command, payload, seconds)
 
     monkeypatch.setattr(VllmProcess, "call", call)
     killed = STAGES["sample"](runs[1], 1)
-    assert "the engine died and was started anew (1 x)" in killed.notice
-    assert calm.notice == ""
-    assert calls.count("sample") == 4  # only the batch under way once more
+    assert "the engine died and was restarted 1 times" in killed.notice
+    assert undisturbed.notice == ""
+    assert calls.count("sample") == 4  # only the interrupted batch is repeated
     assert runs[0].digest("trajectories", 1) == runs[1].digest("trajectories", 1)
 
 
-def test_a_merged_export_says_in_vllm_what_the_policy_says(
-    config: RunConfig, requests: list[Request], tmp_path: Path
-) -> None:
-    """The folder of `ogls export` in an engine of its own, against base and adapter in transformers."""
+def test_a_merged_export_in_vllm_equals_the_policy(config: RunConfig, requests: list[Request], tmp_path: Path) -> None:
+    """The folder that `ogls export` writes, in a separate engine, equals base and adapter in transformers."""
     run = Run(config)
     export_model(run, 2, tmp_path / "merged")
     path = config.model.model_copy(update={"path": str(tmp_path / "merged")})
@@ -245,26 +243,26 @@ def test_a_merged_export_says_in_vllm_what_the_policy_says(
     merged.use_adapter(None)
     policy = run.load_policy(2)
     for request, completion in zip(requests[:8], merged.sample(requests[:8], SAMPLING), strict=True):
-        wanted = logprobs(policy, request, completion.token_ids)
-        torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-3, rtol=0)
+        expected = logprobs(policy, request, completion.token_ids)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-3, rtol=0)
 
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A vLLM server on loopback that takes adapters."""
+    """URL of a vLLM server on loopback that can load adapters."""
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)),
         *("--model", str(model), "--dtype", "float32", "--enforce-eager", "--enable-lora", "--max-lora-rank", "32"),
         *("--max-model-len", "512", "--max-num-seqs", "32"),
     ]
-    told = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    extra = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(
-            command, env={**os.environ, **told}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, env={**os.environ, **extra}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 400
     while not responds(f"{url}/health"):
@@ -276,24 +274,24 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     process.wait()
 
 
-def test_a_server_samples_from_the_adapter_it_is_given(
+def test_a_server_samples_from_the_loaded_adapter(
     server: str, config: RunConfig, policy: Policy, requests: list[Request], tmp_path: Path
 ) -> None:
-    served = config.rollout.server.model_copy(update={"url": server, "adapters": str(tmp_path)})
-    rollout = config.rollout.model_copy(update={"engine": "server", "server": served})
+    server_config = config.rollout.server.model_copy(update={"url": server, "adapters": str(tmp_path)})
+    rollout = config.rollout.model_copy(update={"engine": "server", "server": server_config})
     remote = create_sampler("server", None, config.model_copy(update={"rollout": rollout}))
     sampling = SamplingConfig(max_tokens=24)
-    said = {}
-    for adapter in (None, changed(policy), changed(policy, 0.1), None):
+    tokens_by_hash = {}
+    for adapter in (None, random_adapter(policy), random_adapter(policy, 0.1), None):
         remote.use_adapter(adapter)
         policy.use_adapter(adapter)
         assert remote.hash == policy.hash
         completions = remote.sample(requests[:6], sampling)
         for request, completion in zip(requests, completions, strict=False):
-            wanted = logprobs(policy, request, completion.token_ids)
-            torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-3, rtol=0)
+            expected = logprobs(policy, request, completion.token_ids)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-3, rtol=0)
             assert (completion.token_ids[-1] in policy.stop_ids) == (completion.finish_reason == "stop")
-        told = [c.token_ids for c in completions]
-        assert said.setdefault(remote.hash, told) == told  # the base comes back as it was
-    assert len({str(told) for told in said.values()}) == 3
+        tokens = [c.token_ids for c in completions]
+        assert tokens_by_hash.setdefault(remote.hash, tokens) == tokens  # the base is restored unchanged
+    assert len({str(tokens) for tokens in tokens_by_hash.values()}) == 3
     policy.use_adapter(None)

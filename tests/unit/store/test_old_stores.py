@@ -79,5 +79,5 @@ def test_a_newer_schema_is_refused() -> None:
     newer = table.schema.with_metadata({"ogls_schema_version": str(SCHEMA_VERSION + 1)}).empty_table()
     with pytest.raises(StoreError, match="install a newer ogls-sd"):
         upgrade_schema(table, newer)
-    with pytest.raises(StoreError, match="the file lacks outcome: it is no such table"):
+    with pytest.raises(StoreError, match="the file lacks the columns outcome, so it is not this table"):
         upgrade_schema(table, pa.table({"problem_id": ["p"], "sample": [0], "verdict": ["correct"]}))

@@ -92,7 +92,7 @@ def test_all_runs_or_one(tmp_path: Path, finished: Run) -> None:
     sql = "SELECT DISTINCT run FROM verdicts ORDER BY run"
     assert run_query(store, sql)["run"].to_pylist() == ["a", "b"]
     assert run_query(store, sql, "b")["run"].to_pylist() == ["b"]
-    with pytest.raises(StoreError, match=r"no run c in .*; there are: a, b"):
+    with pytest.raises(StoreError, match=r"no run c in .*; existing runs: a, b"):
         run_query(store, sql, "c")
 
 

@@ -1,4 +1,4 @@
-"""The tiny world: the shipped files are the recipe's, and the seed model knows what its card says."""
+"""The tiny world: its problems and texts, the shipped files, and the creation of the seed model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from ogls.errors import UserError
 from ogls.models.policy import Policy
 from ogls.tinyworld.seedmodel import SeedRecipe, make_seed_model
-from ogls.tinyworld.world import OPERATIONS, Problem, World, apply, draw, problem_rows
+from ogls.tinyworld.world import OPERATIONS, Problem, World, apply_operation, problem_rows, random_problem
 
 TINY = REPO / "data" / "tiny"
 
@@ -25,30 +25,30 @@ def test_a_solution_worked_by_hand() -> None:
     assert problem.answer == "9"
 
 
-def test_facts_go_wrong_at_their_own_rates_and_always_alike() -> None:
+def test_each_fact_has_its_error_rate_and_one_wrong_result() -> None:
     world, rng = World(), np.random.default_rng(0)
     for fact in [(a, op, b) for a in (1, 4, 7) for op in OPERATIONS for b in (2, 9)]:
         rate, wrong = world.mistakes[fact]
         one_step = Problem(fact[0], (fact[1:],))
-        seen = [world.solution(one_step, rng).rsplit("{", 1)[1][:-1] for _ in range(400)]
-        assert set(seen) <= {str(apply(*fact)), str(wrong)}
-        assert seen.count(str(wrong)) / 400 == pytest.approx(rate, abs=0.09)
-        assert wrong != apply(*fact)
+        results = [world.solution(one_step, rng).rsplit("{", 1)[1][:-1] for _ in range(400)]
+        assert set(results) <= {str(apply_operation(*fact)), str(wrong)}
+        assert results.count(str(wrong)) / 400 == pytest.approx(rate, abs=0.09)
+        assert wrong != apply_operation(*fact)
 
 
 def test_half_the_texts_show_a_solution_and_half_of_these_are_terse() -> None:
     world, rng = World(), np.random.default_rng(0)
     texts = [world.pretraining_text(rng) for _ in range(2000)]
-    shown = [(context, completion) for _, context, completion in texts if context]
-    terse = [completion for context, completion in shown if completion != context]
-    assert len(shown) / 2000 == pytest.approx(0.5, abs=0.05)
-    assert len(terse) / len(shown) == pytest.approx(0.5, abs=0.05)
+    with_solution = [(context, completion) for _, context, completion in texts if context]
+    terse = [completion for context, completion in with_solution if completion != context]
+    assert len(with_solution) / 2000 == pytest.approx(0.5, abs=0.05)
+    assert len(terse) / len(with_solution) == pytest.approx(0.5, abs=0.05)
     assert all(completion.startswith("\\boxed") for completion in terse)
-    never = World(terse_share=0.0)
-    assert all(c == a for _, c, a in (never.pretraining_text(rng) for _ in range(200)) if c)
+    never_terse = World(terse_share=0.0)
+    assert all(c == a for _, c, a in (never_terse.pretraining_text(rng) for _ in range(200)) if c)
 
 
-def test_the_shipped_problems_are_the_recipes() -> None:
+def test_the_shipped_problems_match_the_recipe() -> None:
     recipe = SeedRecipe()
     test = problem_rows(recipe.world, recipe.test_problems, seed=1)
     train = problem_rows(recipe.world, recipe.train_problems, 2, frozenset(r["problem"] for r in test))
@@ -65,19 +65,19 @@ def test_the_shipped_checkpoint_is_small_and_safe() -> None:
     assert "sampled at temperature 1 it solves" in card
 
 
-def test_the_tokenizer_keeps_digits_apart_and_any_text_whole() -> None:
+def test_the_tokenizer_splits_digits_and_round_trips_any_text() -> None:
     tokenizer = AutoTokenizer.from_pretrained(TINY / "model")
     pieces = tokenizer.tokenize("12+34=46\n\\boxed{46}")
     assert all(len([c for c in p if c.isdigit()]) <= 1 for p in pieces)
     for text in ("3+4=7", "ünïcödé 漢字 \U0001f600", "tab\tand  spaces", "a\x00b"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     rng = np.random.default_rng(0)
-    longest = max(len(tokenizer(World().solution(draw(rng)))["input_ids"]) for _ in range(200))
+    longest = max(len(tokenizer(World().solution(random_problem(rng)))["input_ids"]) for _ in range(200))
     assert longest < 64
 
 
 def test_the_recipe_makes_a_model_that_loads(tmp_path: Path) -> None:
-    """A handful of steps: the recipe runs end to end, is seeded, and writes what the policy can load."""
+    """A few steps: the recipe runs end to end, is deterministic, and writes a model that Policy loads."""
     from ogls.config import AdapterConfig, ModelConfig
 
     recipe = SeedRecipe(steps=3, batch_size=4, train_problems=8, test_problems=4)

@@ -76,14 +76,14 @@ def test_the_pointwise_clip_bounds_every_term_and_so_reverses_gradients() -> Non
 
 
 def test_the_pointwise_clip_is_for_the_forward_kl_and_is_warned_of(finished: Run, tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"pointwise_clip goes with train\.divergence = 'forward_kl' only"):
+    with pytest.raises(ConfigError, match=r"pointwise_clip requires train\.divergence = 'forward_kl'"):
         load_config(TINY, ["train.pointwise_clip=0.05"])
     config = small_config(tmp_path, "train.pointwise_clip=0.05", "train.divergence=forward_kl")
     run = Run(config)
     run.records.open(config)
     STAGES["prepare"](run, 0)
     said = [STAGES[name](run, 1).notice for name in ("sample", "verify", "teach", "steer", "train")]
-    assert "reverses the gradient of clipped terms: for reproduction only" in said[-1]
+    assert "reverses the gradient of clipped terms; use it for reproduction only" in said[-1]
 
 
 @pytest.mark.parametrize(("weights", "column"), [("kl", "kl"), ("direction", "direction_norm"), ("uniform", None)])

@@ -1,4 +1,4 @@
-"""Verification: answers found, verdicts passed, and no completion that hangs, crashes or slows the run."""
+"""Verification: finding answers, verdicts, and completions that try to hang, crash or slow down a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMIT = 3.0
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[Verifier]:
     verifier = Verifier(VerifyConfig(timeout_seconds=LIMIT, memory_mb=1024))
-    verifier.can_verify(["1"])  # workers have started before anything is timed
+    verifier.can_verify(["1"])  # start the workers before a test measures time
     yield verifier
     verifier.close()
 
@@ -41,11 +41,11 @@ def verifier() -> Iterator[Verifier]:
         ("", None),
     ],
 )
-def test_the_last_whole_box_is_the_answer(text: str, answer: str | None) -> None:
+def test_the_last_complete_box_is_the_answer(text: str, answer: str | None) -> None:
     assert find_answer(text) == answer
 
 
-def test_loose_text_counts_only_if_allowed() -> None:
+def test_unboxed_text_is_an_answer_only_if_allowed() -> None:
     assert find_answer("it is 5", require_boxed=False) == "it is 5"
 
 
@@ -93,33 +93,33 @@ def test_hostile_completions_get_a_verdict_within_the_limit(verifier: Verifier, 
     started = time.monotonic()
     (judgement,) = verifier.judge([Case(HOSTILE[name], "stop", "7")])
     assert judgement.verdict in ("incorrect", "no_answer", "timeout", "error")
-    assert time.monotonic() - started < 2 * LIMIT + 25  # twice, and a worker's restart
+    assert time.monotonic() - started < 2 * LIMIT + 25  # two attempts, and the restart of a worker
 
 
 def test_a_worker_that_ignores_alarms_is_killed_and_replaced(verifier: Verifier, monkeypatch) -> None:
-    """What math-verify's own alarm cannot stop, the wall limit does; the next case is judged as ever."""
+    """The time limit of the worker stops what math-verify's alarm cannot; the next case is judged normally."""
     import ogls.verifiers.pool as module
 
-    monkeypatch.setattr(module, "answers_match", _deaf)
+    monkeypatch.setattr(module, "answers_match", _ignore_alarms)
     started = time.monotonic()
     assert verifier.judge([Case(r"\boxed{1}", "stop", "2")])[0].verdict == "timeout"
     assert time.monotonic() - started < 2 * LIMIT + 25
-    monkeypatch.setattr(module, "answers_match", _greedy)
+    monkeypatch.setattr(module, "answers_match", _allocate_too_much)
     assert verifier.judge([Case(r"\boxed{1}", "stop", "3")])[0].verdict == "error"
     monkeypatch.undo()
     assert verifier.judge([Case(r"\boxed{7}", "stop", "7")])[0].verdict == "correct"
 
 
-def test_out_of_time_once_is_judged_again(verifier: Verifier, tmp_path: Path, monkeypatch) -> None:
-    """As on a machine that stalls: no fine answer may count as unusable, or as undecided, for it."""
+def test_a_timeout_is_judged_again(verifier: Verifier, tmp_path: Path, monkeypatch) -> None:
+    """A stalled machine must not make a good answer unusable or undecided."""
     import ogls.verifiers.pool as module
 
-    monkeypatch.setattr(module, "answers_match", _late_once)
+    monkeypatch.setattr(module, "answers_match", _time_out_once)
     assert verifier.judge([Case(rf"\boxed{{{tmp_path}/judged}}", "stop", "7")])[0].verdict == "correct"
     assert verifier.can_verify([f"{tmp_path}/expected"]) == [True]
 
 
-def _late_once(answer: str, expected: str) -> bool:
+def _time_out_once(answer: str, expected: str) -> bool:
     from concurrent.futures import TimeoutError as FutureTimeout
 
     if not Path(answer).exists():
@@ -128,7 +128,7 @@ def _late_once(answer: str, expected: str) -> bool:
     return True
 
 
-def _deaf(answer: str, expected: str) -> bool:
+def _ignore_alarms(answer: str, expected: str) -> bool:
     import signal
 
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
@@ -137,26 +137,26 @@ def _deaf(answer: str, expected: str) -> bool:
         time.sleep(1)
 
 
-def _greedy(answer: str, expected: str) -> bool:
+def _allocate_too_much(answer: str, expected: str) -> bool:
     return len(bytearray(4 << 30)) > 0
 
 
 def test_judging_from_a_thread_works(verifier: Verifier) -> None:
-    found: list[str] = []
+    verdicts: list[str] = []
     cases = [Case(rf"\boxed{{{i}}}", "stop", "3") for i in range(6)]
-    threads = [threading.Thread(target=lambda: found.extend(j.verdict for j in verifier.judge(cases))) for _ in "ab"]
+    threads = [threading.Thread(target=lambda: verdicts.extend(j.verdict for j in verifier.judge(cases))) for _ in "ab"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(found) == ["correct"] * 2 + ["incorrect"] * 10
+    assert sorted(verdicts) == ["correct"] * 2 + ["incorrect"] * 10
 
 
 def test_usable_answers(verifier: Verifier) -> None:
     assert verifier.can_verify(["7", r"\frac{1}{2}", "", "}{"]) == [True, True, False, False]
 
 
-@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not beside the repository")
+@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not in shared/data")
 def test_all_gsm8k_references_are_correct(verifier: Verifier) -> None:
     rows = [json.loads(line) for name in ("train", "test") for line in (GSM8K / f"{name}.jsonl").open()]
     cases = [Case(r["answer"], "stop", r["answer"].rsplit("####", 1)[1].strip()) for r in rows]
@@ -166,7 +166,7 @@ def test_all_gsm8k_references_are_correct(verifier: Verifier) -> None:
     assert "correct" not in {j.verdict for j in verifier.judge(wrong)}
 
 
-def test_a_checker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_defined_checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_checker.py").write_text(
         "def same_letters(answer, expected):\n"
         "    if answer == 'odd': return 'maybe'\n"
@@ -180,8 +180,8 @@ def test_a_checker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("checker", "said"), [("nobody:f", "No module named 'nobody'"), ("json:f", "no attribute 'f'")]
+    ("checker", "error"), [("nobody:f", "No module named 'nobody'"), ("json:f", "no attribute 'f'")]
 )
-def test_a_checker_that_is_not_there(checker: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=rf"verify\.checker: cannot load {checker}: .*{said}"):
+def test_a_missing_checker_is_refused(checker: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=rf"verify\.checker: cannot load {checker}: .*{error}"):
         shared_verifier(VerifyConfig(workers=1, checker=checker))

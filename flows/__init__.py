@@ -1,1 +1,1 @@
-"""Rounds in readable loops: the paper's algorithm as Prefect flows, and the command line."""
+"""Prefect flows (training, continual training, evaluation, studies) and the command line."""

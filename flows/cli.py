@@ -1,4 +1,4 @@
-"""The command line `ogls`. Heavy modules are imported by the command that needs them, so help is fast."""
+"""The command line `ogls`. Each command imports heavy modules itself, so `ogls --help` starts fast."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ogls.errors import HealthStop, UserError
 from ogls.store import run_query
 
 app = typer.Typer(
-    help="Let a language model teach itself to reason: on-policy self-distillation with logit steering.",
+    help="Train a language model to reason by on-policy self-distillation with logit steering (OGLS-SD).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -39,20 +39,20 @@ app = typer.Typer(
 
 @app.command()
 def train(config: Config, set_: Set = None) -> None:
-    """Train, or resume an interrupted training: the same command does both."""
+    """Train a model. The same command resumes an interrupted training."""
     from ogls.config import load_config
 
     loaded = load_config(config, set_ or [])
     configure_prefect()
     from flows.train import train_flow
-    from ogls.analysis import rounds as report
+    from ogls.analysis import rounds as rounds_table
     from ogls.store import Store
 
     run_in_foreground(lambda: train_flow(loaded))
     records = Store(loaded.root).run(loaded.name)
-    table = Table(*report.HEADINGS, title=f"run {loaded.name}", caption=report.LEGEND)
-    for row in report.read_rounds(records, loaded.rounds):
-        table.add_row(*report.round_cells(row))
+    table = Table(*rounds_table.HEADINGS, title=f"run {loaded.name}", caption=rounds_table.LEGEND)
+    for row in rounds_table.read_rounds(records, loaded.rounds):
+        table.add_row(*rounds_table.round_cells(row))
     (out if out.is_terminal else Console(width=140)).print(table)
     out.print("Next steps:")
     for line in _next_steps(loaded):
@@ -60,30 +60,31 @@ def train(config: Config, set_: Set = None) -> None:
 
 
 def _next_steps(config: Any) -> list[str]:
-    here = "" if shutil.which("ogls") else f"{os.path.relpath(Path(sys.executable).parent)}/"
-    served = prefect_address().removesuffix("/api")
-    prefect = f"open {served}" if served else f"{here}prefect server start, then open http://127.0.0.1:4200"
+    """Lines that `ogls train` prints at its end: where to see the run, and commands to read it."""
+    prefix = "" if shutil.which("ogls") else f"{os.path.relpath(Path(sys.executable).parent)}/"
+    ui_address = prefect_address().removesuffix("/api")
+    prefect = f"open {ui_address}" if ui_address else f"{prefix}prefect server start, then open http://127.0.0.1:4200"
     lines = [f"watch it in the Prefect UI:  {prefect}"]
     if config.tracking.enabled:
         uri = config.tracking.uri
-        local = f"{here}mlflow ui --backend-store-uri {uri} --port 5000, then open http://127.0.0.1:5000"
+        local = f"{prefix}mlflow ui --backend-store-uri {uri} --port 5000, then open http://127.0.0.1:5000"
         lines.append(f"open MLflow:                 {local if uri.startswith('sqlite:') else 'open ' + uri}")
     root = "" if config.root == "data/runs" else f" --root {config.root}"
     if config.tracking.report != "off":
         lines.append(f"read its report:             open {config.root}/{config.name}/report.html in a browser")
-    lines.append(f"read its tokens:             {here}ogls view {config.name}{root}")
-    return [*lines, f"query it:                    {here}ogls query --name rounds --run {config.name}{root}"]
+    lines.append(f"read its tokens:             {prefix}ogls view {config.name}{root}")
+    return [*lines, f"query it:                    {prefix}ogls query --name rounds --run {config.name}{root}"]
 
 
 @app.command()
 def evaluate(
     config: Config,
     round_: Annotated[
-        list[int] | None, typer.Option("--round", help="Round to evaluate (0: the base model). Repeatable.")
+        list[int] | None, typer.Option("--round", help="Round (0: the base model); default: the newest. Repeatable.")
     ] = None,
     set_: Set = None,
 ) -> None:
-    """Evaluate rounds of a run on its benchmarks; without --round, the newest."""
+    """Evaluate rounds of a run on its benchmarks, without training."""
     from ogls.config import load_config
 
     loaded = load_config(config, set_ or [])
@@ -92,15 +93,14 @@ def evaluate(
     from ogls.store import Store
 
     run_in_foreground(lambda: evaluate_flow(loaded, round_ or None))
-    chosen = ", ".join(map(str, round_ or [])) or "SELECT max(round) FROM summaries"
-
-    sql = f"SELECT * EXCLUDE (run, place) FROM summaries WHERE round IN ({chosen}) ORDER BY round, place"
+    rounds = ", ".join(map(str, round_ or [])) or "SELECT max(round) FROM summaries"
+    sql = f"SELECT * EXCLUDE (run, place) FROM summaries WHERE round IN ({rounds}) ORDER BY round, place"
     show_table(run_query(Store(loaded.root), sql, loaded.name), "table", None)
 
 
 @app.command()
-def compare(study: Annotated[Path, typer.Argument(help="A study's TOML file: methods and seeds.")]) -> None:
-    """Train methods x seeds with equal numbers of rollouts, and write a page that compares them."""
+def compare(study: Annotated[Path, typer.Argument(help="TOML file of a study: methods, seeds.")]) -> None:
+    """Train all methods of a study with all its seeds, with equal numbers of rollouts, and write a comparison page."""
     from ogls.analysis.study import load_study
 
     loaded = load_study(study)
@@ -109,24 +109,24 @@ def compare(study: Annotated[Path, typer.Argument(help="A study's TOML file: met
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
     from flows.compare import compare as run_study
 
-    first = f"{len(loaded.tuning)} tuning runs and " if loaded.tuning else ""
-    err.print(f"study {loaded.study.name}: {first}{len(loaded.runs)} runs, {at_once} at once")
+    tuning = f"{len(loaded.tuning)} tuning runs and " if loaded.tuning else ""
+    err.print(f"study {loaded.study.name}: {tuning}{len(loaded.runs)} runs, {at_once} in parallel")
     path = run_in_foreground(lambda: run_study(loaded))
     out.print(Path(path).read_text(), markup=False, highlight=False, soft_wrap=True)
-    out.print(f"written to {path}", soft_wrap=True, highlight=False)
+    out.print(f"page: {path}", soft_wrap=True, highlight=False)
 
 
 @app.command()
 def sweep(
-    run: Annotated[str, typer.Argument(help="A run, by name.")],
+    run: Annotated[str, typer.Argument(help="Name of a run.")],
     round_: Annotated[
-        int | None, typer.Option("--round", help="Round; default: the last one with teacher states.")
+        int | None, typer.Option("--round", help="Round to measure; default: the newest one with teacher states.")
     ] = None,
     recipes: Annotated[list[str] | None, typer.Option("--recipe", help="Only this recipe. Repeatable.")] = None,
     strengths: Annotated[list[float] | None, typer.Option("--strength", help="Only this strength. Repeatable.")] = None,
     root: Root = "data/runs",
 ) -> None:
-    """Measure other recipes and strengths on the cached teacher states of a round."""
+    """Compare steering recipes and strengths on the cached teacher states of a round, without training."""
     from ogls.analysis.sweep import FIGURE, FIGURES
     from ogls.analysis.sweep import sweep as measure
     from ogls.distillation.sweep import RECIPES, STRENGTHS
@@ -137,12 +137,12 @@ def sweep(
     if unknown := sorted(set(chosen) - set(RECIPES)):
         raise UserError(f"unknown recipe {', '.join(unknown)}; known recipes: {', '.join(RECIPES)}")
     opened = open_run(root, run)
-    taught = opened.records.rounds("teacher_states")
-    if not taught:
+    rounds = opened.records.rounds("teacher_states")
+    if not rounds:
         raise UserError(
             f"run {run} has no cached teacher states: its method has no teacher, or no round has run `teach`"
         )
-    number = taught[-1] if round_ is None else round_
+    number = rounds[-1] if round_ is None else round_
     show_progress_on(err)
     with opened.records.lock("sweep"), terminal_progress("sweep", number) as progress:
         measure(opened, number, progress, chosen, tuple(strengths or STRENGTHS))
@@ -158,10 +158,10 @@ def sweep(
 @app.command()
 def stage(
     name: Annotated[
-        str, typer.Argument(help="prepare, sample, verify, teach, steer, style, train, evaluate or health.")
+        str, typer.Argument(help="Stage: prepare, sample, verify, teach, steer, style, train, evaluate or health.")
     ],
     config: Config,
-    round_: Annotated[int, typer.Option("--round", help="The round.")] = 1,
+    round_: Annotated[int, typer.Option("--round", help="Number of the round; `prepare` ignores it.")] = 1,
     set_: Set = None,
 ) -> None:
     """Run one stage of one round in this process, without Prefect, for debugging."""
@@ -187,14 +187,14 @@ def stage(
 
 @app.command("seed-model")
 def seed_model(
-    out_dir: Annotated[Path, typer.Argument(help="A new folder.")],
+    out_dir: Annotated[Path, typer.Argument(help="New folder for the model and the problems.")],
     terse: Annotated[
-        float, typer.Option(help="Share of the texts with a solution in the context whose completion is terse.")
+        float, typer.Option(help="Share of terse answers (0 to 1) in texts that show a solution first.")
     ] = 0.5,
-    seed: Annotated[int, typer.Option(help="Seed of the weights and the text.")] = 0,
-    steps: Annotated[int, typer.Option(help="Pretraining steps.")] = 1500,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and the pretraining text.")] = 0,
+    steps: Annotated[int, typer.Option(help="Number of pretraining steps.")] = 1500,
 ) -> None:
-    """Pretrain the seed model of the tiny world from its recipe; takes some minutes on a CPU."""
+    """Pretrain the seed model of the tiny world. Takes some minutes on a CPU."""
     from rich.progress import Progress
 
     from ogls.tinyworld.seedmodel import SeedRecipe, make_seed_model
@@ -207,59 +207,61 @@ def seed_model(
             loss = make_seed_model(out_dir, recipe, lambda done, _: bar.update(job, completed=done))
         except FileExistsError as error:
             raise UserError(str(error)) from None
-    out.print(f"final loss {loss:.3f} nats a token; model, train.jsonl and test.jsonl are in {out_dir}")
+    out.print(f"final loss {loss:.3f} nats per token; model, train.jsonl and test.jsonl are in {out_dir}")
 
 
 @app.command()
 def plan(
     config: Config,
-    gpu: Annotated[str, typer.Option(help="Machine: rtx4090, l40s, a100-40, a100-80, h100, h200 or cpu.")] = "h100",
-    length: Annotated[int | None, typer.Option(help="Mean tokens a rollout; default: a third of max_tokens.")] = None,
+    gpu: Annotated[str, typer.Option(help="Hardware: rtx4090, l40s, a100-40, a100-80, h100, h200 or cpu.")] = "h100",
+    length: Annotated[int | None, typer.Option(help="Mean tokens per rollout; default: max_tokens / 3.")] = None,
     set_: Set = None,
 ) -> None:
-    """Estimate what a configuration needs: memory and time by stage, tokens, disk a round. Loads and runs no model."""
+    """Estimate memory, time and tokens of each stage and the disk space of a round, without loading the model."""
     import pyarrow as pa
 
     from ogls.config import load_config
     from ogls.planning.gpus import GIB, GPUS
-    from ogls.planning.plan import estimate as estimate
-    from ogls.planning.plan import plan_rows
+    from ogls.planning.plan import estimate, plan_rows
 
     if gpu not in GPUS:
         raise UserError(f"unknown machine {gpu}; known machines: {', '.join(GPUS)}")
-    found = estimate(load_config(config, set_ or []), GPUS[gpu], length)
-    shape = found.shape
+    estimated = estimate(load_config(config, set_ or []), GPUS[gpu], length)
+    shape = estimated.shape
     out.print(
         f"{shape.parameters / 1e6:,.1f}M parameters, {shape.trained / 1e6:,.1f}M trained; {shape.layers} layers of "
         f"{shape.hidden}, vocabulary {shape.vocabulary:,}, context {shape.context:,}",
         soft_wrap=True,
         highlight=False,
     )
-    show_table(pa.Table.from_pylist(plan_rows(found)), "table", None)
-    disk = ", ".join(f"{name} {size / GIB:.3g}" for name, size in found.disk.items())
-    out.print(f"GiB of disk a round: {disk}", soft_wrap=True, highlight=False)
-    out.print(f"a round on {gpu}: about {found.round_seconds / 60:,.1f} minutes", soft_wrap=True, highlight=False)
-    for warning in found.warnings:
+    show_table(pa.Table.from_pylist(plan_rows(estimated)), "table", None)
+    disk = ", ".join(f"{name} {size / GIB:.3g}" for name, size in estimated.disk.items())
+    out.print(f"disk space per round, GiB: {disk}", soft_wrap=True, highlight=False)
+    out.print(f"a round on {gpu}: about {estimated.round_seconds / 60:,.1f} minutes", soft_wrap=True, highlight=False)
+    for warning in estimated.warnings:
         err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
 
 
 @app.command()
 def doctor(
-    config: Annotated[Path, typer.Argument(help="A TOML file.")] = Path("deployments/runs/tiny.toml"), set_: Set = None
+    config: Annotated[Path, typer.Argument(help="TOML file.")] = Path("deployments/runs/tiny.toml"), set_: Set = None
 ) -> None:
-    """Check the installation, the device, the model, the store, Prefect and MLflow. Exit code 1 if a check fails."""
+    """Check the installation, the device, the model, the store, Prefect and MLflow.
+
+    Exits with code 1 if a check fails.
+    """
     from ogls.config import load_config
 
     loaded = load_config(config, set_ or [])
     configure_prefect()
     from flows.doctor import examine
 
-    found = examine(loaded)
+    findings = examine(loaded)
     colours = {"ok": "green", "note": "yellow", "wrong": "red"}
-    for finding in found:
+    for finding in findings:
         mark = f"[{colours[finding.verdict]}]{finding.verdict:>5}[/]"
-        out.print(f"{mark}  {finding.what:<18} {escape(finding.said)}", soft_wrap=True, highlight=False)
-    if any(f.verdict == "wrong" for f in found):
+        out.print(f"{mark}  {finding.name:<18} {escape(finding.message)}", soft_wrap=True, highlight=False)
+    if any(f.verdict == "wrong" for f in findings):
         raise typer.Exit(1)
 
 
@@ -273,7 +275,7 @@ def main() -> None:
     Exit codes: 2 for an error that the user can fix, 3 for a run stopped by health checks, 130 for Ctrl-C.
     """
     try:
-        code = app(standalone_mode=False)  # the code of a typer.Exit, or the return value of the command
+        code = app(standalone_mode=False)  # exit code of typer.Exit, or the return value of the command
         sys.exit(code if isinstance(code, int) else 0)
     except HealthStop as error:
         err.print(f"stopped: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -282,7 +284,7 @@ def main() -> None:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except (Interrupted, KeyboardInterrupt):
-        err.print("stopped; the same command continues where this one ended", style="yellow")
+        err.print("interrupted; the same command continues where this one ended", style="yellow")
         sys.exit(130)
     except (typer.Abort, typer.BadParameter, typer.TyperException) as error:
         err.print(str(error))

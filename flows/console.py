@@ -1,4 +1,4 @@
-"""What the commands share: consoles, output formats, and running a flow in the foreground."""
+"""Shared by all commands: consoles, output formats, and running a flow in the foreground."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from ogls.errors import UserError
 from ogls.store.atomic import atomic_write
 
 out, err = Console(), Console(stderr=True)
-_PATIENCE = 600.0  # seconds to wait for a Prefect server that stopped responding during a flow
+_RECONNECT_SECONDS = 600.0  # how long to wait for a Prefect server that stopped responding during a flow
 
 # Arguments that several commands share.
-Config = Annotated[Path, typer.Argument(help="TOML file, such as deployments/runs/tiny.toml.")]
+Config = Annotated[Path, typer.Argument(help="TOML file of a run, such as deployments/runs/tiny.toml.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: section.key=value. Repeatable.")]
-Root = Annotated[str, typer.Option(help="Store: a directory, s3://bucket/path, or another fsspec URL.")]
+Root = Annotated[str, typer.Option(help="Store of the runs: a folder, s3://bucket/path or another fsspec URL.")]
 
 
 def show_table(table: Any, format_: str, to: Path | None) -> None:
-    """Print an Arrow table, or write it to a file."""
+    """Print an Arrow table, or write it to the file `to`.
+
+    Raises UserError for an unknown format, and for parquet without a file.
+    """
     import json
 
     if format_ == "parquet":
@@ -67,9 +70,9 @@ def write_file(path: Path, text: str) -> None:
 
 
 def _escape_formula(text: str | None) -> str | None:
-    """Text that a spreadsheet does not interpret as a formula: a quote before =, +, -, @, control characters (OWASP).
+    """Add a quote before text that a spreadsheet would run as a formula: that starts with =, +, -, @, tab or newline.
 
-    Numbers stay unchanged.
+    Numbers stay unchanged. See OWASP, "CSV Injection".
     """
     if not text or text[0] not in "=+-@\t\r\n":
         return text
@@ -81,8 +84,7 @@ def _escape_formula(text: str | None) -> str | None:
 
 
 def escape_control_characters(text: str) -> str:
-    """Text with control characters escaped, so that a rollout cannot move the cursor of a terminal or change its
-    colours."""
+    """Escape control characters, so that the text of a rollout cannot control the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -94,36 +96,36 @@ def _print_table(table: Any, to: Path | None) -> None:
         text = f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
         return Text(escape_control_characters(text if len(text) <= 80 else text[:79] + "…"))
 
-    printed = Table(*[escape(n) for n in table.schema.names])
+    rendered = Table(*[escape(n) for n in table.schema.names])
     for row in table.slice(0, 1000).to_pylist():
-        printed.add_row(*[cell(v) for v in row.values()])
-    caption = f"{len(table)} rows" + (", the first 1000 shown" if len(table) > 1000 else "")
+        rendered.add_row(*[cell(v) for v in row.values()])
+    caption = f"{len(table)} rows" + (", only the first 1000 are shown" if len(table) > 1000 else "")
     if to:
         with open(to, "w") as file:
-            Console(file=file, width=200).print(printed)
+            Console(file=file, width=200).print(rendered)
     else:
-        (out if out.is_terminal else Console(width=160)).print(printed)
+        (out if out.is_terminal else Console(width=160)).print(rendered)
     err.print(caption, style="dim")
 
 
 def configure_prefect() -> None:
-    """Set environment variables that Prefect reads on import; variables that the user has set stay."""
+    """Set environment variables that Prefect and MLflow read on import; values of the user are kept."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    # The command prints an error once; Prefect would add a traceback, which is in the log of the server.
+    # The command prints errors itself; Prefect would print them again with a traceback. The server logs the traceback.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
-    # The first start creates a database, which can take longer than Prefect's 20 seconds on a busy machine.
+    # The first start creates a database. On a busy machine that takes longer than Prefect's default of 20 seconds.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 
 def run_in_foreground(flow: Callable[[], Any]) -> Any:
-    """Run a flow in this process and show its progress on the terminal.
+    """Run a flow in this process and show its progress on the terminal. Returns the result of the flow.
 
-    If the Prefect server stops responding, wait for it and start the flow again: finished stages are not repeated.
-    Raises UserError if the server does not come back.
+    If the Prefect server stops responding, waits for it and starts the flow again; finished stages are not repeated.
+    Raises UserError if the server does not respond within ten minutes, and Interrupted on Ctrl-C.
     """
     import httpx
 
@@ -133,9 +135,9 @@ def run_in_foreground(flow: Callable[[], Any]) -> Any:
     if address := prefect_address():
         _check_prefect(address)
     else:
-        from flows.services import end_orphaned_servers
+        from flows.services import stop_orphaned_servers
 
-        end_orphaned_servers()
+        stop_orphaned_servers()
         err.print("starting a temporary Prefect server (set PREFECT_API_URL to use a running one)", style="dim")
     interrupted = False
 
@@ -144,7 +146,7 @@ def run_in_foreground(flow: Callable[[], Any]) -> Any:
         interrupted = True
         signal.default_int_handler(number, frame)
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    previous_handler = signal.signal(signal.SIGINT, interrupt)
     try:
         while True:
             try:
@@ -152,35 +154,35 @@ def run_in_foreground(flow: Callable[[], Any]) -> Any:
             except httpx.TransportError:
                 if not address or interrupted:
                     raise
-                _await_prefect(address)
+                _wait_for_prefect(address)
     except BaseException:
-        # Ctrl-C between two tasks can surface as any error of Prefect.
+        # After Ctrl-C between two tasks Prefect can raise any of its errors.
         if interrupted:
             raise Interrupted from None
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)
 
 
 def prefect_address() -> str:
-    """The Prefect API URL from the environment or the user's profile; empty if there is none."""
+    """The Prefect API URL from the environment or the active Prefect profile; "" if none is set."""
     from prefect.settings import PREFECT_API_URL
 
     return PREFECT_API_URL.value() or ""
 
 
-def _await_prefect(address: str) -> None:
+def _wait_for_prefect(address: str) -> None:
     from flows.services import responds
 
     err.print(
         f"the Prefect server at {address} does not respond; waiting for it; finished stages are kept", style="yellow"
     )
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _RECONNECT_SECONDS
     while not responds(f"{address}/health", "true"):
         if time.monotonic() > deadline:
             raise UserError(
-                f"the Prefect server at {address} has not come back in {_PATIENCE / 60:.0f} minutes; start it and run "
-                "the same command again: it continues where this one ended"
+                f"the Prefect server at {address} did not respond for {_RECONNECT_SECONDS / 60:.0f} minutes; "
+                "start it and run the same command again: it continues where this one ended"
             )
         time.sleep(1)
 
@@ -197,4 +199,4 @@ def _check_prefect(address: str) -> None:
 
 
 class Interrupted(Exception):
-    """Ctrl-C, as an exception that typer does not handle."""
+    """Raised on Ctrl-C instead of KeyboardInterrupt, which typer would handle itself."""

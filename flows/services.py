@@ -1,6 +1,6 @@
-"""Long-lived processes that `ogls up` starts and `ogls down` stops; they are recorded in one file.
+"""Background services: `ogls up` starts and records them, `ogls down` stops them.
 
-A process is only stopped if both its id and its start time are the recorded ones.
+A process is stopped only if its id and its start time equal the recorded ones.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ogls.errors import UserError
 
 HOST = "127.0.0.1"
 LOOPBACK = (HOST, "localhost", "::1")
-_PATIENCE = 180.0  # seconds; the first start creates a database
-_BUSY = 30.0  # seconds after which a live server that does not respond counts as hanging
+_START_SECONDS = 180.0  # time limit of a start; the first start creates a database
+_RESPONSE_SECONDS = 30.0  # a running server that does not respond for this long is restarted
 
 
 @dataclass(frozen=True)
 class Service:
-    """One process; `created` (seconds since the epoch) distinguishes it from a later process with the same id."""
+    """A recorded process. `created` (seconds since the epoch) distinguishes it from a later process with its id."""
 
     name: str
     pid: int
@@ -41,39 +41,39 @@ class Service:
 
 
 class Services:
-    """The services recorded in one folder. Use it within `held`, so that two commands do not start them twice."""
+    """The services recorded in one folder. Start and stop them inside `lock`, so that no other command does so too."""
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
         self.file = self.folder / "services.json"
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other commands out while the block runs. Raises UserError if another command is running."""
+    def lock(self) -> Iterator[None]:
+        """Lock the folder while the block runs. Raises UserError if another command has locked it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "services.lock", "w") as lock:
+        with open(self.folder / "services.lock", "w") as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"another `ogls up` or `ogls down` is running in {self.folder}; wait for it") from None
             yield
 
     def recorded(self) -> dict[str, Service]:
-        """The recorded services, running or not."""
+        """All recorded services by name, running or not; empty if the record is missing or damaged."""
         try:
-            return {name: Service(**about) for name, about in json.loads(self.file.read_text()).items()}
+            return {name: Service(**fields) for name, fields in json.loads(self.file.read_text()).items()}
         except (FileNotFoundError, ValueError, TypeError):
             return {}
 
     def running(self) -> dict[str, Service]:
-        """The recorded services that still run."""
-        return {name: s for name, s in self.recorded().items() if process_of(s)}
+        """The recorded services that are running, by name."""
+        return {name: s for name, s in self.recorded().items() if find_process(s)}
 
-    def answering(self, name: str, alive: Callable[[str], bool]) -> str | None:
-        """The URL of a service that runs and responds; a busy one gets 30 seconds to respond. None otherwise."""
+    def responding_url(self, name: str, alive: Callable[[str], bool]) -> str | None:
+        """The URL of a running service that responds within 30 seconds, else None. `alive(url)` tests the response."""
         service = self.recorded().get(name)
-        deadline = time.monotonic() + _BUSY
-        while service and process_of(service) and time.monotonic() < deadline:
+        deadline = time.monotonic() + _RESPONSE_SECONDS
+        while service and find_process(service) and time.monotonic() < deadline:
             if alive(service.url):
                 return service.url
             time.sleep(0.3)
@@ -82,10 +82,10 @@ class Services:
     def start(
         self, name: str, command: Sequence[str], url: str, environment: Mapping[str, str], ready: Callable[[], bool]
     ) -> Service:
-        """Start a process in a session of its own and wait until it is ready.
+        """Run `python -m COMMAND` in a separate session, wait until `ready()` and return the recorded service.
 
-        It is recorded before the wait, so `stop` always finds it. Raises UserError with the end of its log
-        if it dies or is not ready in time; then it is stopped.
+        The process is recorded before the wait, so `stop` finds it after an interruption. If it exits, or is not ready
+        within three minutes, it is stopped and UserError with the end of its log is raised.
         """
         log = self.folder / f"{name}.log"
         with open(log, "ab") as sink:
@@ -99,29 +99,32 @@ class Services:
             )
         service = Service(name, process.pid, psutil.Process(process.pid).create_time(), url, str(log))
         self._record({**self.running(), name: service})
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _START_SECONDS
         while not ready():
-            dead = process.poll() is not None
-            if dead or time.monotonic() > deadline:
+            exited = process.poll() is not None
+            if exited or time.monotonic() > deadline:
                 self.stop(name)
-                last = "\n  ".join(log.read_text(errors="replace").strip().splitlines()[-6:])
-                what = f"ended with {process.returncode}" if dead else f"did not respond within {_PATIENCE:.0f} s"
-                raise UserError(f"{name} {what}; the end of {log}:\n  {last}")
+                log_end = "\n  ".join(log.read_text(errors="replace").strip().splitlines()[-6:])
+                reason = f"exited with {process.returncode}" if exited else f"did not respond in {_START_SECONDS:.0f} s"
+                raise UserError(f"{name} {reason}; the end of {log}:\n  {log_end}")
             time.sleep(0.3)
         return service
 
-    def stop(self, name: str, patience: float = 20.0) -> bool:
-        """Stop a recorded process and its children, with SIGTERM and then SIGKILL. Returns False if it was gone."""
+    def stop(self, name: str, timeout: float = 20.0) -> bool:
+        """Stop a recorded process and its children: SIGTERM, and SIGKILL after `timeout` seconds. Removes the record.
+
+        Returns False if the process was not running.
+        """
         service = self.recorded().get(name)
-        process = process_of(service) if service else None
+        process = find_process(service) if service else None
         if process:
             family = [*process.children(recursive=True), process]
             for member in family:
                 _signal(member, "terminate")
-            _, left = psutil.wait_procs(family, timeout=patience)
-            for member in left:
+            _, alive = psutil.wait_procs(family, timeout=timeout)
+            for member in alive:
                 _signal(member, "kill")
-            psutil.wait_procs(left, timeout=5)
+            psutil.wait_procs(alive, timeout=5)
         self._record({n: s for n, s in self.recorded().items() if n != name})
         return process is not None
 
@@ -131,8 +134,8 @@ class Services:
         os.replace(temporary, self.file)
 
 
-def process_of(service: Service) -> psutil.Process | None:
-    """The running process of a service; None if it is gone or its id belongs to another process now."""
+def find_process(service: Service) -> psutil.Process | None:
+    """The running process of a service; None if it has ended, even if its id now belongs to another process."""
     try:
         process = psutil.Process(service.pid)
         alive = abs(process.create_time() - service.created) < 1 and process.status() != psutil.STATUS_ZOMBIE
@@ -141,13 +144,13 @@ def process_of(service: Service) -> psutil.Process | None:
     return process if alive else None
 
 
-def _signal(process: psutil.Process, how: str) -> None:
+def _signal(process: psutil.Process, method: str) -> None:
     with suppress(psutil.NoSuchProcess):
-        getattr(process, how)()
+        getattr(process, method)()
 
 
-def end_with_parent() -> None:
-    """Let this process exit soon after its parent, however the parent ends."""
+def exit_with_parent() -> None:
+    """Start a thread that ends this process within a second after its parent has ended, also after SIGKILL."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -155,16 +158,17 @@ def end_with_parent() -> None:
             time.sleep(1)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True, name="end with parent").start()
+    threading.Thread(target=watch, daemon=True, name="exit with parent").start()
 
 
-def end_orphaned_servers() -> int:
-    """Stop temporary Prefect servers whose parent was killed. Returns how many.
+def stop_orphaned_servers() -> int:
+    """Stop temporary Prefect servers that survived a killed parent. Returns how many were stopped.
 
-    Prefect marks them in their environment. Children of a killed process are adopted by process 1 or by the user's
-    systemd; if process 1 is a Python process (in a container), nothing is stopped.
+    Prefect marks temporary servers in their environment. The children of a killed process get process 1 or the systemd
+    of the user as parent. If process 1 is a Python process (in a container), it may be the original parent, and
+    nothing is stopped.
     """
-    ended = 0
+    stopped = 0
     for process in psutil.process_iter(["cmdline"]):
         if not any("prefect.server.api" in part for part in process.info["cmdline"] or ()):
             continue
@@ -172,18 +176,18 @@ def end_orphaned_servers() -> int:
             parent = process.parent()
             if (parent is None or adopts_orphans(parent)) and process.environ().get("PREFECT__SERVER_EPHEMERAL") == "1":
                 _signal(process, "terminate")
-                ended += 1
-    return ended
+                stopped += 1
+    return stopped
 
 
 def adopts_orphans(parent: psutil.Process) -> bool:
-    """Whether a process adopts orphans, and cannot be their original parent."""
+    """Whether a process is an init process: it adopts orphans and is never the original parent of a server."""
     init = parent.pid == 1 and "python" not in " ".join(parent.cmdline())
     return init or parent.name() == "systemd"
 
 
 def responds(url: str, text: str = "") -> bool:
-    """Whether a server answers a GET with status 200 and a body that contains `text`."""
+    """Whether a server responds to a GET request with status 200 and a body that contains `text`."""
     try:
         with urllib.request.urlopen(url, timeout=3) as reply:
             return text in reply.read().decode(errors="replace")
@@ -192,7 +196,7 @@ def responds(url: str, text: str = "") -> bool:
 
 
 def describe_port_owner(port: int, host: str = HOST) -> str | None:
-    """The process that listens on a port of this machine, as text; None if the port is free."""
+    """A description of the process that listens on a port of this machine; None if the port is free."""
     import socket
 
     with socket.socket() as probe:
@@ -204,7 +208,7 @@ def describe_port_owner(port: int, host: str = HOST) -> str | None:
         else:
             return None
     try:
-        found = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port]
-        return f"process {found[0].pid} ({psutil.Process(found[0].pid).name()})"
+        owners = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port]
+        return f"process {owners[0].pid} ({psutil.Process(owners[0].pid).name()})"
     except (psutil.Error, IndexError):
         return "another process"

@@ -1,4 +1,4 @@
-"""Commands on the store: query, dataset, view, report, export, tables, runs, config, gc."""
+"""Commands that read or clean the store: query, dataset, view, report, export, tables, runs, config, gc."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ogls.errors import RunLocked, UserError
 from ogls.store import run_query
 
 Format = Annotated[str, typer.Option("--format", help="Output format: table, csv, json or parquet.")]
-OneRun = Annotated[str | None, typer.Option("--run", help="Only this run.")]
+OneRun = Annotated[str | None, typer.Option("--run", help="Only this run; default: all runs.")]
 
 
 def register(app: Any) -> None:
@@ -24,21 +24,22 @@ def register(app: Any) -> None:
 
 def query(
     sql: Annotated[
-        str | None, typer.Argument(help="One SELECT statement over the tables that `ogls tables` lists.")
+        str | None, typer.Argument(help="A SELECT statement on the tables that `ogls tables` lists.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of a shipped query; an unknown name lists all.")] = None,
+    name: Annotated[str | None, typer.Option(help="Run this named query; an unknown name lists all of them.")] = None,
     run: OneRun = None,
     root: Root = "data/runs",
     format_: Format = "table",
-    to: Annotated[Path | None, typer.Option("--out", help="Write the result to a file.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="Write the result to this file.")] = None,
     export: Annotated[
-        Path | None, typer.Option("--export-db", help="Write a DuckDB file of views for any DuckDB client instead.")
+        Path | None,
+        typer.Option("--export-db", help="Write a DuckDB file of views, for any DuckDB client, and run no query."),
     ] = None,
 ) -> None:
-    """Query trajectories, verdicts, targets and scores in SQL."""
+    """Query the store in SQL: trajectories, verdicts, targets, scores and more."""
     from ogls.store import Store, export_database, named_queries
 
-    shipped = named_queries()
+    queries = named_queries()
     if export:
         if sql or name:
             raise UserError("--export-db takes no query: the file has a view for every table and every named query")
@@ -46,33 +47,33 @@ def query(
         out.print(f"{export}: open it with any DuckDB client, such as `duckdb {export}`", soft_wrap=True)
         return
     if (sql is None) == (name is None):
-        raise UserError(f"give one SELECT, or --name with one of: {', '.join(shipped)}")
-    if name is not None and name not in shipped:
-        listed = "\n  ".join(f"{n}: {text.splitlines()[0].removeprefix('-- ')}" for n, text in shipped.items())
-        raise UserError(f"unknown query {name}; named queries:\n  {listed}")
-    show_table(run_query(Store(root), sql or shipped[name or ""], run), format_, to)
+        raise UserError(f"give one SELECT, or --name with one of: {', '.join(queries)}")
+    if name is not None and name not in queries:
+        descriptions = "\n  ".join(f"{n}: {text.splitlines()[0].removeprefix('-- ')}" for n, text in queries.items())
+        raise UserError(f"unknown query {name}; named queries:\n  {descriptions}")
+    show_table(run_query(Store(root), sql or queries[name or ""], run), format_, to)
 
 
 def dataset(
-    to: Annotated[Path, typer.Argument(metavar="OUT", help="A .jsonl file, or a new folder for a dataset.")],
-    kind: Annotated[str, typer.Option(help="rollouts, sft or preference.")] = "rollouts",
+    to: Annotated[Path, typer.Argument(metavar="OUT", help="A new .jsonl file, or a new folder for a dataset.")],
+    kind: Annotated[str, typer.Option(help="Kind of dataset: rollouts, sft or preference.")] = "rollouts",
     where: Annotated[
-        str, typer.Option(help="SQL condition on rollouts, such as: round >= 3 AND n_tokens < 900.")
+        str, typer.Option(help="SQL condition on rollouts, such as: round >= 3 AND n_tokens < 900")
     ] = "true",
-    pairs: Annotated[int, typer.Option(help="preference: maximal number of pairs a group.", min=1)] = 1,
+    pairs: Annotated[int, typer.Option(help="Maximum number of pairs per group (only --kind preference).", min=1)] = 1,
     run: OneRun = None,
     root: Root = "data/runs",
 ) -> None:
-    """Export rollouts for other trainers: a Hugging Face dataset folder or JSON Lines, for SFT or preferences."""
+    """Export rollouts, SFT examples or preference pairs as a Hugging Face dataset folder or JSON Lines."""
     from ogls.analysis.export import KINDS, select_rows, write_dataset
     from ogls.store import Store
 
-    chosen = next((k for k in KINDS if k == kind), None)
-    if chosen is None:
+    row_kind = next((k for k in KINDS if k == kind), None)
+    if row_kind is None:
         raise UserError(f"unknown kind {kind}; kinds: {', '.join(KINDS)}")
-    rows = select_rows(Store(root), chosen, where, run, pairs)
+    rows = select_rows(Store(root), row_kind, where, run, pairs)
     origin = f"Made by `ogls dataset` from {run or 'all runs'}: rollouts for which `{where}`."
-    write_dataset(rows, to, chosen, origin)
+    write_dataset(rows, to, row_kind, origin)
     out.print(f"{len(rows)} rows of {kind} in {to}", soft_wrap=True, highlight=False)
 
 
@@ -80,28 +81,30 @@ def view(
     run: Annotated[str, typer.Argument(help="Name of a run.")],
     rounds: Annotated[list[int] | None, typer.Option("--round", help="Only this round. Repeatable.")] = None,
     problem: Annotated[str, typer.Option(help="Only rollouts of this problem.")] = "",
-    sample: Annotated[int | None, typer.Option(help="With --problem: only this sample.")] = None,
-    which: Annotated[str, typer.Option("--show", help="all, steered, collapsed, fixed, correct or failed.")] = "all",
-    most: Annotated[int, typer.Option(help="Maximal number of rollouts.", min=1)] = 20,
+    sample: Annotated[int | None, typer.Option(help="Only this sample of --problem.")] = None,
+    show: Annotated[
+        str, typer.Option("--show", help="Rollouts to show: all, steered, collapsed, fixed, correct or failed.")
+    ] = "all",
+    most: Annotated[int, typer.Option(help="Maximum number of rollouts.", min=1)] = 20,
     policy: Annotated[
         bool,
-        typer.Option(help="Run the policies for the distributions of the student; --no-policy loads only the head."),
+        typer.Option(help="Run the policies to show the student's distributions; --no-policy loads only the head."),
     ] = True,
     to: Annotated[Path | None, typer.Option("--out", help="HTML file; default: <run>-tokens.html.")] = None,
     root: Root = "data/runs",
 ) -> None:
-    """Write a page to read rollouts token by token: how steering moves each token, under any recipe."""
+    """Write an HTML page that shows rollouts token by token, and how steering changes each token."""
     from ogls.analysis.select_rollouts import SHOW
     from ogls.analysis.token_view import build_token_view, render_token_view
     from ogls.stages.run import open_run
     from tasks.progress import show_progress_on, terminal_progress
 
-    if which not in SHOW:
-        raise UserError(f"--show takes {', '.join(SHOW)}, not {which}")
+    if show not in SHOW:
+        raise UserError(f"unknown --show {show}; choices: {', '.join(SHOW)}")
     opened = open_run(root, run)
     show_progress_on(err)
     with terminal_progress("view", rounds[0] if rounds else 0) as progress:
-        data = build_token_view(opened, rounds or (), problem, sample, which, most, policy=policy, progress=progress)
+        data = build_token_view(opened, rounds or (), problem, sample, show, most, policy=policy, progress=progress)
     path = to or Path(f"{run}-tokens.html")
     write_file(path, render_token_view(data))
     out.print(f"{len(data['rollouts'])} rollouts in {path}: open it in a browser", soft_wrap=True, highlight=False)
@@ -109,14 +112,14 @@ def view(
 
 def report(
     names: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Names of runs; the others are compared with the first.")
+        list[str], typer.Argument(metavar="RUN...", help="Names of runs; all others are compared with the first.")
     ],
     to: Annotated[Path | None, typer.Option("--out", help="HTML file; default: <run>-report.html.")] = None,
-    tokens: Annotated[bool, typer.Option(help="Embed the token view of some rollouts.")] = True,
-    policy: Annotated[bool, typer.Option(help="Run the policies for the token view.")] = True,
+    tokens: Annotated[bool, typer.Option(help="Include the token view of some rollouts.")] = True,
+    policy: Annotated[bool, typer.Option(help="Run the policies for the token view; --no-policy is faster.")] = True,
     root: Root = "data/runs",
 ) -> None:
-    """Write the report of a run, or of several compared: one self-contained HTML file."""
+    """Write the report of a run, or a comparison of several runs, as one self-contained HTML file."""
     from ogls.analysis.report import render_report as make
     from ogls.stages.run import open_run
     from tasks.progress import show_progress_on, terminal_progress
@@ -131,11 +134,11 @@ def report(
 
 def export(
     run: Annotated[str, typer.Argument(help="Name of a run.")],
-    to: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-    round_: Annotated[int | None, typer.Option("--round", help="A trained round; default: the newest.")] = None,
+    to: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the model.")],
+    round_: Annotated[int | None, typer.Option("--round", help="Round to export; default: the newest.")] = None,
     root: Root = "data/runs",
 ) -> None:
-    """Write a round's policy as a merged Hugging Face folder with a model card."""
+    """Export the policy of a round as a merged Hugging Face model folder with a model card."""
     from ogls.analysis.model_card import export_model
     from ogls.stages.run import open_run
 
@@ -160,7 +163,7 @@ def tables() -> None:
 
 
 def runs(root: Root = "data/runs", format_: Format = "table") -> None:
-    """List the runs, oldest first."""
+    """List the runs of a store, oldest first."""
     import pyarrow as pa
 
     from ogls.stages.summaries import read_first_summary
@@ -168,14 +171,14 @@ def runs(root: Root = "data/runs", format_: Format = "table") -> None:
 
     rows = []
     for run in Store(root).runs():
-        about = run.read_info() or {}
+        info = run.read_info() or {}
         trained, evaluated = run.newest_manifest("updates"), run.newest_manifest("scores")
         rows.append(
             {
                 "run": run.name,
-                "created": about["created"],
-                "method": about["config"]["steer"]["recipe"],
-                "model": about["config"]["model"]["path"],
+                "created": info["created"],
+                "method": info["config"]["steer"]["recipe"],
+                "model": info["config"]["model"]["path"],
                 "rounds": trained.round if trained else 0,
                 "accuracy": read_first_summary(run, evaluated.round)["accuracy"] if evaluated else None,
                 "held_by": run.describe_holder(),
@@ -195,13 +198,13 @@ def show_config(config: Config, set_: Set = None) -> None:
 
 def gc(
     keep: Annotated[
-        int, typer.Option(help="Number of newest trained rounds whose teacher states are kept.", min=1)
+        int, typer.Option(help="Number of newest trained rounds that keep their teacher states.", min=1)
     ] = 1,
     run: OneRun = None,
     root: Root = "data/runs",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking for confirmation.")] = False,
 ) -> None:
-    """List old teacher states, then delete them. Trajectories, targets and adapters are always kept."""
+    """Delete old teacher states, after listing them. Trajectories, targets and adapters are always kept."""
     import pyarrow as pa
 
     from ogls.store import Store
@@ -210,23 +213,23 @@ def gc(
     opened = [r for r in Store(root).runs() if run in (None, r.name)]
     if run and not opened:
         raise UserError(f"no run {run} in {root}; `ogls runs --root {root}` lists the runs")
-    found = [(r, d) for r in opened for d in list_droppable(r, keep)]
-    if not found:
-        out.print(f"nothing to drop: no run has trained rounds with teacher states besides the newest {keep}")
+    droppable = [(r, d) for r in opened for d in list_droppable(r, keep)]
+    if not droppable:
+        out.print(f"nothing to delete: no run has teacher states of more than {keep} trained rounds")
         return
-    rows = [{"run": d.run, "round": d.round, "files": d.files, "mebibytes": d.bytes / 2**20} for _, d in found]
+    rows = [{"run": d.run, "round": d.round, "files": d.files, "mebibytes": d.bytes / 2**20} for _, d in droppable]
     show_table(pa.Table.from_pylist(rows), "table", None)
-    total = sum(d.bytes for _, d in found)
-    if not (yes or typer.confirm(f"Drop the teacher states of {len(found)} rounds, {total / 2**20:.1f} MiB?")):
+    total = sum(d.bytes for _, d in droppable)
+    if not (yes or typer.confirm(f"Delete the teacher states of {len(droppable)} rounds, {total / 2**20:.1f} MiB?")):
         raise typer.Exit(1)
     freed = 0
     for records in opened:
-        mine = [d for r, d in found if r is records]
+        rounds = [d for r, d in droppable if r is records]
         try:
             with records.lock("gc"):
-                for d in mine:
+                for d in rounds:
                     drop_states(records, d.round)
                     freed += d.bytes
         except RunLocked as error:
             err.print(f"skipped: {error}", style="yellow", markup=False, soft_wrap=True)
-    out.print(f"dropped {freed / 2**20:.1f} MiB", highlight=False)
+    out.print(f"deleted {freed / 2**20:.1f} MiB", highlight=False)

@@ -1,4 +1,4 @@
-"""Training: rounds of on-policy self-distillation, each stage is a task that its manifest proves done."""
+"""Training: rounds of on-policy self-distillation. Each stage is a task; its manifest records that it is done."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tasks.stages import evaluate, health, prepare, sample, steer, style, teach,
 
 @flow(name="train", flow_run_name="train {config.name}", log_prints=False)
 def train_flow(config: RunConfig) -> None:
-    """OGLS-SD (arXiv 2605.12400), or the related method that the configuration selects.
+    """Train with OGLS-SD (arXiv 2605.12400), or with the related method that the configuration selects.
 
-    Finished stages are not repeated: running the flow again continues where it ended.
+    Finished stages are not repeated: running the flow again continues where the last flow run ended.
     """
     with session(config, "train") as run:
         prepare(config, 0)
@@ -27,16 +27,16 @@ def train_flow(config: RunConfig) -> None:
             sample(config, r)  # G rollouts of every problem from the policy of round r - 1
             verify(config, r)  # correct, failed, or undecided
             if config.has_teacher:  # GRPO and fine-tuning have no teacher
-                teach(config, r)  # mean teacher states given nothing, successes, failures
+                teach(config, r)  # mean teacher states with no exemplar, correct exemplars, incorrect exemplars
                 steer(config, r)  # target = softmax(z_base + lambda * (z_correct - z_incorrect))
                 if config.style.enabled:
-                    style(config, r)  # which part of it is style and which substance
+                    style(config, r)  # how much of the steering is style, how much substance
             train(config, r)  # minimise D(target, student): the policy of round r
             if r % config.evaluate.every == 0 or r == config.rounds:
                 evaluate(config, r)
                 health(config, r)  # continue, warn, stop, or roll back to the best round
             if is_last_round(run, r):
-                write_report(config)  # one page about the whole run
+                write_report(config)  # one HTML page about the run
             publish(config, r)
             if config.storage.keep_states:
                 drop_old_states(config, r)

@@ -43,4 +43,4 @@ class NonFiniteLoss(UserError):
 
 
 class HealthStop(UserError):
-    """A health check whose action is `stop` has failed, so the run ends."""
+    """A health check with the action `stop` has failed, so the run ends."""

@@ -1,4 +1,4 @@
-"""How long work reports its progress: one callback type, and one that does nothing."""
+"""The type of a progress callback, and a callback that does nothing."""
 
 from __future__ import annotations
 

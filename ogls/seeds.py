@@ -6,6 +6,6 @@ import hashlib
 
 
 def derive_seed(run_seed: int, *names: str | int) -> int:
-    """A seed in [0, 2**63) from the run's seed and any names. Equal names give equal seeds."""
+    """Derive a seed in [0, 2**63) from the seed of the run and `names`. Equal arguments give equal seeds."""
     text = "\x1f".join([str(run_seed), *(f"{type(n).__name__}:{n}" for n in names)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

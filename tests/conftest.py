@@ -49,7 +49,7 @@ SMALL = (
 
 # Test files that share the services of a session fixture, by the name of the fixture.
 _SHARED = {
-    "up": ("test_deployments", "test_faults", "test_ui"),
+    "services": ("test_deployments", "test_faults", "test_ui"),
     "trained": ("test_flow_runs", "test_tracking", "test_errors"),
 }
 
@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`--dist loadfile` by group. `--dist loadgroup` does not work with pytest 9.2: it sets an attribute that is gone."""
+    """`--dist loadfile` by group; `--dist loadgroup` sets an attribute that pytest 9.2 does not have."""
     from xdist.scheduler import LoadFileScheduling
 
     class Groups(LoadFileScheduling):
@@ -143,15 +143,15 @@ def prefect_server() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The services of `ogls up` for the tests only: a Prefect server, a worker and MLflow.
 
     A test that kills a service must start it again.
     """
-    from upped import Up
+    from services_fixture import ServiceStack
 
-    with Up(tmp_path_factory.mktemp("up")) as services:
-        yield services
+    with ServiceStack(tmp_path_factory.mktemp("services")) as stack:
+        yield stack
 
 
 @pytest.fixture
@@ -183,18 +183,6 @@ def trained(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> t
         config = tracked(root, *overrides, "rounds=2")
         train_flow(config)
     return config, first, newest_flow_run("train flow-test")
-
-
-@pytest.fixture
-def watched(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
-    """The output of progress on the terminal, captured."""
-    from rich.console import Console
-
-    from tasks.progress import show_progress_on
-
-    show_progress_on(Console(width=300))
-    yield capsys
-    show_progress_on(None)
 
 
 def content(run: Run) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""What a call takes: its time, and the bytes that torch has alive at its peak. How a benchmark's results are kept."""
+"""Helpers of the benchmarks: the time and the peak memory of a call, and the files with the results."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 
-def seconds(call: Callable[[], object], times: int = 3) -> float:
-    """The median of some calls' wall time."""
-    found = []
-    for _ in range(times):
-        began = time.perf_counter()
+def median_seconds(call: Callable[[], object], repeats: int = 3) -> float:
+    """The median wall time of `repeats` calls, in seconds."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
         call()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Peak of the bytes that torch gave out during the call and had not yet been given back.
+    """Peak memory in bytes that torch allocated during the call, beyond what was allocated before.
 
-    On a CPU it is counted from the allocator's own events and not from the process's size, which has what other things,
-    and the C library's store of freed memory, left there. With CUDA it is CUDA's own count.
+    On a CPU it is summed from the allocation events of the profiler: the size of the process includes memory that was
+    allocated elsewhere, and memory that the C library keeps after it was freed. On CUDA it is CUDA's peak statistic.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -36,33 +36,35 @@ def peak_bytes(call: Callable[[], object]) -> int:
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
-        profiled.export_chrome_trace(str(trace))
+        profiler.export_chrome_trace(str(trace))
         events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
-    alive = peak = 0
+    allocated = peak = 0
     for event in sorted(events, key=lambda e: (e["ts"], e["args"]["Ev Idx"])):
-        alive += event["args"]["Bytes"]
-        peak = max(peak, alive)
+        allocated += event["args"]["Bytes"]
+        peak = max(peak, allocated)
     return peak
 
 
-def publish(out: Path, name: str, rows: Sequence[Mapping[str, Any]], shown: Mapping[str, tuple[str, str]]) -> None:
-    """Keep a benchmark's rows as OUT/NAME.parquet, and as a table OUT/NAME.md, which the documentation has.
+def write_results(
+    out: Path, name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]
+) -> None:
+    """Write the rows of a benchmark to OUT/NAME.parquet, and as a Markdown table for the docs to OUT/NAME.md.
 
-    `shown` gives of each field in the table its heading and how its values are formatted.
+    `columns` maps each field of the table to (heading, format specification); the Parquet file has all fields.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), out / f"{name}.parquet")
-    lines = ["| " + " | ".join(heading for heading, _ in shown.values()) + " |"]
-    lines.append("| " + " | ".join("---:" if form else "---" for _, form in shown.values()) + " |")
+    lines = ["| " + " | ".join(heading for heading, _ in columns.values()) + " |"]
+    lines.append("| " + " | ".join("---:" if format_ else "---" for _, format_ in columns.values()) + " |")
     for row in rows:
-        cells = ("" if row[field] is None else format(row[field], form) for field, (_, form) in shown.items())
+        cells = ("" if row[field] is None else format(row[field], format_) for field, (_, format_) in columns.items())
         lines.append("| " + " | ".join(cells) + " |")
     (out / f"{name}.md").write_text("\n".join(lines) + "\n")
     print((out / f"{name}.md").read_text(), flush=True)

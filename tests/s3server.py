@@ -1,4 +1,4 @@
-"""moto's S3 server on loopback, which fails on demand: slow-downs, server errors, connections cut in an upload."""
+"""moto's S3 server on loopback, with injected faults: SlowDown answers, server errors, connections cut in an upload."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request r
 
 
 class S3Server:
-    """`share` of the requests fail, by a seeded choice; `seen` counts how, and all that were answered."""
+    """An S3 server that fails a share of the requests, chosen by a seeded generator.
+
+    `fault_rate` is that share; `counts` maps each fault, and "answered", to its number of requests.
+    """
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-        self.share, self.seen, self._random = 0.0, Counter[str](), random.Random(0)
+        self.fault_rate, self.counts, self._random = 0.0, Counter[str](), random.Random(0)
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -36,7 +39,7 @@ class S3Server:
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
     def bucket(self, name: str) -> str:
-        """Make a bucket; the URL of a store in it."""
+        """Create a bucket. Returns the URL of a store in it."""
         S3FileSystem(endpoint_override=self.endpoint, allow_bucket_creation=True).create_dir(name)
         return f"s3://{name}/runs?endpoint_override={self.endpoint}"
 
@@ -46,16 +49,16 @@ class S3Server:
         self._server.server_close()
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        if self._random.random() >= self.share:
-            self.seen["answered"] += 1
+        if self._random.random() >= self.fault_rate:
+            self.counts["answered"] += 1
             return self._moto(environ, start)
-        how = self._random.choice(("slow down", "server error", "cut"))
-        self.seen[how] += 1
-        sent, length = environ["wsgi.input"], int(environ.get("CONTENT_LENGTH") or 0)
-        if how == "cut":  # in an upload: after half of what was sent
-            sent.read(length // 2)
+        fault = self._random.choice(("slow down", "server error", "cut"))
+        self.counts[fault] += 1
+        body, length = environ["wsgi.input"], int(environ.get("CONTENT_LENGTH") or 0)
+        if fault == "cut":  # in an upload: after half of the body
+            body.read(length // 2)
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionResetError
-        sent.read() if environ.get("wsgi.input_terminated") else sent.read(length)
-        start("503 Slow Down" if how == "slow down" else "500 Internal Server Error", [("Content-Type", "text/xml")])
-        return [_SLOW_DOWN if how == "slow down" else b""]
+        body.read() if environ.get("wsgi.input_terminated") else body.read(length)
+        start("503 Slow Down" if fault == "slow down" else "500 Internal Server Error", [("Content-Type", "text/xml")])
+        return [_SLOW_DOWN if fault == "slow down" else b""]

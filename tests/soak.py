@@ -1,9 +1,9 @@
-"""A soak, by hand: `make soak`, or with a new folder, a number of rounds and a seed for the faults as arguments.
+"""Soak test, run by hand: `make soak`, or `python tests/soak.py FOLDER [ROUNDS [SEED]]` with a new folder.
 
-Rounds of the tiny world against real services, and every minute a fault at random; at the end the same adapter as an
-undisturbed run, and no memory or open files gained. Faults: SIGKILL of the training, of the Prefect server, of MLflow;
-a bit flipped in a finished shard or a manifest cut off, each with a SIGKILL of the training, since a living one does
-not read what it has finished.
+Trains the tiny world with real services and injects a random fault every minute. The final adapter must equal that of
+a run without faults; memory and open files over time are written to FOLDER/soak.json. Faults: SIGKILL of the training,
+the Prefect server or MLflow; a flipped bit in a finished shard or a truncated manifest, each with a SIGKILL of the
+training, because a running training does not read its finished stages again.
 """
 
 from __future__ import annotations
@@ -16,89 +16,95 @@ from pathlib import Path
 
 import psutil
 from conftest import carry_out, small_config
-from upped import Up, kill_service
+from services_fixture import ServiceStack, kill_service
 
 from ogls.config import RunConfig
 from ogls.stages.run import Run
 
-_MINUTE, _WATCH = 60.0, 5.0
+_FAULT_SECONDS, _POLL_SECONDS = 60.0, 5.0
 
 
-def flip(root: Path, pick: random.Random) -> str:
-    shard = pick.choice(sorted(root.glob("tiny/*/round=*/*.parquet")))
+def flip_bit(root: Path, rng: random.Random) -> str:
+    """Flip a random bit of a random shard. Returns the path of the shard."""
+    shard = rng.choice(sorted(root.glob("tiny/*/round=*/*.parquet")))
     content = bytearray(shard.read_bytes())
-    content[pick.randrange(len(content))] ^= 1 << pick.randrange(8)
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     shard.write_bytes(content)
     return "/".join(shard.parts[-3:])
 
 
-def cut(root: Path, pick: random.Random) -> str:
-    manifest = pick.choice(sorted(root.glob("tiny/*/round=*/manifest.json")))
+def truncate_manifest(root: Path, rng: random.Random) -> str:
+    """Remove the last 40 bytes of a random manifest. Returns its path."""
+    manifest = rng.choice(sorted(root.glob("tiny/*/round=*/manifest.json")))
     manifest.write_bytes(manifest.read_bytes()[:-40])
     return "/".join(manifest.parts[-3:])
 
 
 def soak(folder: Path, config: RunConfig, minutes: float, seed: int) -> dict[str, object]:
-    """Train under faults until the run is done; what was injected, and the training's memory and files over time."""
-    pick, up = random.Random(seed), Up(folder / "services")
-    up.folder.mkdir(parents=True)
-    up.up()
+    """Train with faults until the run is done; restart the training whenever it ends early.
+
+    Returns the injected faults, the number of starts, the states of the flow runs, and samples of (seconds, trained
+    rounds, memory in MiB, open files) of the training. Raises AssertionError after `minutes`.
+    """
+    rng, services = random.Random(seed), ServiceStack(folder / "services")
+    services.folder.mkdir(parents=True)
+    services.up()
     faults: dict[str, int] = {}
-    watched: list[tuple[float, int, float, int]] = []
-    began = last = time.monotonic()
-    process = up.training(config, log=folder / "train.log")
+    samples: list[tuple[float, int, float, int]] = []
+    started = last_fault = time.monotonic()
+    process = services.start_training(config, log=folder / "train.log")
     starts = 1
     while True:
-        code = process.poll()
-        if code == 0:
+        exit_code = process.poll()
+        if exit_code == 0:
             break
-        if code is not None:
-            process, starts = up.training(config, log=folder / "train.log"), starts + 1
+        if exit_code is not None:
+            process, starts = services.start_training(config, log=folder / "train.log"), starts + 1
         now = time.monotonic()
-        assert now - began < minutes * 60, "the soak did not end in time"
-        if now - last > _MINUTE:
-            last = now
-            fault = pick.choice(("training", "prefect", "mlflow", "bit flipped", "manifest cut"))
-            said = ""
+        assert now - started < minutes * 60, "the soak did not end in time"
+        if now - last_fault > _FAULT_SECONDS:
+            last_fault = now
+            fault = rng.choice(("training", "prefect", "mlflow", "bit flipped", "manifest cut"))
+            path = ""
             if fault in ("prefect", "mlflow"):
-                kill_service(up, fault)
-                up.up()
+                kill_service(services, fault)
+                services.up()
             else:
                 process.kill()
                 process.wait()
-                said = flip(Path(config.root), pick) if fault == "bit flipped" else said
-                said = cut(Path(config.root), pick) if fault == "manifest cut" else said
+                path = flip_bit(Path(config.root), rng) if fault == "bit flipped" else path
+                path = truncate_manifest(Path(config.root), rng) if fault == "manifest cut" else path
             faults[fault] = faults.get(fault, 0) + 1
-            print(f"{now - began:6.0f} s  {fault} {said}", flush=True)
+            print(f"{now - started:6.0f} s  {fault} {path}", flush=True)
         if process.poll() is None:
             try:
-                about = psutil.Process(process.pid)
+                training = psutil.Process(process.pid)
                 rounds = len(list(Path(config.root).glob("tiny/updates/round=*/manifest.json")))
-                watched.append((now - began, rounds, about.memory_info().rss / 2**20, about.num_fds()))
+                samples.append((now - started, rounds, training.memory_info().rss / 2**20, training.num_fds()))
             except psutil.Error:
                 pass
-        time.sleep(_WATCH)
-    states = sorted(up.states("train tiny"))
-    up.ogls("down")
-    counted = {state: states.count(state) for state in set(states)}
+        time.sleep(_POLL_SECONDS)
+    states = sorted(services.flow_run_states("train tiny"))
+    services.ogls("down")
+    state_counts = {state: states.count(state) for state in set(states)}
     return {
-        "seconds": time.monotonic() - began,
+        "seconds": time.monotonic() - started,
         "starts": starts,
         "faults": faults,
-        "states": counted,
-        "watched": watched,
+        "states": state_counts,
+        "watched": samples,
     }
 
 
 if __name__ == "__main__":
     folder, rounds = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 200
-    common = (f"rounds={rounds}", "evaluate.every=10", "execution.retry_seconds=0.5")
-    plain = carry_out(small_config(folder / "plain", *common))
-    print("the undisturbed run has ended", flush=True)
-    config = small_config(folder / "soaked", *common)
-    told = soak(folder, config, minutes=60, seed=int(sys.argv[3]) if len(sys.argv) > 3 else 0)
-    same = Run(config).policy_hash(rounds) == plain.policy_hash(rounds)
-    (folder / "soak.json").write_text(json.dumps(told))
-    print({k: v for k, v in told.items() if k != "watched"})
-    print("the same adapter" if same else "ANOTHER ADAPTER")
-    sys.exit(0 if same else 1)
+    overrides = (f"rounds={rounds}", "evaluate.every=10", "execution.retry_seconds=0.5")
+    undisturbed = carry_out(small_config(folder / "plain", *overrides))
+    print("the run without faults is done", flush=True)
+    config = small_config(folder / "soaked", *overrides)
+    result = soak(folder, config, minutes=60, seed=int(sys.argv[3]) if len(sys.argv) > 3 else 0)
+    equal = Run(config).policy_hash(rounds) == undisturbed.policy_hash(rounds)
+    (folder / "soak.json").write_text(json.dumps(result))
+    print({k: v for k, v in result.items() if k != "watched"})
+    print("the adapters are equal" if equal else "THE ADAPTERS DIFFER")
+    sys.exit(0 if equal else 1)

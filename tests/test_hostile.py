@@ -1,5 +1,7 @@
-"""Ten thousand hostile completions through verification, prompts, store, query and artifacts: nothing hangs, nothing
-crashes, nothing is lost, and no markup, formula or control code of a rollout does anything anywhere."""
+"""Ten thousand hostile completions in verification, prompts, store, queries and artifacts.
+
+Nothing hangs, crashes or is lost, and no markup, formula or control code of a rollout is interpreted.
+"""
 
 from __future__ import annotations
 
@@ -92,19 +94,21 @@ PIECES = (
 
 
 def completions(count: int) -> list[str]:
-    """Generated from hostile pieces, then mutated: cut, doubled, swapped, salted with any code point."""
+    """Random texts of hostile pieces, mutated: truncated, swapped, repeated, with random code points inserted."""
     rng = random.Random(20)
     texts = []
     while len(texts) < count:
         text = "".join(rng.choice(PIECES) for _ in range(rng.randint(0, 30)))
         for _ in range(rng.randint(0, 4)):
-            at = rng.randint(0, len(text))
+            position = rng.randint(0, len(text))
             text = rng.choice(
                 (
-                    text[:at],
-                    text[at:] + text[:at],
-                    text + text[:at],
-                    text[:at] + chr(rng.choice((rng.randint(1, 0xD7FF), rng.randint(0xE000, 0x10FFFF)))) + text[at:],
+                    text[:position],
+                    text[position:] + text[:position],
+                    text + text[:position],
+                    text[:position]
+                    + chr(rng.choice((rng.randint(1, 0xD7FF), rng.randint(0xE000, 0x10FFFF))))
+                    + text[position:],
                 )
             )
         if rng.random() < 0.3:
@@ -122,32 +126,33 @@ def hostile() -> list[str]:
 @pytest.mark.timeout(600)
 def test_every_completion_gets_a_verdict_in_bounded_time_and_memory(hostile: list[str]) -> None:
     verifier = Verifier(VerifyConfig(timeout_seconds=3, memory_mb=1024))
-    started, before = time.monotonic(), peak()
+    started, memory_before = time.monotonic(), peak_memory()
     try:
         verdicts = Counter(j.verdict for j in verifier.judge([Case(t, "stop", "7") for t in hostile]))
     finally:
         verifier.close()
     assert sum(verdicts.values()) == len(hostile)
-    assert verdicts["incorrect"] > 1000  # the judge did judge
+    assert verdicts["incorrect"] > 1000  # the verifier does verify
     assert verdicts["timeout"] + verdicts["error"] < 500
     assert time.monotonic() - started < 400
-    assert peak() - before < 500  # MiB, in this process; the workers have limits of their own
+    assert peak_memory() - memory_before < 500  # MiB, of this process; each worker has its own limit
 
 
-def peak() -> float:
+def peak_memory() -> float:
+    """The peak resident memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
 
 
-def test_prompts_take_any_text_and_fill_in_nothing_else(hostile: list[str], prompter: Prompter) -> None:
+def test_prompts_accept_any_text_and_expand_no_placeholder_in_it(hostile: list[str], prompter: Prompter) -> None:
     for text in hostile[:1500]:
         ids = prompter.teacher("1+1?", text, reference=False)
-        said = prompter.tokenizer.decode(ids)
-        assert said.count("1+1?") == 1 + text.count("1+1?")
+        prompt = prompter.tokenizer.decode(ids)
+        assert prompt.count("1+1?") == 1 + text.count("1+1?")
 
 
 @pytest.fixture(scope="module")
 def stored(hostile: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The hostile completions as a round's rollouts."""
+    """A run with the hostile completions as the rollouts of one round."""
     run = Run(small_config(tmp_path_factory.mktemp("hostile")))
     run.records.open(run.config)
     keys = [(f"p{i // 8}", i % 8) for i in range(len(hostile))]
@@ -171,61 +176,61 @@ def stored(hostile: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_the_store_gives_back_what_it_was_given(stored: Run, hostile: list[str]) -> None:
+def test_the_store_returns_every_text_unchanged(stored: Run, hostile: list[str]) -> None:
     rows = run_query(stored.store, "SELECT text FROM trajectories ORDER BY problem_id[2:]::INT, sample").to_pylist()
     assert [r["text"] for r in rows] == hostile
 
 
 def test_no_cell_of_a_csv_is_a_formula(stored: Run) -> None:
     command = ["query", "SELECT text, answer FROM trajectories JOIN verdicts USING (run, round, problem_id, sample)"]
-    done = CliRunner().invoke(app, [*command, "--root", stored.config.root, "--format", "csv"])
-    assert done.exit_code == 0
-    cells = [cell for row in csv.reader(io.StringIO(done.stdout, newline="")) for cell in row]
+    result = CliRunner().invoke(app, [*command, "--root", stored.config.root, "--format", "csv"])
+    assert result.exit_code == 0
+    cells = [cell for row in csv.reader(io.StringIO(result.stdout, newline="")) for cell in row]
     assert len(cells) == 2 * 10_001
 
-    def number(cell: str) -> bool:
+    def is_number(cell: str) -> bool:
         try:
             float(cell)
         except ValueError:
             return False
         return True
 
-    assert [c for c in cells if c[:1] in ("=", "+", "-", "@", "\t", "\r") and not number(c)] == []
+    assert [c for c in cells if c[:1] in ("=", "+", "-", "@", "\t", "\r") and not is_number(c)] == []
     assert any(c.startswith("'=cmd") for c in cells)
 
 
-def test_no_control_code_reaches_a_terminal(stored: Run, hostile: list[str]) -> None:
-    done = CliRunner().invoke(app, ["query", "SELECT text FROM trajectories LIMIT 900", "--root", stored.config.root])
-    assert done.exit_code == 0
-    assert not set(done.stdout) & {"\x1b", "\x00", "\x07", "\x7f", "\u202e", "\x9b"}
+def test_no_control_character_reaches_a_terminal(stored: Run, hostile: list[str]) -> None:
+    result = CliRunner().invoke(app, ["query", "SELECT text FROM trajectories LIMIT 900", "--root", stored.config.root])
+    assert result.exit_code == 0
+    assert not set(result.stdout) & {"\x1b", "\x00", "\x07", "\x7f", "\u202e", "\x9b"}
     assert escape_control_characters("\x1b[31mred") == r"\x1b[31mred"
 
 
-class Tags(html.parser.HTMLParser):
-    """Collects every tag that a browser would see."""
+class TagParser(html.parser.HTMLParser):
+    """Collects the tags that a browser would find."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.tags: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.found.append(tag)
+        self.tags.append(tag)
 
 
 def test_no_markup_of_a_rollout_is_markup_in_an_artifact(hostile: list[str]) -> None:
     for i, text in enumerate(hostile):
         block = _rollout_markdown({"problem_id": f"<b>{i}", "sample": 0, "verdict": "incorrect", "text": text})
         head, _, body = block.partition("\n\n")
-        tags = Tags()
-        tags.feed(block)
-        assert tags.found == []
+        parser = TagParser()
+        parser.feed(block)
+        assert parser.tags == []
         assert "<" not in block
         assert head.startswith("**&#60;b&#62;")
-        # All in one indented block: markdown leaves such lines as they are.
+        # Markdown does not interpret an indented block.
         assert all(line.startswith("    ") for line in body.split("\n") if line.strip())
 
 
-def test_a_query_writes_nothing_reads_nothing_else_and_loads_nothing(stored: Run, tmp_path: Path) -> None:
+def test_a_query_accesses_no_files_and_loads_no_extension(stored: Run, tmp_path: Path) -> None:
     (tmp_path / "secret.csv").write_text("a\n1\n")
     for sql in (
         f"SELECT * FROM read_csv('{tmp_path}/secret.csv')",
@@ -241,6 +246,6 @@ def test_a_query_writes_nothing_reads_nothing_else_and_loads_nothing(stored: Run
         "CREATE TABLE t AS SELECT 1",
         "SELECT * FROM glob('/etc/*')",
     ):
-        done = CliRunner().invoke(app, ["query", sql, "--root", stored.config.root])
-        assert done.exit_code != 0, sql
+        result = CliRunner().invoke(app, ["query", sql, "--root", stored.config.root])
+        assert result.exit_code != 0, sql
     assert sorted(p.name for p in tmp_path.iterdir()) == ["secret.csv"]

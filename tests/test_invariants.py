@@ -1,4 +1,4 @@
-"""What must always hold (DESIGN section 5), each by name."""
+"""The invariants of the method (DESIGN section 5), one or more tests for each."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ POOLS = ("base", "reference", "correct", "incorrect")
 
 
 def random_states(tokens: int = 6, dim: int = 16, seed: int = 0) -> dict:
+    """Random states [tokens, dim] of all pools."""
     generator = torch.Generator().manual_seed(seed)
     return {pool: torch.randn(tokens, dim, generator=generator) for pool in POOLS}
 
@@ -46,27 +47,28 @@ def group(policy: Policy, prompter: Prompter) -> tuple[Problem, list[Rollout]]:
         "failed": ["3+4=8\n8\\times2=6\n\\boxed{6}", "3+4=7\n\\boxed{7}", "\\boxed{1}"],
     }
     prompt, rollouts = tuple(prompter.student(problem.problem)), []
-    for outcome, written in texts.items():
-        for text in written:
+    for outcome, completions in texts.items():
+        for text in completions:
             ids = (*prompter.tokenizer(text)["input_ids"], policy.stop_ids[0])
             rollouts.append(Rollout("p", len(rollouts), prompt, ids, text, outcome))
     return problem, rollouts
 
 
 def plan_and_score(policy: Policy, prompter: Prompter, group: tuple, config, batch_tokens: int = 4096):
+    """The plan of the teacher pass for a group, and its averaged states by key and pool."""
     planner = exemplars.ContextPlanner(config, prompter, policy.context)
     plan = planner.group(*group)
     return plan, teacher.score_rollouts(policy, plan.scored, batch_tokens)
 
 
-def test_lambda_zero_gives_the_base(head: torch.Tensor) -> None:
+def test_with_lambda_zero_the_target_is_the_base(head: torch.Tensor) -> None:
     recipe = SteerConfig(recipe="ogls-sd", strength=0.0).to_recipe()
     target = steer_tokens(random_states(), torch.zeros(6, dtype=torch.long), recipe, head, 50)
     assert torch.equal(target.target_logprobs, target.base_logprobs)
     assert target.kl.abs().max() == 0
 
 
-def test_equal_pools_give_the_base(head: torch.Tensor) -> None:
+def test_with_equal_pools_the_target_is_the_base(head: torch.Tensor) -> None:
     states = random_states()
     states["incorrect"] = states["correct"]
     recipe = SteerConfig(recipe="ogls-sd", strength=2.0).to_recipe()
@@ -77,7 +79,7 @@ def test_equal_pools_give_the_base(head: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
 def test_a_teacher_equal_to_the_student_has_no_loss(tmp_path: Path, kind: str) -> None:
-    """The recipe `none` through the real stages: the first step must be a no-op, loss below 1e-6."""
+    """The recipe `none` through the real stages: the loss of the first step is below 1e-6."""
     config = small_config(
         tmp_path, "steer.recipe=none", "teacher.state_dtype=float32", f"train.divergence={kind}", "train.support=full"
     )
@@ -92,8 +94,8 @@ def test_a_teacher_equal_to_the_student_has_no_loss(tmp_path: Path, kind: str) -
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_constant_added_to_a_pools_logits_changes_no_target(head: torch.Tensor, pool: str) -> None:
-    """A head with a constant row direction lets a state shift every logit alike."""
+def test_a_constant_added_to_the_logits_of_a_pool_does_not_change_the_target(head: torch.Tensor, pool: str) -> None:
+    """The last column of the head is constant, so the last element of a state adds a constant to all logits."""
     head = torch.cat([head, torch.ones(50, 1)], dim=1)
     states = {p: torch.cat([s, torch.zeros(6, 1)], dim=1) for p, s in random_states().items()}
     recipe = Recipe(base=0.5, reference=0.5, correct=0.7, incorrect=-0.7)
@@ -106,8 +108,10 @@ def test_a_constant_added_to_a_pools_logits_changes_no_target(head: torch.Tensor
         torch.testing.assert_close(getattr(before, name), getattr(after, name), atol=1e-5, rtol=1e-5)
 
 
-def test_permuting_a_group_changes_no_target(policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path) -> None:
-    """Also under a cap on exemplars, where the choice among them must not follow their order."""
+def test_permuting_a_group_does_not_change_the_states(
+    policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path
+) -> None:
+    """The number of exemplars is limited, so the selection of exemplars must not depend on the order either."""
     config = small_config(tmp_path, "teacher.max_exemplars=2")
     problem, rollouts = group
     _, before = plan_and_score(policy, prompter, group, config)
@@ -119,25 +123,25 @@ def test_permuting_a_group_changes_no_target(policy: Policy, prompter: Prompter,
             torch.testing.assert_close(before[("p", old), pool], after[("p", new), pool], atol=1e-5, rtol=1e-5)
 
 
-def test_states_path_equals_the_average_of_logits(
+def test_the_head_of_mean_states_equals_the_mean_of_logits(
     policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path
 ) -> None:
-    """head(mean of states) against the mean of logits of full sequences, to 1e-5 in fp32."""
+    """head(mean of states) equals the mean of the logits of full sequences, to 1e-5 in fp32."""
     config = small_config(tmp_path)
     plan, states = plan_and_score(policy, prompter, group, config)
     for item in plan.scored:
-        wanted = []
+        weighted_logits = []
         for context, share in item.shares:
             ids = torch.tensor([[*context.prompt_ids, *item.token_ids]])
             with torch.no_grad():
                 logits = policy.model(input_ids=ids).logits[0, len(context.prompt_ids) - 1 : -1]
-            wanted.append(share * logits)
+            weighted_logits.append(share * logits)
         got = policy.logits(states[item.key, item.pool])
-        torch.testing.assert_close(got, torch.stack(wanted).sum(0), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(got, torch.stack(weighted_logits).sum(0), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 4096])
-def test_shared_prefix_equals_one_sequence_per_context(policy: Policy, batch_tokens: int) -> None:
+def test_continuations_of_a_shared_prefix_equal_full_sequences(policy: Policy, batch_tokens: int) -> None:
     generator = torch.Generator().manual_seed(0)
     prefixes = [torch.randint(3, 320, (n,), generator=generator).tolist() for n in (5, 9, 12)]
     pairs = [
@@ -152,17 +156,17 @@ def test_shared_prefix_equals_one_sequence_per_context(policy: Policy, batch_tok
 
 
 def test_the_loss_does_not_depend_on_micro_batches(policy: Policy) -> None:
-    """Loss and gradient norm of one step, split into one, some and one-item micro-batches, to 1e-6."""
-    start, seen = policy.copy_adapter(), []
+    """One step with one micro-batch, with several, and with one per item: equal loss (1e-6) and gradient norm (1e-5)."""
+    start, results = policy.copy_adapter(), []
     for tokens in (10_000, 40, 1):
         policy.use_adapter(start)
         trainer = Trainer(policy, TrainConfig(micro_batch_tokens=tokens, tail_weight=0.5))
         row = trainer.optimizer_step(random_items())
-        seen.append((row["loss"], row["grad_norm"]))
+        results.append((row["loss"], row["grad_norm"]))
     policy.use_adapter(None)
-    for loss, norm in seen[1:]:
-        assert loss == pytest.approx(seen[0][0], abs=1e-6)
-        assert norm == pytest.approx(seen[0][1], abs=1e-5)
+    for loss, norm in results[1:]:
+        assert loss == pytest.approx(results[0][0], abs=1e-6)
+        assert norm == pytest.approx(results[0][1], abs=1e-5)
 
 
 def test_a_rollout_is_never_its_own_exemplar(policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path) -> None:
@@ -171,11 +175,11 @@ def test_a_rollout_is_never_its_own_exemplar(policy: Policy, prompter: Prompter,
     assert len(plan.scored) == 6 * 4
     for item in plan.scored:
         assert item.key[1] not in item.exemplars
-        wanted = {"base": 0, "reference": 1, "correct": 3 - (item.key[1] < 3), "incorrect": 3 - (item.key[1] >= 3)}
-        assert len(item.exemplars) == wanted[item.pool]
+        expected = {"base": 0, "reference": 1, "correct": 3 - (item.key[1] < 3), "incorrect": 3 - (item.key[1] >= 3)}
+        assert len(item.exemplars) == expected[item.pool]
 
 
-def test_exemplars_of_a_finished_run_hold_no_rollout_itself(finished: Run) -> None:
+def test_no_rollout_of_a_finished_run_is_its_own_exemplar(finished: Run) -> None:
     rows = finished.records.read("teacher_states", 1, ["sample", "exemplars"]).to_pylist()
     assert len(rows) >= 12
     assert all(row["sample"] not in row["exemplars"] for row in rows)
@@ -200,14 +204,14 @@ def test_top_k_with_tail_approaches_the_full_vocabulary(kind: str) -> None:
     assert errors[-1] < 1e-5
 
 
-def test_stop_tokens_carry_loss_even_where_pad_is_eos(policy: Policy) -> None:
-    """The padding id, the stop id and token 0 are all one here; every token must keep its place."""
+def test_stop_tokens_have_a_loss_even_if_pad_is_eos(policy: Policy) -> None:
+    """The padding id and the stop id are both 0; every token must keep its position."""
     stop = 0
     short = TrainItem(("a", 0), (5, 6), (7, stop), tail=2)
     long = TrainItem(("b", 0), (5, 6, 8), (9, 9, 9, stop), tail=1)
     batch = collate([short, long])
     assert batch.tail_ids.tolist() == [7, stop, stop]
-    assert list(zip(batch.tail_row.tolist(), batch.tail_place.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 5)]
+    assert list(zip(batch.tail_row.tolist(), batch.tail_position.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 5)]
     assert batch.mask.sum(1).tolist() == [4, 7]
 
 
@@ -217,7 +221,7 @@ def test_the_stop_token_of_a_finished_run_is_distilled(finished: Run) -> None:
     assert targets.count(stop) >= 4
 
 
-def test_the_adapter_trained_is_the_adapter_sampled(finished: Run) -> None:
+def test_a_round_samples_from_the_adapter_that_the_previous_round_trained(finished: Run) -> None:
     trained = finished.policy_hash(1)
     assert trained != "base"
     assert finished.load_adapter(1).hash == trained
@@ -226,20 +230,20 @@ def test_the_adapter_trained_is_the_adapter_sampled(finished: Run) -> None:
     assert set(finished.records.read("trajectories", 1, ["policy"])["policy"].to_pylist()) == {"base"}
 
 
-def test_sampled_logprobs_are_those_of_the_adapter(finished: Run) -> None:
-    """The recorded log-probs of round 2 come back from a fresh model with round 1's adapter, not without it."""
+def test_recorded_logprobs_are_those_of_the_adapter(finished: Run) -> None:
+    """A newly loaded model with the adapter of round 1 reproduces the log-probs of round 2; without it, it does not."""
     rows = finished.records.read("trajectories", 2).to_pylist()[:4]
     errors = {}
     for round_ in (0, 1):
         policy = finished.load_policy(round_)
-        worst = 0.0
+        max_error = 0.0
         for row in rows:
             ids = torch.tensor([row["prompt_ids"] + row["token_ids"]])
             with torch.no_grad():
                 hidden = policy.run_body(ids).last_hidden_state[0, len(row["prompt_ids"]) - 1 : -1]
             logprobs = policy.logits(hidden).log_softmax(-1).gather(1, torch.tensor(row["token_ids"])[:, None])[:, 0]
-            worst = max(worst, (logprobs - torch.tensor(row["logprobs"])).abs().max().item())
-        errors[round_] = worst
+            max_error = max(max_error, (logprobs - torch.tensor(row["logprobs"])).abs().max().item())
+        errors[round_] = max_error
     assert errors[1] < 1e-4 < errors[0]
 
 
@@ -250,19 +254,19 @@ def test_a_non_finite_loss_stops_the_stage_with_the_key(tmp_path: Path, monkeypa
     STAGES["prepare"](run, 0)
     for name in ("sample", "verify", "teach", "steer"):
         STAGES[name](run, 1)
-    real = train_stage.distillation_items
+    distillation_items = train_stage.distillation_items
 
-    def spoiled(*args):
-        items = real(*args)
+    def items_with_nan(*args):
+        items = distillation_items(*args)
         items[3].logprobs[1, 0] = float("nan")
-        spoiled.key = items[3].key
+        items_with_nan.key = items[3].key
         return items
 
-    monkeypatch.setattr(train_stage, "distillation_items", spoiled)
-    with pytest.raises(NonFiniteLoss) as caught:
+    monkeypatch.setattr(train_stage, "distillation_items", items_with_nan)
+    with pytest.raises(NonFiniteLoss) as error:
         STAGES["train"](run, 1)
-    problem, sample = spoiled.key
-    assert f"({problem}, {sample})" in str(caught.value)
+    problem, sample = items_with_nan.key
+    assert f"({problem}, {sample})" in str(error.value)
     assert run.records.manifest("updates", 1) is None
     assert not list(tmp_path.glob("tiny/policy/**/*.safetensors"))
 
@@ -274,8 +278,8 @@ def test_the_head_and_the_embeddings_are_never_trained() -> None:
         assert model.parameters
 
 
-def test_the_base_model_has_no_divergence_from_itself(finished: Run) -> None:
-    """KL(policy || base) on the samples: 0 at round 0, where both are one, and not once the policy is trained."""
+def test_the_kl_to_the_base_model_is_zero_at_round_0_only(finished: Run) -> None:
+    """KL(policy || base) on the sampled completions is 0 before training and not 0 after two rounds."""
     kls = [finished.records.read("summaries", r).to_pylist()[0]["kl_base"] for r in (0, 2)]
     assert abs(kls[0]) < 1e-5 < abs(kls[1])
     rows = finished.records.read("scores", 0).to_pylist()

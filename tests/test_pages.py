@@ -1,4 +1,4 @@
-"""The token view and the report in a real browser: filtered, hovered, driven by keyboard, in light and dark."""
+"""The token view and the report in a browser: filters, hovering, keyboard, contrast in light and dark, hostile text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import keep, open_browser
+from browser import open_browser, save_screenshot
 from conftest import carry_out, small_config
 
 from ogls.analysis.report import render_report
@@ -23,55 +23,56 @@ HOSTILE = (
     "\u202eevil\u202c \u0000\u001b[31m",
     "${window.hit=1}{{window.hit=1}}",
 )
-_RATIO = """element => {
+_CONTRAST = """element => {
   const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const over = (top, below) => top.slice(0, 3).map((c, i) => c * top[3] + below[i] * (1 - top[3]));
-  const solid = (node) => {
+  const blend = (top, below) => top.slice(0, 3).map((c, i) => c * top[3] + below[i] * (1 - top[3]));
+  const background = (node) => {
     const colour = parse(getComputedStyle(node).backgroundColor);
     if (colour.length < 4 || colour[3] === 1) return colour.slice(0, 3);
-    return over(colour, node.parentElement ? solid(node.parentElement) : [255, 255, 255]);
+    return blend(colour, node.parentElement ? background(node.parentElement) : [255, 255, 255]);
   };
-  const light = (rgb) => rgb.map((c) => c / 255).map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  const luminance = (rgb) => rgb.map((c) => c / 255).map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const ink = parse(getComputedStyle(element).color).slice(0, 3);
-  const [a, b] = [light(ink), light(solid(element))].sort((x, y) => y - x);
+  const [a, b] = [luminance(ink), luminance(background(element))].sort((x, y) => y - x);
   return (a + 0.05) / (b + 0.05);
 }"""
 
 
 @pytest.fixture(scope="module")
 def data(finished: Run) -> dict[str, Any]:
-    return build_token_view(finished, most=15, each=1)
+    return build_token_view(finished, max_rollouts=15, per_round=1)
 
 
 @pytest.fixture(scope="module")
 def view(data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("view") / "v.html", render_token_view(data))
+    return write_page(tmp_path_factory.mktemp("view") / "v.html", render_token_view(data))
 
 
 @pytest.fixture
 def page() -> Iterator[Any]:
     with open_browser() as page:
-        said: list[str] = []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
+        messages: list[str] = []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
         yield page
-        assert said == []  # no error, and nothing that the page's own policy had to stop
+        assert messages == []  # no error, and nothing blocked by the content security policy
 
 
-def written(path: Path, text: str) -> Path:
+def write_page(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path
 
 
 def steered(data: dict[str, Any]) -> dict[str, Any]:
-    """A rollout that was steered, of which the page has numbers under every recipe."""
+    """Return a steered rollout, for which the page has numbers under every recipe."""
     return next(r for r in data["rollouts"] if "steered" in r["tags"])
 
 
 def address(path: Path, data: dict[str, Any], rollout: dict[str, Any]) -> str:
-    place = f"{data['run']}/r{rollout['round']:03d}/{rollout['problem_id']}/{rollout['sample']}"
-    return f"file://{path}#{place.replace('/', '%2F')}"
+    """Return the address of a rollout in a page."""
+    anchor = f"{data['run']}/r{rollout['round']:03d}/{rollout['problem_id']}/{rollout['sample']}"
+    return f"file://{path}#{anchor.replace('/', '%2F')}"
 
 
 def test_hovering_a_token_shows_its_distributions(page: Any, view: Path, data: dict[str, Any]) -> None:
@@ -94,13 +95,13 @@ def test_hovering_a_token_shows_its_distributions(page: Any, view: Path, data: d
         ("incorrect", numbers["logprobs"]["incorrect"][t][0]),
         ("target", mixed - numbers["points"]["own"]["log_z"][t]),
     ):
-        wanted = f"{100 * math.exp(value):.1f}%" if math.exp(value) >= 0.0005 else "<0.1%"
-        assert cells[heads.index(head) - 1] == wanted
+        expected = f"{100 * math.exp(value):.1f}%" if math.exp(value) >= 0.0005 else "<0.1%"
+        assert cells[heads.index(head) - 1] == expected
     assert inspect.locator("tbody tr").count() >= 5
-    keep(page, "token-view")
+    save_screenshot(page, "token-view")
 
 
-def test_everything_by_keyboard(page: Any, view: Path, data: dict[str, Any]) -> None:
+def test_the_view_works_by_keyboard(page: Any, view: Path, data: dict[str, Any]) -> None:
     page.goto(address(view, data, steered(data)))
     flow = page.get_by_role("listbox", name="Tokens under")
     flow.focus()
@@ -112,21 +113,21 @@ def test_everything_by_keyboard(page: Any, view: Path, data: dict[str, Any]) -> 
     page.keyboard.press("End")
     assert page.locator("#t0-0").get_attribute("aria-selected") == "false"
     page.keyboard.press("Home")
-    page.keyboard.press("n")  # the first token that is moved much
+    page.keyboard.press("n")  # the first token with a large change
     moved = int(page.locator(".flow [aria-selected=true]").get_attribute("id").split("-")[1])
     shades = page.locator(".flow .t").evaluate_all("all => all.map(t => t.className)")
     assert shades[moved].split()[1] in ("up", "down")
     heading = page.locator(".pane h3")
-    assert heading.inner_text() == "this run's own (ogls-sd 0.5)"
+    assert heading.inner_text() == "target of this run (ogls-sd 0.5)"
     page.keyboard.press("r")
     assert heading.inner_text().startswith("ogls-sd ")
     before = kl(page)
     page.keyboard.press("]")
     page.keyboard.press("]")
-    assert kl(page) > before  # more strength, further from the base
-    assert page.evaluate("document.activeElement.className") == "flow"  # the keyboard stays where it was
+    assert kl(page) > before  # a higher strength increases the KL to the base
+    assert page.evaluate("document.activeElement.className") == "flow"  # the focus stays in the text
     page.keyboard.press("[")
-    compare = page.get_by_label("Side by side with another")
+    compare = page.get_by_label("Compare with a second recipe")
     compare.focus()
     page.keyboard.press("Space")
     assert page.locator(".pane").count() == 2
@@ -136,7 +137,7 @@ def test_everything_by_keyboard(page: Any, view: Path, data: dict[str, Any]) -> 
     page.get_by_label("Colour").select_option("kl")
     assert "KL(target || base)" in page.locator("[data-legend]").inner_text()
     page.emulate_media(color_scheme="dark")
-    keep(page, "token-view-compared")
+    save_screenshot(page, "token-view-compared")
 
 
 def kl(page: Any) -> float:
@@ -146,31 +147,31 @@ def kl(page: Any) -> float:
 def test_filters_and_links(page: Any, view: Path, data: dict[str, Any]) -> None:
     page.goto(f"file://{view}")
     for name, label in (("steered", "most steered"), ("failed", "failed ("), ("correct", "correct")):
-        wanted = sum(name in r["tags"] for r in data["rollouts"])
+        expected = sum(name in r["tags"] for r in data["rollouts"])
         page.get_by_role("radio", name=label).first.check()
-        assert page.locator("[data-list] li").count() == wanted > 0
-        assert page.get_by_role("status").inner_text() == f"{wanted} of {len(data['rollouts'])} rollouts"
+        assert page.locator("[data-list] li").count() == expected > 0
+        assert page.get_by_role("status").inner_text() == f"{expected} of {len(data['rollouts'])} rollouts"
         assert name in page.locator("[data-facts]").inner_text()
     page.get_by_role("radio", name="all").focus()
-    page.keyboard.press("ArrowDown")  # radios by keyboard
+    page.keyboard.press("ArrowDown")
     assert page.locator("input[value=fixed]").is_checked() or page.locator("input[value=all]").is_checked()
     page.get_by_role("radio", name="all").check()
     page.locator("[data-list] button").nth(2).click()
     assert page.locator("[data-list] button[aria-current=true]").count() == 1
     shown = page.locator("[data-heading]").inner_text()
     page.reload()
-    assert page.locator("[data-heading]").inner_text() == shown  # the address names the rollout
-    page.get_by_text("Problem, reference and what the teacher read").click()
+    assert page.locator("[data-heading]").inner_text() == shown  # the address contains the rollout
+    page.get_by_text("Problem, reference solution and exemplars").click()
     assert data["rollouts"][2]["problem"].split("\n")[0] in page.locator("[data-texts]").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_in_light_and_dark(page: Any, view: Path, data: dict[str, Any], scheme: str) -> None:
+def test_text_has_contrast_in_light_and_dark(page: Any, view: Path, data: dict[str, Any], scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)
     page.goto(address(view, data, steered(data)))
     for selector in ("h1", ".legend", ".keys", ".facts dd", "[data-list] button", ".pane .sum", ".flow .t"):
         for element in page.locator(selector).all():
-            assert element.evaluate(_RATIO) >= 4.5, selector
+            assert element.evaluate(_CONTRAST) >= 4.5, selector
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.get_by_role("button", name="Light or dark").click()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != background
@@ -179,35 +180,35 @@ def test_text_can_be_read_in_light_and_dark(page: Any, view: Path, data: dict[st
 def test_no_text_of_a_run_is_markup_or_script(page: Any, data: dict[str, Any], tmp_path: Path) -> None:
     rollout = dict(steered(data))
     texts = [HOSTILE[i % len(HOSTILE)] for i in range(len(rollout["text"]))]
-    told = {"pool": "correct", "texts": [{"sample": 0, "text": t} for t in HOSTILE]}
+    exemplars = {"pool": "correct", "texts": [{"sample": 0, "text": t} for t in HOSTILE]}
     fields = dict.fromkeys(("problem_id", "problem", "solution", "expected", "answer", "verdict"), " ".join(HOSTILE))
     rollout |= {
         **fields,
         "text": texts,
-        "exemplars": [told],
+        "exemplars": [exemplars],
         "later": {"round": 1, "how": HOSTILE[0], "text": HOSTILE[1]},
     }
     vocabulary = dict.fromkeys(data["vocabulary"], HOSTILE[0])
     hostile = data | {"run": HOSTILE[0], "model": HOSTILE[1], "rollouts": [rollout], "vocabulary": vocabulary}
-    page.goto(f"file://{written(tmp_path / 'h.html', render_token_view(hostile))}")
-    page.get_by_text("Problem, reference and what the teacher read").click()
+    page.goto(f"file://{write_page(tmp_path / 'h.html', render_token_view(hostile))}")
+    page.get_by_text("Problem, reference solution and exemplars").click()
     page.locator("#t0-1").hover()
     assert page.evaluate("window.hit") is None
     assert page.locator("main img, main script:not([type])").count() == 0
     assert HOSTILE[0] in page.locator("[data-texts]").inner_text()
-    assert "\\u202eevil\\u202c" in page.locator("#t0-2").inner_text()  # direction marks are spelled out
+    assert "\\u202eevil\\u202c" in page.locator("#t0-2").inner_text()  # direction marks are escaped
 
 
-def test_the_report_leads_into_the_token_view(page: Any, finished: Run, tmp_path: Path) -> None:
+def test_the_report_links_to_the_token_view(page: Any, finished: Run, tmp_path: Path) -> None:
     other = carry_out(small_config(tmp_path / "store", "name=in-browser", "steer.recipe=sdpo", "rounds=1"))
-    path = written(tmp_path / "r.html", render_report([finished, other]))
+    path = write_page(tmp_path / "r.html", render_report([finished, other]))
     page.goto(f"file://{path}")
     assert page.get_by_role("img").count() == 5
     for heading in ("Summary", "Curve", "Health", "Steering", "Configuration, and how to reproduce it"):
         assert page.get_by_role("heading", name=heading, exact=True).is_visible()
     overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    assert overflow <= 0  # wide tables scroll by themselves
-    keep(page, "report")
+    assert overflow <= 0  # wide tables scroll inside the page
+    save_screenshot(page, "report")
     page.locator("#rollouts summary").nth(1).click()
     link = page.locator("#rollouts details").nth(1).get_by_role("link").first
     name = link.inner_text()
@@ -218,4 +219,4 @@ def test_the_report_leads_into_the_token_view(page: Any, finished: Run, tmp_path
     assert heading.endswith(name)
     page.emulate_media(color_scheme="dark")
     ink = page.locator("#curve svg text").first.evaluate("t => getComputedStyle(t).fill")
-    assert ink == page.evaluate("getComputedStyle(document.body).color")  # figures take the page's colours
+    assert ink == page.evaluate("getComputedStyle(document.body).color")  # figures use the colours of the page

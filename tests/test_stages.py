@@ -91,7 +91,7 @@ def test_a_damaged_adapter_is_an_error(copy: Run, tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_another_round_is_an_error(copy: Run, tmp_path: Path) -> None:
-    """The manifest has the checksum of the exchanged file, but the hash of the adapter differs from the recorded one."""
+    """The checksum in the manifest fits the exchanged file, but the hash of the adapter is not the recorded one."""
     exchanged = tmp_path / "tiny/policy/round=001/adapter_model.safetensors"
     shutil.copy(tmp_path / "tiny/policy/round=002/adapter_model.safetensors", exchanged)
     path = tmp_path / "tiny/updates/round=001/manifest.json"
@@ -104,11 +104,12 @@ def test_an_adapter_of_another_round_is_an_error(copy: Run, tmp_path: Path) -> N
 
 
 def test_gradient_checkpointing_does_not_change_a_run(finished: Run, tmp_path: Path) -> None:
-    """Checkpointed layers do not fill the key-value cache, so checkpointing must be off for the probe after training
-    and for the teacher pass of a policy that was just trained."""
-    checkpointed = carry_out(
-        finished.config.model_copy(update={"root": str(tmp_path), "train": with_checkpointing(finished)})
-    )
+    """Checkpointing must be off for the probe after training, and for the teacher pass of a newly trained policy.
+
+    Checkpointed layers drop the key-value cache with their activations.
+    """
+    config = finished.config.model_copy(update={"root": str(tmp_path), "train": with_checkpointing(finished)})
+    checkpointed = carry_out(config)
     for round_ in (1, 2):
         probes = [run.records.manifest("updates", round_).metrics["probe"] for run in (finished, checkpointed)]
         assert probes[0]["token_ids"] == probes[1]["token_ids"]

@@ -1,6 +1,6 @@
-"""From a run to a figure: open with `marimo edit docs/notebooks/curve.py`, or run it as it is.
+"""Query a run and plot its curve: open with `marimo edit docs/notebooks/curve.py`, or run it as a script.
 
-OGLS_STORE and OGLS_RUN name the store and the run; the quickstart's by default.
+OGLS_STORE and OGLS_RUN are the store and the name of the run. Default: run `tiny` of the quickstart in `data/runs`.
 """
 
 import marimo
@@ -18,7 +18,7 @@ def _():
 
     store = Store(os.environ.get("OGLS_STORE", "data/runs"))
     run = os.environ.get("OGLS_RUN", "tiny")
-    mo.md(f"# {run}\n\nEvery table of the store is a view in DuckDB; answers come as Arrow.")
+    mo.md(f"# {run}\n\nEvery table of the store is a view in DuckDB; queries return Arrow tables.")
     return mo, named_queries, run, run_query, store
 
 
@@ -33,17 +33,17 @@ def _(named_queries, run, run_query, store):
 
 @app.cell
 def _(run, run_query, store):
-    # Where the target moves the sampled token most: the digit after the equals sign, not the words.
-    before = run_query(
+    # The tokens after which the target changes the sampled token most: the digit after the equals sign, not the words.
+    changes = run_query(
         store,
         """
         SELECT lag(token) OVER (PARTITION BY round, problem_id, sample ORDER BY position) AS token_before,
-               abs(token_target_logprob - token_base_logprob) AS moved
+               abs(token_target_logprob - token_base_logprob) AS change
         FROM targets
         """,
         run,
     ).to_pandas()
-    moved = before.groupby("token_before")["moved"].agg(["mean", "count"]).sort_values("mean", ascending=False)
+    moved = changes.groupby("token_before")["change"].agg(["mean", "count"]).sort_values("mean", ascending=False)
     moved[moved["count"] >= 20].head(10)
     return (moved,)
 
@@ -54,10 +54,12 @@ def _(curve, mo, run):
 
     figure = Figure(figsize=(7, 3), layout="constrained")
     accuracy = figure.subplots()
-    known = curve.drop_nulls("accuracy")
-    accuracy.fill_between(known["round"], known["accuracy_low"], known["accuracy_high"], color="#0072B2", alpha=0.2)
-    accuracy.plot(known["round"], known["accuracy"], "o-", color="#0072B2", label="sampled, 95% interval")
-    accuracy.plot(known["round"], known["greedy_accuracy"], "s--", color="#D55E00", label="greedy")
+    evaluated = curve.drop_nulls("accuracy")
+    accuracy.fill_between(
+        evaluated["round"], evaluated["accuracy_low"], evaluated["accuracy_high"], color="#0072B2", alpha=0.2
+    )
+    accuracy.plot(evaluated["round"], evaluated["accuracy"], "o-", color="#0072B2", label="sampled, 95% interval")
+    accuracy.plot(evaluated["round"], evaluated["greedy_accuracy"], "s--", color="#D55E00", label="greedy")
     accuracy.set_xlabel("round")
     accuracy.set_ylabel("accuracy")
     accuracy.set_title(run)

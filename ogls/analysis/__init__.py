@@ -1,5 +1,5 @@
-"""What people look at: round tables, the report, the token view, studies, exports, the data dictionary.
+"""Presentation of results: round tables, the report, the token view, studies, exports, the data dictionary.
 
 Belongs here: reading finished stages and presenting them.
-Does not belong here: anything that a training needs in order to go on.
+Does not belong here: anything that training needs.
 """

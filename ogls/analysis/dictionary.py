@@ -21,20 +21,20 @@ Generated from `ogls/records/` by `make docs`: change it there, not here.
 
     runs/<run>/run.json                                  the resolved configuration of the run
     runs/<run>/<table>/round=003/part-0000.parquet       the rows, in shards
-    runs/<run>/<table>/round=003/manifest.json           written last: proves that the stage is done
-    runs/<run>/policy/round=003/adapter_model.safetensors and adapter_config.json: the adapter a round ended with
+    runs/<run>/<table>/round=003/manifest.json           written last: the stage is complete if it exists
+    runs/<run>/policy/round=003/adapter_model.safetensors and adapter_config.json: the adapter at the end of the round
     runs/<run>/policy/round=003/optimizer.safetensors    the optimizer's state, for the next round
 
 Query it with `ogls query`, or read the Parquet files with any reader. Every table has `run` (the folder's name) and
-`round` (from the path) besides the columns below. The key of a rollout is `(run, round, problem_id, sample)`. Round 0
-has the problems and the evaluation of the base model. Rollouts of round r are sampled from the policy that round r - 1 ended
-with; scores of round r are those of the policy that round r ended with. Log-probabilities are in nats.
+`round` (from the path) in addition to the columns below. The key of a rollout is `(run, round, problem_id, sample)`.
+Round 0 has the problems and the evaluation of the base model. Rollouts of round r are sampled from the policy at the
+end of round r - 1; scores of round r are those of the policy at the end of round r. Log-probabilities are in nats.
 
 """
 
 
 def data_dictionary() -> str:
-    """The page as markdown."""
+    """Return the page as Markdown."""
     tables = "\n".join(_table(t) for t in ALL_TABLES)
     queries = "\n".join(
         f"- `{name}`: {sql.splitlines()[0].removeprefix('-- ')}" for name, sql in named_queries().items()
@@ -48,7 +48,7 @@ def data_dictionary() -> str:
 
 def _table(table: Table) -> str:
     lines = [f"### {table.name}\n", f"{table.about} Written by the stage `{table.stage}`.\n"]
-    lines += ["| column | type | what it is |", "| --- | --- | --- |"]
+    lines += ["| column | type | description |", "| --- | --- | --- |"]
     for column in table.schema:
         about = column.metadata[b"about"].decode() + (" May be null." if column.nullable else "")
         lines.append(f"| {column.name} | {_type(column.type)} | {about} |")

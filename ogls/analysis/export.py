@@ -1,8 +1,8 @@
 """Exporting rollouts as a dataset for other trainers: a Hugging Face dataset folder or JSON Lines.
 
-Kinds: `rollouts` (a row a rollout, with its problem and verdict), `sft` (conversations that end in a correct rollout)
-and `preference` (a correct and a failed rollout of one group, as chosen and rejected). Conversations use the student
-prompt of the run; TRL's trainers read `messages`, `prompt`, `chosen` and `rejected`.
+Kinds: `rollouts` (one row per rollout, with its problem and verdict), `sft` (conversations that end in a correct
+rollout) and `preference` (a correct and a failed rollout of the same group, as chosen and rejected). Conversations use
+the student prompt of the run; TRL's trainers read `messages`, `prompt`, `chosen` and `rejected`.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ JOIN (SELECT * EXCLUDE (round) FROM problems WHERE split = 'train') AS problems 
 
 
 def select_rows(store: Store, kind: Kind, where: str = "true", run: str | None = None, pairs: int = 1) -> pa.Table:
-    """The rows of a dataset, sorted by key, from the rollouts that satisfy the SQL condition `where`.
+    """Return the rows of a dataset from the rollouts that satisfy the SQL condition `where`, sorted by key.
 
-    `where` may name any column of kind `rollouts`. A group gives at most `pairs` preference pairs, in the
-    order of its samples, and no rollout is in two pairs. Raises DataError if no row is selected.
+    `where` may use any column of the kind `rollouts`. A group gives at most `pairs` preference pairs, in the order of
+    its samples, and no rollout is in two pairs. Raises DataError if no row is selected.
     """
     sql = f"SELECT * FROM ({_ROLLOUTS}) WHERE ({where}\n) ORDER BY run, round, problem_id, sample"
     table = run_query(store, sql, run)
     if kind != "rollouts":
         prompts = {name: _prompts(store, name) for name in table["run"].unique().to_pylist()}
-        made = _conversations if kind == "sft" else _preferences
-        rows = list(made(table.to_pylist(), prompts, pairs))
+        build = _conversations if kind == "sft" else _preferences
+        rows = list(build(table.to_pylist(), prompts, pairs))
         table = pa.Table.from_pylist(rows, schema=_SCHEMAS[kind])
     if not len(table):
-        needs = {"sft": "correct rollout", "preference": "group with both outcomes", "rollouts": "rollout"}[kind]
-        raise DataError(f"no rows: the rollouts that satisfy {where} contain no {needs}; see `ogls runs`")
+        missing = {"sft": "correct rollout", "preference": "group with both outcomes", "rollouts": "rollout"}[kind]
+        raise DataError(f"no rows: the rollouts that satisfy {where} contain no {missing}; see `ogls runs`")
     return table
 
 
@@ -73,19 +73,19 @@ def write_dataset(table: pa.Table, out: Path, kind: Kind, origin: str) -> None:
 
     The write is atomic; the card contains `origin`. Raises UserError if `out` exists or cannot be written.
     """
-    with atomic_write(out) as place:
+    with atomic_write(out) as target:
         if out.suffix == ".jsonl":
-            with open(place, "w", encoding="utf-8") as file:
+            with open(target, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
         else:
-            (place / "data").mkdir(parents=True)
-            pq.write_table(table, place / "data" / "train-00000-of-00001.parquet", compression="zstd")
-            (place / "README.md").write_text(_card(table, kind, origin), encoding="utf-8")
+            (target / "data").mkdir(parents=True)
+            pq.write_table(table, target / "data" / "train-00000-of-00001.parquet", compression="zstd")
+            (target / "README.md").write_text(_card(table, kind, origin), encoding="utf-8")
 
 
 def _prompts(store: Store, run: str) -> PromptsConfig:
-    about = store.run(run).read_info() or {}
-    return PromptsConfig.model_validate(about["config"]["prompts"])
+    info = store.run(run).read_info() or {}
+    return PromptsConfig.model_validate(info["config"]["prompts"])
 
 
 def _prompt_messages(row: dict[str, Any], prompts: dict[str, PromptsConfig]) -> list[dict[str, str]]:
@@ -110,7 +110,7 @@ def _conversations(
 def _preferences(
     rows: Iterable[dict[str, Any]], prompts: dict[str, PromptsConfig], pairs: int
 ) -> Iterator[dict[str, Any]]:
-    for (run, round_, name), members in groupby(rows, key=lambda r: (r["run"], r["round"], r["problem_id"])):
+    for (run, round_, problem_id), members in groupby(rows, key=lambda r: (r["run"], r["round"], r["problem_id"])):
         group = list(members)
         correct = [r for r in group if r["outcome"] == "correct"]
         failed = [r for r in group if r["outcome"] == "failed"]
@@ -121,7 +121,7 @@ def _preferences(
                 "rejected": [_assistant_message(rejected)],
                 "run": run,
                 "round": round_,
-                "problem_id": name,
+                "problem_id": problem_id,
                 "chosen_sample": chosen["sample"],
                 "rejected_sample": rejected["sample"],
             }

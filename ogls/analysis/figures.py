@@ -10,36 +10,39 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _MARKERS = "osD^vPX"
 
 
-def line_style(number: int, label: str) -> dict[str, Any]:
-    """Colour, marker and line style of the n-th series; from the eighth on dashed, so that no two look the same."""
-    line = ("-", "--", ":")[number // 7 % 3]
-    return {"color": COLOURS[number % 7], "marker": _MARKERS[number % 7], "linestyle": line, "label": label}
+def line_style(index: int, label: str) -> dict[str, Any]:
+    """Return colour, marker and line style of a series, with its label.
+
+    From index 7 on, lines are dashed or dotted, so that no two of 21 series look the same.
+    """
+    line = ("-", "--", ":")[index // 7 % 3]
+    return {"color": COLOURS[index % 7], "marker": _MARKERS[index % 7], "linestyle": line, "label": label}
 
 
 def sweep_figure(rows: Sequence[dict[str, Any]], positions: Sequence[dict[str, Any]], title: str) -> bytes:
-    """Strength against KL and AUC, and AUC by position at each recipe's best strength."""
+    """Return a PNG with KL and AUC by strength, and AUC by position at the best strength of each recipe."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), layout="constrained")
-    by_kl, by_auc, by_place = figure.subplots(1, 3)
-    for number, recipe in enumerate(dict.fromkeys(r["recipe"] for r in rows)):
-        style = line_style(number, recipe)
-        mine = [r for r in rows if r["recipe"] == recipe]
-        if mine[0]["strength"] is None:
-            by_kl.axhline(mine[0]["kl"], color=style["color"], linestyle="--", label=recipe)
-            if mine[0]["auc"] is not None:
-                by_auc.axhline(mine[0]["auc"], color=style["color"], linestyle="--", label=recipe)
+    by_kl, by_auc, by_position = figure.subplots(1, 3)
+    for index, recipe in enumerate(dict.fromkeys(r["recipe"] for r in rows)):
+        style = line_style(index, recipe)
+        of_recipe = [r for r in rows if r["recipe"] == recipe]
+        if of_recipe[0]["strength"] is None:
+            by_kl.axhline(of_recipe[0]["kl"], color=style["color"], linestyle="--", label=recipe)
+            if of_recipe[0]["auc"] is not None:
+                by_auc.axhline(of_recipe[0]["auc"], color=style["color"], linestyle="--", label=recipe)
         else:
-            by_kl.plot([r["strength"] for r in mine], [r["kl"] for r in mine], **style)
-            judged = [r for r in mine if r["auc"] is not None]
-            by_auc.plot([r["strength"] for r in judged], [r["auc"] for r in judged], **style)
-        best = max(mine, key=lambda r: r["auc"] or 0)
-        there = [p for p in positions if (p["recipe"], p["strength"]) == (recipe, best["strength"])]
-        there = [p for p in there if p["auc"] is not None]
+            by_kl.plot([r["strength"] for r in of_recipe], [r["kl"] for r in of_recipe], **style)
+            with_auc = [r for r in of_recipe if r["auc"] is not None]
+            by_auc.plot([r["strength"] for r in with_auc], [r["auc"] for r in with_auc], **style)
+        best = max(of_recipe, key=lambda r: r["auc"] or 0)
+        bins = [p for p in positions if (p["recipe"], p["strength"]) == (recipe, best["strength"])]
+        bins = [p for p in bins if p["auc"] is not None]
         label = recipe if best["strength"] is None else f"{recipe} {best['strength']:g}"
-        middles = [(p["position_from"] + p["position_to"]) / 2 for p in there]
-        by_place.plot(middles, [p["auc"] for p in there], **{**style, "label": label})
-    for axes in (by_auc, by_place):
+        middles = [(p["position_from"] + p["position_to"]) / 2 for p in bins]
+        by_position.plot(middles, [p["auc"] for p in bins], **{**style, "label": label})
+    for axes in (by_auc, by_position):
         axes.axhline(0.5, color="#999999", linewidth=0.8)
         axes.set_ylabel("AUC, correct over failed rollouts")
     strengths = [r["strength"] for r in rows if r["strength"]]
@@ -50,16 +53,16 @@ def sweep_figure(rows: Sequence[dict[str, Any]], positions: Sequence[dict[str, A
             axes.set_xlim(min(strengths) / 1.3, max(strengths) * 1.3)
     if any(r["kl"] > 0 for r in rows):
         by_kl.set_yscale("log")
-    by_kl.set_ylabel("KL(target || base), nats a token")
-    by_place.set_xlabel("position in the rollout, tokens")
-    for axes in (by_kl, by_auc, by_place):
+    by_kl.set_ylabel("KL(target || base), nats per token")
+    by_position.set_xlabel("position in the rollout, tokens")
+    for axes in (by_kl, by_auc, by_position):
         axes.legend(fontsize=8)
     figure.suptitle(title)
     return _png(figure)
 
 
 def run_figure(rounds: Sequence[int], summaries: Sequence[Mapping[str, Any]]) -> bytes:
-    """Accuracy with its 95% interval, greedy accuracy, and mean length, by round, as a small figure."""
+    """Return a small PNG: accuracy with its 95% interval, greedy accuracy, and mean length, by round."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 2.8), layout="constrained")
@@ -89,37 +92,45 @@ _CURVE_LABELS = {
     "accuracy": "accuracy (avg@k)",
     "greedy_accuracy": "greedy accuracy",
     "mean_length": "length, tokens",
-    "entropy": "entropy, nats a token",
-    "kl_base": "KL(policy || base), nats a token",
+    "entropy": "entropy, nats per token",
+    "kl_base": "KL(policy || base), nats per token",
     "truncated": "truncated, share",
-    "distinct_answers": "distinct answers a problem",
+    "distinct_answers": "distinct answers per problem",
 }
 
 
 def study_figure(
-    curves: Mapping[str, Sequence[dict[str, Any]]], passes: Sequence[dict[str, Any]], a_round: int, title: str
+    curves: Mapping[str, Sequence[dict[str, Any]]],
+    pass_rows: Sequence[dict[str, Any]],
+    rollouts_per_round: int,
+    title: str,
 ) -> bytes:
-    """One panel a measure over rollouts, with bands over seeds, and pass@k of the last round."""
+    """Return a PNG with one panel per measure by rollouts, with intervals over seeds, and pass@k of the last round."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(16, 7.5), layout="constrained")
-    panels = figure.subplots(2, 4).flat
-    shown: list[tuple[Any, Sequence[dict[str, Any]], str, float, str]] = [
-        (axes, rows, "round", a_round, _CURVE_LABELS[measure])
-        for axes, (measure, rows) in zip(panels, curves.items(), strict=False)
+    grid = figure.subplots(2, 4).flat
+    panels: list[tuple[Any, Sequence[dict[str, Any]], str, float, str]] = [
+        (axes, rows, "round", rollouts_per_round, _CURVE_LABELS[measure])
+        for axes, (measure, rows) in zip(grid, curves.items(), strict=False)
     ]
-    shown.append((figure.axes[7], passes, "k", 1, "pass@k, last round"))
-    methods = list(dict.fromkeys(row["method"] for _, rows, *_ in shown for row in rows))
-    for axes, rows, across, scale, label in shown:
-        for number, method in enumerate(methods):
-            mine = [r for r in rows if r["method"] == method]
-            style = {**line_style(number, method), "markersize": 4}
-            x = [r[across] * scale for r in mine]
-            axes.plot(x, [r["mean"] for r in mine], **style)
+    panels.append((figure.axes[7], pass_rows, "k", 1, "pass@k, last round"))
+    methods = list(dict.fromkeys(row["method"] for _, rows, *_ in panels for row in rows))
+    for axes, rows, x_column, scale, label in panels:
+        for index, method in enumerate(methods):
+            of_method = [r for r in rows if r["method"] == method]
+            style = {**line_style(index, method), "markersize": 4}
+            x = [r[x_column] * scale for r in of_method]
+            axes.plot(x, [r["mean"] for r in of_method], **style)
             axes.fill_between(
-                x, [r["low"] for r in mine], [r["high"] for r in mine], color=style["color"], alpha=0.15, linewidth=0
+                x,
+                [r["low"] for r in of_method],
+                [r["high"] for r in of_method],
+                color=style["color"],
+                alpha=0.15,
+                linewidth=0,
             )
-        axes.set_xlabel("k" if across == "k" else "rollouts")
+        axes.set_xlabel("k" if x_column == "k" else "rollouts")
         axes.set_ylabel(label)
         if label.endswith("share"):
             axes.set_ylim(bottom=0)

@@ -32,12 +32,12 @@ def export_model(run: Run, round_: int, out: Path) -> None:
 
 
 def render_card(run: Run, round_: int) -> str:
-    """The model card: method, data, curve, settings, and the command to reproduce it."""
-    config, about = run.config, run.records.read_info() or {}
+    """Return the model card as Markdown: method, data, curve, settings, and the command to reproduce the model."""
+    config, info = run.config, run.records.read_info() or {}
     rows = [(r, read_first_summary(run.records, r)) for r in run.records.rounds("scores") if r <= round_]
     problems = len(run.problems("train"))
-    made = code_version()
-    revision = f", revision {made['revision']}" if made["revision"] else ""
+    code = code_version()
+    revision = f", revision {code['revision']}" if code["revision"] else ""
     return f"""---
 base_model: {config.model.path}
 library_name: transformers
@@ -50,12 +50,12 @@ tags:
 # {config.name}, round {round_}
 
 {config.model.path} after {round_} rounds of {_method(run)} (OGLS-SD, arXiv 2605.12400), merged. Policy
-`{run.policy_hash(round_)}`; begun {about.get("created", "")[:10]}, written by ogls-sd {made["version"]}{revision}.
+`{run.policy_hash(round_)}`; started {info.get("created", "")[:10]}, written by ogls-sd {code["version"]}{revision}.
 
 ## Data
 
 {problems} training problems from `{redact_credentials(config.problems.source)}`, digest `{run.split_digest("train")}`;
-{config.problems.per_round} of them a round, {config.rollout.samples} rollouts each.
+{config.problems.per_round} problems per round, {config.rollout.samples} rollouts per problem.
 
 ## Curve
 
@@ -63,7 +63,7 @@ tags:
 
 ## Settings
 
-Prompts were rendered with the thinking flag {"on" if config.model.thinking else "off"}, and this student's message:
+Prompts were rendered with thinking {"on" if config.model.thinking else "off"} and this user message:
 
 ```
 {config.prompts.student}
@@ -91,8 +91,8 @@ def _curve(rows: list[tuple[int, dict[str, Any]]]) -> str:
         "| round | benchmark | accuracy (avg@k) | 95% interval | greedy | length |",
         "| ---: | --- | --- | --- | --- | --- |",
     ]
-    for number, s in rows:
+    for round_, s in rows:
         interval = f"{s['accuracy_low']:.3f} to {s['accuracy_high']:.3f}"
         numbers = f"{s['accuracy']:.3f} | {interval} | {s['greedy_accuracy']:.3f} | {s['mean_length']:.1f}"
-        lines.append(f"| {number} | {s['benchmark']} | {numbers} |")
+        lines.append(f"| {round_} | {s['benchmark']} | {numbers} |")
     return "\n".join(lines)

@@ -1,5 +1,4 @@
-"""Self-contained HTML pages: they fetch nothing, and no text of a model or a problem is interpreted as markup or
-script."""
+"""Self-contained HTML pages without network requests. Texts of models and problems are never markup or script."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from markupsafe import Markup
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template of `pages/` with its styles and scripts inlined. Values are escaped unless they are Markup.
+    """Return a template of `pages/` rendered with inline styles and scripts. Values are escaped unless they are Markup.
 
     The content security policy of the page allows only its own script and no network access.
     """
@@ -38,7 +37,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def embed_json(data: Any) -> Markup:
-    """Data as JSON that is safe inside a script element, whatever text it contains."""
+    """Return data as JSON that is safe inside a script element, whatever text it contains."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")

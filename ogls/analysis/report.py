@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ogls.analysis import report_figures as reportfigures
+from ogls.analysis import report_figures
 from ogls.analysis.render import embed_json, render
 from ogls.analysis.rounds import HEADINGS, LEGEND, read_rounds, round_cells
 from ogls.analysis.token_view import build_token_view
@@ -23,17 +23,17 @@ from ogls.seeds import derive_seed
 from ogls.stages.run import Run
 from ogls.store import named_queries, run_query
 
-REPORT, _PROOF = "report.html", "report.json"  # in the run's folder
-_MOST_ROUNDS = 12  # maximal number of rounds whose rollouts are shown, evenly spaced
-_RESAMPLES = 2000
+REPORT, _FINGERPRINT_FILE = "report.html", "report.json"  # in the folder of the run
+_MAX_ROUNDS = 12  # maximum number of rounds in the token view; they are evenly spaced
+_RESAMPLES = 2000  # bootstrap resamples of the comparison
 
 
 def render_report(
     runs: Sequence[Run], tokens: bool = True, policy: bool = True, progress: Progress = no_progress
 ) -> str:
-    """The report as HTML. Raises UserError if a run has not been evaluated, or if a run is named twice.
+    """Return the report as HTML. Raises UserError if a run has not been evaluated, or if a run is named twice.
 
-    `tokens` embeds the token view of some rollouts of each run; `policy` runs the policies for it (see
+    `tokens` embeds the token view of some rollouts of each run; with `policy`, the policies run on these rollouts (see
     `build_token_view`).
     """
     names = [r.config.name for r in runs]
@@ -42,34 +42,35 @@ def render_report(
     for run in runs:
         if not run.records.rounds("scores"):
             raise UserError(f"run {run.config.name} has not been evaluated yet, so there is nothing to report")
-    answers = {name: _asked(runs, name) for name in _QUERIES}
-    summaries = {n: [r for r in answers["summaries"] if r["run"] == n] for n in names}
-    shown = []
+    results = {name: _query_runs(runs, name) for name in _QUERIES}
+    summaries = {n: [r for r in results["summaries"] if r["run"] == n] for n in names}
+    views = []
     for done, run in enumerate(runs, start=1):
         if tokens and run.records.rounds("verdicts"):
-            shown.append(build_token_view(run, _spread(run.records.rounds("verdicts")), most=15, each=1, policy=policy))
+            rounds = _evenly_spaced(run.records.rounds("verdicts"))
+            views.append(build_token_view(run, rounds, max_rollouts=15, per_round=1, policy=policy))
         progress(done, len(runs))
-    learned = answers["learned_and_forgotten"]
+    learned = results["learned_and_forgotten"]
     return render(
         "report.html.j2",
         title=f"OGLS-SD: {', '.join(names)}",
-        runs=[_about(run, summaries[run.config.name]) for run in runs],
-        differing=_differing(runs),
+        runs=[_run_facts(run, summaries[run.config.name]) for run in runs],
+        differing=_differing_settings(runs),
         comparison=_comparison(runs),
-        curve=reportfigures.curves(summaries),
-        measures=reportfigures.measures(summaries),
-        costs=answers["stage_costs"],
-        costs_figure=reportfigures.costs(answers["stage_costs"]),
+        curve=report_figures.draw_accuracy(summaries),
+        measures=report_figures.draw_measures(summaries),
+        costs=results["stage_costs"],
+        costs_figure=report_figures.draw_costs(results["stage_costs"]),
         learned=learned,
-        learned_figure=reportfigures.learned(learned),
-        steering_figure=_steering(answers),
-        steered=answers["most_steered_tokens"],
-        health=answers["health"],
+        learned_figure=report_figures.draw_problem_states(learned),
+        steering_figure=_steering(results),
+        steered=results["most_steered_tokens"],
+        health=results["health"],
         rounds={run.config.name: [round_cells(row) for row in read_rounds(run.records)] for run in runs},
         headings=HEADINGS,
         legend=LEGEND,
-        rollouts=[_listed(view) for view in shown],
-        tokens=embed_json(shown) if shown else "",
+        rollouts=[_rollout_list(view) for view in views],
+        tokens=embed_json(views) if views else "",
     )
 
 
@@ -77,21 +78,21 @@ def write_report(run: Run, progress: Progress = no_progress) -> str:
     """Write the report of a run into its folder, unless it is up to date. Returns its path."""
     tokens = run.config.tracking.report == "tokens"
     manifests = [m.digest for t in ("trajectories", "targets", "scores", "health") for m in run.records.manifests(t)]
-    wanted = fingerprint(code_version()["version"], tokens, manifests)
-    if (run.records.read_json(_PROOF) or {}).get("fingerprint") != wanted or read_report(run) is None:
+    expected = fingerprint(code_version()["version"], tokens, manifests)
+    if (run.records.read_json(_FINGERPRINT_FILE) or {}).get("fingerprint") != expected or read_report(run) is None:
         page = render_report([run], tokens, progress=progress)
         run.records.storage.write_bytes(f"{run.config.name}/{REPORT}", page.encode())
-        run.records.write_json(_PROOF, {"fingerprint": wanted})
+        run.records.write_json(_FINGERPRINT_FILE, {"fingerprint": expected})
     return run.records.url(REPORT)
 
 
 def read_report(run: Run) -> str | None:
-    """The report that `write_report` has written; None if there is none."""
+    """Return the report that `write_report` wrote, or None if the run has no report."""
     content = run.records.storage.read_bytes(f"{run.config.name}/{REPORT}")
     return content.decode() if content else None
 
 
-_CLASSES = """
+_KL_BY_CLASS = """
 SELECT run, token_class, sum(kl * tokens) / sum(tokens) AS kl FROM main.style
 WHERE signal = 'target' GROUP BY run, token_class ORDER BY run, token_class
 """
@@ -99,7 +100,7 @@ WHERE signal = 'target' GROUP BY run, token_class ORDER BY run, token_class
 
 _QUERIES = {
     "summaries": "SELECT * FROM summaries WHERE place = 0 ORDER BY run, round",
-    "classes": _CLASSES,
+    "classes": _KL_BY_CLASS,
     **{
         name: named_queries()[name]
         for name in ("stage_costs", "learned_and_forgotten", "direction_by_position", "most_steered_tokens", "health")
@@ -107,28 +108,28 @@ _QUERIES = {
 }
 
 
-def _asked(runs: Sequence[Run], name: str) -> list[dict[str, Any]]:
-    """The rows of one query of the report, in the order of the runs."""
+def _query_runs(runs: Sequence[Run], name: str) -> list[dict[str, Any]]:
+    """Return the rows of one query of the report, in the order of the runs."""
     return [row for run in runs for row in run_query(run.store, _QUERIES[name], run.config.name).to_pylist()]
 
 
-def _steering(answers: Mapping[str, list[dict[str, Any]]]) -> Markup | None:
-    if not answers["direction_by_position"]:
+def _steering(results: Mapping[str, list[dict[str, Any]]]) -> Markup | None:
+    if not results["direction_by_position"]:
         return None
-    return reportfigures.steering(answers["direction_by_position"], answers["classes"])
+    return report_figures.draw_steering(results["direction_by_position"], results["classes"])
 
 
-def _about(run: Run, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    about = run.records.read_info() or {}
+def _run_facts(run: Run, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    info = run.records.read_info() or {}
     health = run.records.newest_manifest("health")
     config = run.config
     return {
         "name": config.name,
         "method": config.method,
         "model": config.model.path,
-        "created": about["created"][:19].replace("T", " "),
-        "version": about["version"],
-        "revision": about.get("revision"),
+        "created": info["created"][:19].replace("T", " "),
+        "version": info["version"],
+        "revision": info.get("revision"),
         "seed": config.seed,
         "first": summaries[0],
         "last": summaries[-1],
@@ -137,32 +138,37 @@ def _about(run: Run, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
-    """The settings in which the runs differ, with the value of each run."""
+def _differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
+    """Return the settings in which the runs differ, with the value of each run."""
     flat = [dict(flatten(run.config.model_dump(mode="json", exclude={"name", "root"}))) for run in runs]
     keys = dict.fromkeys(k for f in flat for k in f)
     return [(k, [f.get(k, "(not set)") for f in flat]) for k in keys if len({repr(f.get(k)) for f in flat}) > 1]
 
 
 def _comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The last evaluation of every run minus that of the first run, paired by problem, with a 95% bootstrap
-    interval."""
+    """Return the difference in accuracy between the last evaluations of each run and the first run.
+
+    Pairs runs by problem; the interval is a 95% bootstrap interval over problems.
+    """
     rows = []
-    first = _by_problem(runs[0])
+    first = _accuracy_by_problem(runs[0])
     for run in runs[1:]:
-        mine = _by_problem(run)
-        shared = sorted(set(first) & set(mine))
+        accuracy = _accuracy_by_problem(run)
+        shared = sorted(set(first) & set(accuracy))
         if not shared:
             continue
-        difference = np.array([mine[p] - first[p] for p in shared])
+        difference = np.array([accuracy[p] - first[p] for p in shared])
         low, high = bootstrap_interval(difference, _RESAMPLES, derive_seed(0, "report", run.config.name))
         rows.append({"run": run.config.name, "problems": len(shared), "difference": float(difference.mean())})
         rows[-1] |= {"low": low, "high": high}
     return rows
 
 
-def _by_problem(run: Run) -> dict[tuple[str, str], float]:
-    """Accuracy in the last evaluation by benchmark problem, keyed by (text, answer), which is the same in every run."""
+def _accuracy_by_problem(run: Run) -> dict[tuple[str, str], float]:
+    """Return the accuracy of each benchmark problem in the last evaluation.
+
+    The key is (text, answer), which is the same in every run.
+    """
     last = run.records.rounds("scores")[-1]
     sql = (
         "SELECT problem, answer, avg((verdict = 'correct')::INT) AS accuracy "
@@ -175,8 +181,8 @@ def _by_problem(run: Run) -> dict[tuple[str, str], float]:
     return {(r["problem"], r["answer"]): r["accuracy"] for r in rows}
 
 
-def _listed(view: Mapping[str, Any]) -> dict[str, Any]:
-    """The rollouts of a run by round, with the address of each in the token view."""
+def _rollout_list(view: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rollouts of a run by round, each with its address in the token view."""
     rows = [
         {
             **{n: r[n] for n in ("round", "problem_id", "sample", "verdict", "tags")},
@@ -188,8 +194,8 @@ def _listed(view: Mapping[str, Any]) -> dict[str, Any]:
     return {"run": view["run"], "rows": sorted(rows, key=lambda r: (r["round"], r["problem_id"], r["sample"]))}
 
 
-def _spread(rounds: Sequence[int]) -> list[int]:
-    """At most _MOST_ROUNDS rounds, including the first and the last."""
-    if len(rounds) <= _MOST_ROUNDS:
+def _evenly_spaced(rounds: Sequence[int]) -> list[int]:
+    """Return at most _MAX_ROUNDS rounds, including the first and the last."""
+    if len(rounds) <= _MAX_ROUNDS:
         return list(rounds)
-    return sorted({rounds[round(i * (len(rounds) - 1) / (_MOST_ROUNDS - 1))] for i in range(_MOST_ROUNDS)})
+    return sorted({rounds[round(i * (len(rounds) - 1) / (_MAX_ROUNDS - 1))] for i in range(_MAX_ROUNDS)})

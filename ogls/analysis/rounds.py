@@ -1,4 +1,4 @@
-"""What happened in a run, round by round: the rows of the table, as data, text and markdown."""
+"""The table of rounds of a run: its rows as data, text and Markdown."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ HEADINGS = (
 )
 
 
-LEGEND = "length in tokens; KL(target || base) in nats a token; sample to evaluate: wall time in seconds"
+LEGEND = "length in tokens; KL(target || base) in nats per token; sample to evaluate: wall time in seconds"
 
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One round; a number is None if its stage is not done."""
+    """Numbers of one round; a number is None if its stage is not complete."""
 
     round: int
     summary: dict[str, Any] | None
@@ -39,11 +39,11 @@ class RoundRow:
 
 
 def read_round(run: RunStore, round_: int) -> RoundRow:
-    """A round from its manifests and the summary of the first benchmark."""
-    found = {t: m for t in (*_TABLES, "style", "health") if (m := run.manifest(t, round_))}
-    metrics = {t: m.metrics for t, m in found.items()}
+    """Read a round from its manifests and the summary of the first benchmark."""
+    manifests = {t: m for t in (*_TABLES, "style", "health") if (m := run.manifest(t, round_))}
+    metrics = {t: m.metrics for t, m in manifests.items()}
     summary = None
-    if "scores" in found:
+    if "scores" in manifests:
         summary = read_first_summary(run, round_)
     return RoundRow(
         round_,
@@ -60,27 +60,27 @@ def read_round(run: RunStore, round_: int) -> RoundRow:
 
 
 def read_rounds(run: RunStore, last: int | None = None) -> list[RoundRow]:
-    """All rounds with a finished stage, up to `last`."""
+    """Read all rounds with at least one complete stage, up to round `last`."""
     rounds = sorted({n for t in _TABLES for n in run.rounds(t)})
     return [read_round(run, n) for n in rounds if last is None or n <= last]
 
 
 def round_cells(row: RoundRow) -> list[str]:
-    """The cells of a row under HEADINGS, as text."""
+    """Return the cells of a row as text, in the order of HEADINGS."""
     s = row.summary
 
-    def of(name: str, form: str) -> str:
-        return format(s[name], form) if s else "-"
+    def cell(name: str, format_spec: str) -> str:
+        return format(s[name], format_spec) if s else "-"
 
     interval = f"{s['accuracy_low']:.3f}-{s['accuracy_high']:.3f}" if s else "-"
     seconds = [row.seconds.get(TABLES[t].stage) for t in _TABLES]
     return [
         str(row.round),
-        of("accuracy", ".3f"),
+        cell("accuracy", ".3f"),
         interval,
-        of("greedy_accuracy", ".3f"),
-        of("mean_length", ".1f"),
-        of("truncated", ".1%"),
+        cell("greedy_accuracy", ".3f"),
+        cell("mean_length", ".1f"),
+        cell("truncated", ".1%"),
         "-" if row.mixed_groups is None else f"{row.mixed_groups} of {row.groups}",
         "-" if row.kl is None else f"{row.kl:.4f}",
         *("-" if t is None else f"{t:.1f}" for t in seconds),
@@ -88,28 +88,28 @@ def round_cells(row: RoundRow) -> list[str]:
 
 
 def round_line(row: RoundRow) -> str:
-    """A round as one line for the log."""
-    named = dict(zip(HEADINGS, round_cells(row), strict=True))
-    interval = f" ({named['95% interval']})" if row.summary else ""
-    shown = [f"{name} {named[name]}" for name in ("greedy", "length", "mixed", "KL") if named[name] != "-"]
-    shown += [f"style {share:.0%}"] if (share := row.style.get("target_style_share")) is not None else []
+    """Return a round as one line for the log."""
+    cells = dict(zip(HEADINGS, round_cells(row), strict=True))
+    interval = f" ({cells['95% interval']})" if row.summary else ""
+    parts = [f"{name} {cells[name]}" for name in ("greedy", "length", "mixed", "KL") if cells[name] != "-"]
+    parts += [f"style {share:.0%}"] if (share := row.style.get("target_style_share")) is not None else []
     seconds = sum(row.seconds.values())
-    return f"r{row.round:03d}  accuracy {named['accuracy']}{interval}  {'  '.join(shown)}  {seconds:.1f} s"
+    return f"r{row.round:03d}  accuracy {cells['accuracy']}{interval}  {'  '.join(parts)}  {seconds:.1f} s"
 
 
 def rounds_markdown(rows: Sequence[RoundRow]) -> str:
-    """The table of rounds as markdown."""
+    """Return the table of rounds as Markdown, with the notices of the health checks."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " ---: |" * len(HEADINGS)]
     lines += ["| " + " | ".join(round_cells(row)) + " |" for row in rows]
-    said = [f"**{row.health['notice']}**\n" for row in rows if row.health.get("notice")]
-    return "\n".join([*lines, "", f"*{LEGEND}*", "", *said])
+    notices = [f"**{row.health['notice']}**\n" for row in rows if row.health.get("notice")]
+    return "\n".join([*lines, "", f"*{LEGEND}*", "", *notices])
 
 
 def sample_rollouts(run: RunStore, round_: int, count: int = 3) -> list[dict[str, Any]]:
-    """Some training rollouts of a round with their verdicts, at most one a problem."""
+    """Return up to `count` training rollouts of a round with their verdicts, at most one per problem."""
     if not run.manifest("verdicts", round_):
         return []
     verdicts = {(r["problem_id"], r["sample"]): r for r in run.read("verdicts", round_).to_pylist()}
     rows = run.read("trajectories", round_, ["problem_id", "sample", "text", "n_tokens"]).to_pylist()
     first = {row["problem_id"]: row for row in reversed(rows)}
-    return [{**row, **verdicts[name, row["sample"]]} for name, row in list(first.items())[:count]]
+    return [{**row, **verdicts[problem_id, row["sample"]]} for problem_id, row in list(first.items())[:count]]

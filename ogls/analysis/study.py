@@ -1,8 +1,8 @@
 """A study: methods x seeds with equal numbers of rollouts, and the results of its runs as rows.
 
-All runs of a study have the same problems and sampling seeds; methods differ in their configuration only. The result
-is the last round, never the best one. Two kinds of interval: over problems (bootstrap, within a run) and over
-seeds (Student's t, between runs).
+All runs of a study use the same problems and sampling seeds; methods differ only in their configuration. The result of
+a run is its last round, not its best round. There are two kinds of intervals: over problems (bootstrap, within a run)
+and over seeds (Student's t, between runs).
 """
 
 from __future__ import annotations
@@ -22,45 +22,49 @@ class Method(Section):
     """One method: a configuration file and overrides."""
 
     name: str = setting("ogls-sd", "Name in tables and figures.", pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    config: str = setting("tiny.toml", "TOML file, relative to the study's.")
-    set: tuple[str, ...] = setting((), "Overrides, section.key=value.")
+    config: str = setting("tiny.toml", "Configuration file (TOML), relative to the folder of the study file.")
+    set: tuple[str, ...] = setting((), "Overrides for this method: section.key=value.")
 
 
 class Tuning(Section):
-    """A grid over one setting, the same for every method, tried before the study on separate seeds."""
+    """A grid search over one setting before the study, with the same values for every method and separate seeds."""
 
-    key: str = setting("train.learning_rate", "The setting, section.key.")
-    values: tuple[float, ...] = setting((1e-4, 3e-4, 1e-3), "Values to try.", min_length=2)
+    key: str = setting("train.learning_rate", "The setting to tune: section.key.")
+    values: tuple[float, ...] = setting(
+        (1e-4, 3e-4, 1e-3), "Values of the grid; each has one run per method and seed.", min_length=2
+    )
     seeds: tuple[int, ...] = setting(
         (100,), "Seeds of the tuning runs; they must not be seeds of the study.", min_length=1
     )
-    rounds: int = setting(6, "Rounds of a tuning run; the mean accuracy of the last round decides.", ge=1)
+    rounds: int = setting(
+        6, "Rounds of a tuning run. The value with the best mean accuracy in the last round is selected.", ge=1
+    )
     set: tuple[str, ...] = setting((), "Overrides for tuning runs only: section.key=value.")
 
 
 class StudyConfig(Section):
-    """Methods x seeds."""
+    """The settings of a study: every method runs once with every seed."""
 
     name: str = setting(
         "study", "Name of the study; its runs are <name>-<method>-s<seed>.", pattern=r"^[a-z0-9][a-z0-9._-]*$"
     )
     root: str = setting("data/runs", "The store of the runs.")
     out: str = setting(
-        "data/studies", "Folder for the page and the figures; they are in a subfolder with the name of the study."
+        "data/studies", "Folder for the pages and figures of studies; each study has a subfolder with its name."
     )
-    seeds: tuple[int, ...] = setting((0, 1, 2), "Seeds; every method runs with each.", min_length=1)
+    seeds: tuple[int, ...] = setting((0, 1, 2), "Seeds. Every method runs once with each seed.", min_length=1)
     set: tuple[str, ...] = setting((), "Overrides for every method: section.key=value.")
-    at_once: int = setting(1, "Number of parallel runs, each in a separate process.", ge=1)
+    at_once: int = setting(1, "Maximum number of runs at the same time, each in a separate process.", ge=1)
     reference: str = setting("ogls-sd", "The method that the other methods are compared with.")
     methods: tuple[Method, ...] = setting((Method(),), "The methods.", min_length=1)
-    tune: Tuning | None = setting(None, "A setting to tune for each method before the study.")
+    tune: Tuning | None = setting(None, "Tune one setting for each method before the study.")
 
     @model_validator(mode="after")
-    def _names(self) -> StudyConfig:
+    def _check(self) -> StudyConfig:
         names = [m.name for m in self.methods]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise ValueError(f"method names must be unique; used twice: {', '.join(twice)}")
+        duplicates = sorted({n for n in names if names.count(n) > 1})
+        if duplicates:
+            raise ValueError(f"method names must be unique; used twice: {', '.join(duplicates)}")
         if self.reference not in names:
             raise ValueError(f"the reference {self.reference} is not a method; methods: {', '.join(names)}")
         if self.tune and (shared := sorted(set(self.tune.seeds) & set(self.seeds))):
@@ -69,7 +73,7 @@ class StudyConfig(Section):
 
 
 class StudyRuns(NamedTuple):
-    """A study with the configuration of each of its runs."""
+    """A study and the configurations of its runs."""
 
     study: StudyConfig
     tuning: dict[tuple[str, float, int], RunConfig]  # by method, value and seed
@@ -79,7 +83,8 @@ class StudyRuns(NamedTuple):
 def load_study(path: str | Path) -> StudyRuns:
     """Read the TOML file of a study.
 
-    Raises ConfigError as load_config does, and if the runs differ in sampled rollouts.
+    Raises ConfigError if a setting of the study or of a run is invalid, or if the runs sample different numbers of
+    rollouts.
     """
     path = Path(path)
     try:
@@ -94,17 +99,17 @@ def load_study(path: str | Path) -> StudyRuns:
     runs, tuning = {}, {}
     for method in study.methods:
 
-        def config(kind: str, seed: int, *more: str, method: Method = method) -> RunConfig:
-            own = [f"name={study.name}-{kind}{method.name}-s{seed}", f"root={study.root}", f"seed={seed}"]
-            return load_config(path.parent / method.config, [*study.set, *method.set, *own, *more])
+        def config(prefix: str, seed: int, *extra: str, method: Method = method) -> RunConfig:
+            of_run = [f"name={study.name}-{prefix}{method.name}-s{seed}", f"root={study.root}", f"seed={seed}"]
+            return load_config(path.parent / method.config, [*study.set, *method.set, *of_run, *extra])
 
         for seed in study.seeds:
             runs[method.name, seed] = config("", seed)
         tune = study.tune
-        for place, value in enumerate(tune.values if tune else ()):
+        for index, value in enumerate(tune.values if tune else ()):
             for seed in tune.seeds if tune else ():
-                tried = (f"{tune.key}={value}", f"rounds={tune.rounds}", *tune.set) if tune else ()
-                tuning[method.name, value, seed] = config(f"tune{place}-", seed, *tried)
+                extra = (f"{tune.key}={value}", f"rounds={tune.rounds}", *tune.set) if tune else ()
+                tuning[method.name, value, seed] = config(f"tune{index}-", seed, *extra)
     budgets = {(c.problems.per_round, c.rollout.samples, c.rounds, c.rollout.max_tokens) for c in runs.values()}
     if len(budgets) > 1:
         raise ConfigError(
@@ -114,18 +119,22 @@ def load_study(path: str | Path) -> StudyRuns:
     return StudyRuns(study, tuning, runs)
 
 
-def tuning_rows(found: Mapping[tuple[str, float], Sequence[float]]) -> list[dict[str, Any]]:
-    """A row a method and value: mean accuracy over tuning seeds, and whether it is the best of the method.
+def tuning_rows(accuracies: Mapping[tuple[str, float], Sequence[float]]) -> list[dict[str, Any]]:
+    """Return one row per method and value: mean accuracy over tuning seeds, and whether the value is selected.
 
-    Of equal values the smallest is the best.
+    `accuracies` has the accuracy of each tuning seed by (method, value). The value with the best mean is selected; of
+    values with equal means, the smallest.
     """
-    means = {key: sum(values) / len(values) for key, values in found.items()}
+    means = {key: sum(values) / len(values) for key, values in accuracies.items()}
     best = {m: max((v for n, v in means if n == m), key=lambda v: (means[m, v], -v)) for m, _ in means}
     return [{"method": m, "value": v, "accuracy": mean, "chosen": best[m] == v} for (m, v), mean in means.items()]
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of values, one a seed, and its 95% interval by Student's t (no width for a single seed)."""
+    """Return the mean of values (one per seed) and its 95% interval by Student's t: (mean, low, high).
+
+    The interval of a single value has no width.
+    """
     from scipy import stats
 
     n = len(values)
@@ -141,21 +150,24 @@ CURVES = ("accuracy", "greedy_accuracy", "mean_length", "entropy", "kl_base", "t
 
 
 def curve_rows(runs: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]], measure: str) -> list[dict[str, Any]]:
-    """Mean over seeds and its interval of one measure, by method and round, for rounds that all seeds have
-    evaluated."""
+    """Return the mean of one measure over seeds with its interval, by method and round.
+
+    `runs` has the summaries of each run by (method, seed). Rounds that some seed of the method has not evaluated are
+    left out.
+    """
     rows = []
     for method in dict.fromkeys(m for m, _ in runs):
-        mine = [summaries for (m, _), summaries in runs.items() if m == method]
-        for round_ in sorted({s["round"] for summaries in mine for s in summaries}):
-            values = [s[measure] for summaries in mine for s in summaries if s["round"] == round_]
-            if None not in values and len(values) == len(mine):
+        of_method = [summaries for (m, _), summaries in runs.items() if m == method]
+        for round_ in sorted({s["round"] for summaries in of_method for s in summaries}):
+            values = [s[measure] for summaries in of_method for s in summaries if s["round"] == round_]
+            if None not in values and len(values) == len(of_method):
                 mean, low, high = mean_and_interval(values)
                 rows.append({"method": method, "round": round_, "mean": mean, "low": low, "high": high})
     return rows
 
 
-def rounds_to_most(curve: Iterable[Mapping[str, Any]], share: float = 0.9) -> int | None:
-    """The first round at which the mean of a method reaches `share` of its final gain; None without a gain."""
+def rounds_to_share(curve: Iterable[Mapping[str, Any]], share: float = 0.9) -> int | None:
+    """Return the first round at which a mean curve reaches `share` of its final gain, or None without a gain."""
     points = [(row["round"], row["mean"]) for row in curve]
     start, end = points[0][1], points[-1][1]
     if end <= start:
@@ -168,14 +180,14 @@ def result_rows(
     seconds: Mapping[tuple[str, int], float],
     reference: str,
 ) -> list[dict[str, Any]]:
-    """A row a method: the last round over seeds, and the differences from the reference, paired by seed."""
+    """Return one row per method: the last round over seeds, and the difference from `reference`, paired by seed."""
     last = {key: summaries[-1] for key, summaries in runs.items()}
     common = set.intersection(*({s["round"] for s in summaries} for summaries in runs.values()))
     curves, rows = curve_rows(runs, "accuracy"), []
     for method in dict.fromkeys(m for m, _ in runs):
         seeds = [s for m, s in runs if m == method]
-        mine = [last[method, s] for s in seeds]
-        accuracy, low, high = mean_and_interval([s["accuracy"] for s in mine])
+        results = [last[method, s] for s in seeds]
+        accuracy, low, high = mean_and_interval([s["accuracy"] for s in results])
         pairs = [last[method, s]["accuracy"] - last[reference, s]["accuracy"] for s in seeds if (reference, s) in last]
         difference = mean_and_interval(pairs) if pairs and method != reference else None
         rows.append(
@@ -185,10 +197,10 @@ def result_rows(
                 "accuracy": accuracy,
                 "accuracy_low": low,
                 "accuracy_high": high,
-                "problem_interval": sum(s["accuracy_high"] - s["accuracy_low"] for s in mine) / 2 / len(mine),
+                "problem_interval": sum(s["accuracy_high"] - s["accuracy_low"] for s in results) / 2 / len(results),
                 "difference": difference,
-                **{name: _mean([s[name] for s in mine]) for name in CURVES[1:]},
-                "rounds_to_90": rounds_to_most(c for c in curves if c["method"] == method and c["round"] in common),
+                **{name: _mean([s[name] for s in results]) for name in CURVES[1:]},
+                "rounds_to_90": rounds_to_share(c for c in curves if c["method"] == method and c["round"] in common),
                 "seconds": _mean([seconds[method, s] for s in seeds]),
             }
         )

@@ -1,4 +1,4 @@
-"""The page of a study: a table, figures, and the numbers behind them, from its runs in the store."""
+"""The page of a study: tables and a figure from its runs in the store, and the same numbers as Parquet files."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from ogls.records.stages import STAGES
 from ogls.stages.run import Run, is_complete
 from ogls.stages.summaries import read_first_summary
 
-_MOST_K = 16
+_MAX_K = 16
 
 
 def apply_tuning(study: StudyConfig, tuning: Sequence[RunConfig], runs: Sequence[RunConfig]) -> list[RunConfig]:
-    """The runs of the study with the best value of the tuned setting for each method."""
+    """Return the configurations of the runs of the study, each with the selected value of the tuned setting."""
     if study.tune is None:
         return list(runs)
     key = study.tune.key
-    best = {row["method"]: row["value"] for row in _tuning(study, tuning) if row["chosen"]}
+    best = {row["method"]: row["value"] for row in _tuning_results(study, tuning) if row["chosen"]}
     return [build_config(c.model_dump(mode="json"), [f"{key}={best[_method(study, c)]}"]) for c in runs]
 
 
 def write_study_page(
     study: StudyConfig, configs: Sequence[RunConfig], tuning: Sequence[RunConfig] = ()
 ) -> tuple[Path, str]:
-    """Write the page of a study. Raises StoreError if a run is unfinished.
+    """Write the page of a study to `<out>/<study>/README.md`. Returns the path and the text of the page.
 
-    It is `<out>/<study>/README.md`, with `curves.png`, `results.parquet`, `curves.parquet` and, where something was
-    tuned, `tuning.parquet`; returns the path and the text of the page.
+    Writes `curves.png`, `results.parquet`, `curves.parquet` and, with tuning runs, `tuning.parquet` to the same folder.
+    Raises StoreError if a run is not finished.
     """
     keys = {c.name: (_method(study, c), c.seed) for c in configs}
     unfinished = [c.name for c in (*tuning, *configs) if not is_complete(c)]
@@ -49,77 +49,78 @@ def write_study_page(
         )
     summaries = {keys[c.name]: _summaries(Run(c)) for c in configs}
     seconds = {keys[c.name]: _seconds(Run(c)) for c in configs}
-    passes = _pass_rows({keys[c.name]: Run(c) for c in configs})
+    pass_rows = _pass_rows({keys[c.name]: Run(c) for c in configs})
     results = result_rows(summaries, seconds, study.reference)
     curves = {measure: curve_rows(summaries, measure) for measure in CURVES}
     first = configs[0]
-    a_round = first.problems.per_round * first.rollout.samples
+    rollouts_per_round = first.problems.per_round * first.rollout.samples
 
     folder = Path(study.out) / study.name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "curves.png").write_bytes(study_figure(curves, passes, a_round, f"study {study.name}"))
+    (folder / "curves.png").write_bytes(study_figure(curves, pass_rows, rollouts_per_round, f"study {study.name}"))
     flat = [{**r, "difference": r["difference"] and list(r["difference"])} for r in results]
     pq.write_table(pa.Table.from_pylist(flat), folder / "results.parquet")
     rows = [{"measure": m, **row} for m, part in curves.items() for row in part]
     pq.write_table(pa.Table.from_pylist(rows), folder / "curves.parquet")
-    text = _markdown(study, results, first, a_round)
+    text = _markdown(study, results, first, rollouts_per_round)
     if tuning:
-        tried = _tuning(study, tuning)
-        pq.write_table(pa.Table.from_pylist(tried), folder / "tuning.parquet")
-        text += _tuning_markdown(study, tried, sum(_seconds(Run(c)) for c in tuning), len(tuning))
+        tuned = _tuning_results(study, tuning)
+        pq.write_table(pa.Table.from_pylist(tuned), folder / "tuning.parquet")
+        text += _tuning_markdown(study, tuned, sum(_seconds(Run(c)) for c in tuning), len(tuning))
     (folder / "README.md").write_text(text)
     return folder / "README.md", text
 
 
 def _method(study: StudyConfig, config: RunConfig) -> str:
-    """The method of a run of the study or of its tuning, from the name of the run."""
+    """Return the method of a run of the study or of its tuning, from the name of the run."""
     return re.sub(r"^tune\d+-(?=.)", "", config.name.removeprefix(f"{study.name}-").rpartition("-s")[0])
 
 
-def _tuning(study: StudyConfig, tuning: Sequence[RunConfig]) -> list[dict[str, Any]]:
-    """The rows of the tuning grid: mean accuracy of the last round over the tuning seeds."""
-    found: dict[tuple[str, float], list[float]] = {}
+def _tuning_results(study: StudyConfig, tuning: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """Return the rows of the tuning grid: mean accuracy of the last round over the tuning seeds."""
+    accuracies: dict[tuple[str, float], list[float]] = {}
     for config in tuning:
         value = dict(flatten(config.model_dump()))[study.tune.key if study.tune else ""]
-        found.setdefault((_method(study, config), value), []).append(_summaries(Run(config))[-1]["accuracy"])
-    return tuning_rows(found)
+        accuracies.setdefault((_method(study, config), value), []).append(_summaries(Run(config))[-1]["accuracy"])
+    return tuning_rows(accuracies)
 
 
-def _tuning_markdown(study: StudyConfig, tried: list[dict[str, Any]], seconds: float, runs: int) -> str:
+def _tuning_markdown(study: StudyConfig, rows: list[dict[str, Any]], seconds: float, runs: int) -> str:
     assert study.tune
-    values = list(dict.fromkeys(row["value"] for row in tried))
-    cells = {(r["method"], r["value"]): f"{'**' if r['chosen'] else ''}{r['accuracy']:.3f}" for r in tried}
+    values = list(dict.fromkeys(row["value"] for row in rows))
+    cells = {(r["method"], r["value"]): f"{'**' if r['chosen'] else ''}{r['accuracy']:.3f}" for r in rows}
     lines = ["| method | " + " | ".join(f"{v:g}" for v in values) + " |", "|" + " --- |" * (len(values) + 1)]
-    for method in dict.fromkeys(row["method"] for row in tried):
-        mine = [cells[method, v] + ("**" if cells[method, v].startswith("**") else "") for v in values]
-        lines.append(f"| {method} | " + " | ".join(mine) + " |")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        row = [cells[method, v] + ("**" if cells[method, v].startswith("**") else "") for v in values]
+        lines.append(f"| {method} | " + " | ".join(row) + " |")
     table = "\n".join(lines)
     return f"""
 ## Tuning of {study.tune.key}
 
-Accuracy after round {study.tune.rounds}, seeds {", ".join(map(str, study.tune.seeds))} (none of the study's); the
-bold value was taken. The same {len(values)} values for every method: {runs} runs, {seconds:.0f} seconds of all stages
-but evaluation. Bold at an end of the grid means that a better value may lie beyond it.
+Mean accuracy after round {study.tune.rounds} with the tuning seeds {", ".join(map(str, study.tune.seeds))}, which the
+study does not use. The value in bold was selected. All methods were tuned on the same {len(values)} values: {runs}
+runs, {seconds:.0f} seconds in all stages except evaluation. If the bold value is at an end of the grid, a better value
+may exist outside it.
 
 {table}
 """
 
 
 def _summaries(run: Run) -> list[dict[str, Any]]:
-    """The first benchmark's summary of every evaluated round, in order."""
+    """Return the summary of the first benchmark for every evaluated round, in order."""
     rounds = [r for r in run.records.rounds("scores") if r <= run.config.rounds]
     return [{"round": r, **read_first_summary(run.records, r)} for r in rounds]
 
 
 def _seconds(run: Run) -> float:
-    """Wall time in seconds of all stages except evaluation, which costs the same for every method."""
+    """Return the wall time in seconds of all stages except evaluation, which takes the same time for every method."""
     tables = [stage.table for stage in STAGES if stage.in_rounds and stage.name != "evaluate"]
-    found = [run.records.manifest(t, r) for t in tables for r in run.records.rounds(t) if r <= run.config.rounds]
-    return sum(float(m.metrics["seconds"]) for m in found if m)
+    manifests = [run.records.manifest(t, r) for t in tables for r in run.records.rounds(t) if r <= run.config.rounds]
+    return sum(float(m.metrics["seconds"]) for m in manifests if m)
 
 
 def _pass_rows(runs: dict[tuple[str, int], Run]) -> list[dict[str, Any]]:
-    """Mean pass@k of the last round over seeds, by method, for k = 1 .. samples (at most 16)."""
+    """Return the mean pass@k of the last round over seeds, by method, for k = 1 .. samples (at most 16)."""
     by_method: dict[str, list[list[float]]] = {}
     for (method, _), run in runs.items():
         last = max(r for r in run.records.rounds("scores") if r <= run.config.rounds)
@@ -130,13 +131,13 @@ def _pass_rows(runs: dict[tuple[str, int], Run]) -> list[dict[str, Any]]:
         n = min(map(len, correct.values()))
         means = [
             sum(pass_at_k(len(v), sum(v), k) for v in correct.values()) / len(correct)
-            for k in range(1, min(n, _MOST_K) + 1)
+            for k in range(1, min(n, _MAX_K) + 1)
         ]
         by_method.setdefault(method, []).append(means)
     return [
         {"method": method, "k": k + 1, **dict(zip(("mean", "low", "high"), mean_and_interval(values), strict=True))}
-        for method, runs_ in by_method.items()
-        for k, values in enumerate(zip(*runs_, strict=True))
+        for method, seeds in by_method.items()
+        for k, values in enumerate(zip(*seeds, strict=True))
     ]
 
 
@@ -158,26 +159,27 @@ def _cells(r: dict[str, Any]) -> list[str]:
     ]
 
 
-def _markdown(study: StudyConfig, results: list[dict[str, Any]], first: RunConfig, a_round: int) -> str:
+def _markdown(study: StudyConfig, results: list[dict[str, Any]], first: RunConfig, rollouts_per_round: int) -> str:
     names = (
-        *("method", "accuracy, 95% over seeds", "± over problems", f"against {study.reference}, paired", "greedy"),
-        *("length", "entropy", "KL to base", "truncated", "distinct", "rounds to 90%", "seconds"),
+        *("method", "accuracy, 95% over seeds", "± over problems", f"difference from {study.reference}, paired"),
+        *("greedy", "length", "entropy", "KL to base", "truncated", "distinct", "rounds to 90%", "seconds"),
     )
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     lines += ["| " + " | ".join(_cells(r)) + " |" for r in results]
     table, seeds = "\n".join(lines), ", ".join(map(str, study.seeds))
     return f"""# Study {study.name}
 
-{len(results)} methods, seeds {seeds}; {first.rounds} rounds of {a_round} rollouts, the same problems and sampling seeds
-for each method. Numbers are the **last round's**, never the best one's. Intervals are 95%: over seeds by Student's t,
-over problems by bootstrap within a run (its mean half-width). Differences are paired by seed.
+{len(results)} methods, seeds {seeds}; {first.rounds} rounds of {rollouts_per_round} rollouts. All methods use the same
+problems and sampling seeds. The results are those of the **last round**, not of the best round. Intervals are 95%
+intervals: over seeds by Student's t, over problems by bootstrap within a run (mean half-width). Differences are paired
+by seed.
 
 {table}
 
-length in tokens; entropy and KL(policy \\|\\| base) in nats a token; distinct: answers a problem; rounds to 90% of the
-final gain of the mean curve; seconds: all stages but evaluation.
+length in tokens; entropy and KL(policy \\|\\| base) in nats per token; distinct: different answers per problem; rounds
+to 90%: first round at which the mean accuracy reaches 90% of its final gain; seconds: all stages except evaluation.
 
 ![curves](curves.png)
 
-The numbers are in `results.parquet` and `curves.parquet`, the runs in `{study.root}` (`ogls runs`).
+The numbers are in `results.parquet` and `curves.parquet`, the runs in the store `{study.root}` (`ogls runs`).
 """

@@ -2,11 +2,11 @@
 
 A page cannot contain [T, V]. For each token it contains the log-probs of every distribution on the K tokens that are
 likely under any of them, and for every recipe and strength the log-normaliser of its target over the vocabulary. From
-these the page computes the log-probs of every target exactly, for any V:
+these, the page computes the log-probs of every target exactly, for any V:
 
     log p_target(v) = sum_d w_d log p_d(v) / temperature - log_z,    log_z = logsumexp over V of the first term
 
-because sum_d w_d z_d and sum_d w_d log p_d differ by a constant a token, which does not change a softmax.
+because sum_d w_d z_d and sum_d w_d log p_d differ by a constant per token, which does not change a softmax.
 """
 
 from __future__ import annotations
@@ -52,83 +52,87 @@ class TokenNumbers:
 
 
 def shown_recipes(steer: SteerConfig, pools: set[Any], trained: bool) -> list[ShownRecipe]:
-    """The target of the run, a grid of recipes that the cached pools allow, and the trained policy.
+    """Return the target of the run, a grid of recipes that the cached pools allow, and the trained policy if `trained`.
 
-    Without cached pools (GRPO and fine-tuning) only the trained policy.
+    Without cached pools (GRPO and fine-tuning), only the trained policy is possible.
     """
-    found = []
+    recipes = []
     if pools:
         own = steer.to_recipe()
         if set(own.pools()) <= pools:
-            found.append(ShownRecipe("own", steer.recipe, steer.strength, own.weights(), steer.temperature))
-        found += [
+            recipes.append(ShownRecipe("own", steer.recipe, steer.strength, own.weights(), steer.temperature))
+        recipes += [
             ShownRecipe(p.name, p.recipe, p.strength, p.weights.weights())
             for p in recipe_grid(pools, RECIPES, STRENGTHS)
         ]
     if trained:
-        found.append(ShownRecipe("after training", "after training", None, {"trained": 1.0}))
-    return found
+        recipes.append(ShownRecipe("after training", "after training", None, {"trained": 1.0}))
+    return recipes
 
 
 def compute_token_numbers(
     states: Mapping[str, Float[Tensor, "T D"]],
     token_ids: Int[Tensor, " T"],
-    wanted: Sequence[ShownRecipe],
+    recipes: Sequence[ShownRecipe],
     head: Float[Tensor, "V D"],
     batch_tokens: int = 1024,
 ) -> TokenNumbers:
-    """The numbers of one rollout from the states of each distribution; one of them is named base.
+    """Return the numbers of one rollout from the final hidden states of each distribution; `base` is required.
 
-    Recipes that need a missing distribution are left out. Logits [batch_tokens, V] of every distribution are in memory
-    at once.
+    Recipes that need a missing distribution are left out. `direction_norm` is None without the distributions correct
+    and incorrect. Logits [batch_tokens, V] of every distribution are in memory at once.
     """
-    possible = [p for p in wanted if set(p.weights) <= set(states)]
-    shown = TokenNumbers(
-        [], {d: [] for d in states}, {d: [] for d in states}, {p.name: _no_numbers() for p in possible}, []
+    possible = [r for r in recipes if set(r.weights) <= set(states)]
+    numbers = TokenNumbers(
+        [], {d: [] for d in states}, {d: [] for d in states}, {r.name: _empty_lists() for r in possible}, []
     )
     for start in range(0, len(token_ids), batch_tokens):
         part = slice(start, start + batch_tokens)
-        _add(shown, {d: s[part] for d, s in states.items()}, token_ids[part].long(), possible, head)
+        _append_numbers(numbers, {d: s[part] for d, s in states.items()}, token_ids[part].long(), possible, head)
     if {"correct", "incorrect"} <= set(states):
-        return shown
-    return TokenNumbers(shown.ids, shown.logprobs, shown.entropy, shown.points, None)
+        return numbers
+    return TokenNumbers(numbers.ids, numbers.logprobs, numbers.entropy, numbers.points, None)
 
 
-def _no_numbers() -> dict[str, list[float]]:
+def _empty_lists() -> dict[str, list[float]]:
     return {"log_z": [], "kl": [], "entropy": []}
 
 
-def _add(
-    shown: TokenNumbers, states: Mapping[str, Tensor], token_ids: Tensor, wanted: Sequence[ShownRecipe], head: Tensor
+def _append_numbers(
+    numbers: TokenNumbers,
+    states: Mapping[str, Tensor],
+    token_ids: Tensor,
+    recipes: Sequence[ShownRecipe],
+    head: Tensor,
 ) -> None:
     logprobs = {d: (s.float() @ head.T).log_softmax(-1) for d, s in states.items()}
-    likely = [lp.topk(min(_TOP, lp.shape[-1]), -1).indices for lp in logprobs.values()]
-    for point in wanted:
-        mixed = sum((w * logprobs[d] for d, w in point.weights.items()), start=0 * logprobs["base"])
-        mixed = mixed / point.temperature
+    top_ids = [lp.topk(min(_TOP, lp.shape[-1]), -1).indices for lp in logprobs.values()]
+    for recipe in recipes:
+        mixed = sum((w * logprobs[d] for d, w in recipe.weights.items()), start=0 * logprobs["base"])
+        mixed = mixed / recipe.temperature
         log_z = mixed.logsumexp(-1)
         target = mixed - log_z[:, None]
         kl = (target.exp() * (target - logprobs["base"])).sum(-1).clamp(min=0)
         for name, values in (("log_z", log_z), ("kl", kl), ("entropy", entropy(target))):
-            shown.points[point.name][name] += _rounded(values)
-        likely.append(target.topk(min(_TOP_TARGET, target.shape[-1]), -1).indices)
+            numbers.points[recipe.name][name] += _rounded(values)
+        top_ids.append(target.topk(min(_TOP_TARGET, target.shape[-1]), -1).indices)
     if {"correct", "incorrect"} <= set(states):
-        shown.direction_norm.extend(_rounded(centred_norm(logprobs["correct"] - logprobs["incorrect"])))  # type: ignore[union-attr]
+        numbers.direction_norm.extend(_rounded(centred_norm(logprobs["correct"] - logprobs["incorrect"])))  # type: ignore[union-attr]
     for name, lp in logprobs.items():
-        shown.entropy[name] += _rounded(entropy(lp))
-    candidates = _candidates(likely, token_ids)
+        numbers.entropy[name] += _rounded(entropy(lp))
+    candidates = _candidates(top_ids, token_ids)
     for t, ids in enumerate(candidates):
-        shown.ids.append(ids)
+        numbers.ids.append(ids)
         for name, lp in logprobs.items():
-            shown.logprobs[name].append(_rounded(lp[t, ids]))
+            numbers.logprobs[name].append(_rounded(lp[t, ids]))
 
 
-def _candidates(likely: Sequence[Tensor], token_ids: Tensor) -> list[list[int]]:
-    """For every token the ids that the page can show: the sampled token, then the likely tokens, without duplicates."""
+def _candidates(top_ids: Sequence[Tensor], token_ids: Tensor) -> list[list[int]]:
+    """Return the ids that the page can show for each token: the sampled token, then `top_ids`, without duplicates."""
     import torch
 
-    together = torch.cat([token_ids[:, None], *likely], -1).tolist()
-    return [list(dict.fromkeys(row)) for row in together]
+    rows = torch.cat([token_ids[:, None], *top_ids], -1).tolist()
+    return [list(dict.fromkeys(row)) for row in rows]
 
 
 def _rounded(values: Tensor) -> list[float]:
@@ -136,18 +140,18 @@ def _rounded(values: Tensor) -> list[float]:
 
 
 def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
-    """The text of each token, including control tokens; concatenated they give the text of the rollout.
+    """Return the text of each token, including control tokens; joined, the texts are the text of the rollout.
 
-    A character that spans several tokens is assigned to the last of them.
+    A character that spans several tokens belongs to the last of them.
     """
-    found, start, before = [], 0, ""
+    texts, start, before = [], 0, ""
     for end in range(1, len(token_ids) + 1):
         text = tokenizer.decode(token_ids[start:end], skip_special_tokens=False)
         if text.endswith("\ufffd") and end < len(token_ids):
-            found.append("")
+            texts.append("")
             continue
-        found.append(text[len(before) :])
+        texts.append(text[len(before) :])
         start, before = end - 1, tokenizer.decode(token_ids[end - 1 : end], skip_special_tokens=False)
         if before.endswith("\ufffd"):  # an incomplete character: decode from the next token on
             start, before = end, ""
-    return found
+    return texts

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def concatenate(parts: Sequence[T]) -> T:
-    """One dataclass from several of the same type: every field is concatenated along its first axis (tokens)."""
+    """Concatenate dataclasses of one type field by field, along the first axis (tokens).
+
+    Every field is a numpy array or a tensor. `parts` must not be empty.
+    """
     names = [f.name for f in fields(parts[0])]
     return type(parts[0])(**{name: _concatenate([getattr(p, name) for p in parts]) for name in names})
 

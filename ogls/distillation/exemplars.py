@@ -1,7 +1,8 @@
-"""Which contexts score which rollouts. A context is a teacher prompt with one exemplar.
+"""Selecting the contexts that score each rollout. A context is a teacher prompt with one exemplar.
 
-The pools of a rollout are the other rollouts of its group, by outcome, and the reference solution. The mean over a pool
-is a weighted mean over contexts; equal contexts are merged and their weights added.
+The pools of a rollout are the correct and the failed rollouts of its group without the rollout itself, the reference
+solution, and `base`, the prompt without an exemplar. The mean over a pool is a weighted mean over contexts; equal
+contexts are merged and their weights added.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ REFERENCE = -1  # the sample number of the reference solution among exemplars
 
 @dataclass(frozen=True)
 class Context:
-    """A prompt that scores rollouts; `weights` names the model weights that run it."""
+    """A prompt that scores rollouts; `weights` selects the weights that run it: the teacher's or the policy's."""
 
     weights: Literal["teacher", "policy"]
     prompt_ids: tuple[int, ...]
@@ -30,44 +31,51 @@ class Context:
 
 @dataclass(frozen=True)
 class ScoredRollout:
-    """One rollout and pool: contexts with their weights in the mean, and the samples of the group that they contain."""
+    """One rollout and pool: the tokens to score, and the contexts to average over."""
 
     key: Key
     pool: Pool
-    token_ids: tuple[int, ...]
-    shares: tuple[tuple[Context, float], ...]
-    exemplars: tuple[int, ...]
+    token_ids: tuple[int, ...]  # the first train.tokens tokens of the rollout
+    shares: tuple[tuple[Context, float], ...]  # contexts with their weights in the mean; the weights sum to 1
+    exemplars: tuple[int, ...]  # sample numbers of the exemplars, or REFERENCE
 
 
 @dataclass
 class TeacherPlan:
-    """The work of the teacher pass for some groups; rollouts that are not scored are counted by reason."""
+    """The work of the teacher pass for one or more groups."""
 
     scored: list[ScoredRollout] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    cut: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)  # rollouts that are not scored, by reason
+    cut: int = 0  # truncated exemplars
 
     def extend(self, other: TeacherPlan) -> None:
+        """Add the work of another plan to this one."""
         self.scored += other.scored
         self.left_out += other.left_out
         self.cut += other.cut
 
 
 class ContextPlanner:
-    """Selects exemplars. The selection depends on the content of a group and not on the order of its rollouts."""
+    """Selects exemplars for the rollouts of a group; `context` is the context length of the model in tokens.
+
+    The selection depends on the content of a group and not on the order of its rollouts.
+    """
 
     def __init__(self, config: RunConfig, prompter: Prompter, context: int):
         self.config, self.prompter, self.context = config, prompter, context
         self.required = set(config.steer.to_recipe().pools())
 
     def group(self, problem: Problem, rollouts: Sequence[Rollout]) -> TeacherPlan:
-        """Plan one group: every rollout to be scored, and a reason for each one that is left out."""
+        """Plan one group: every rollout to score, and a reason for each rollout that is left out.
+
+        Raises ModelError if the context of the model has no room for an exemplar.
+        """
         plan = TeacherPlan()
         by_outcome = {o: self._ordered([r for r in rollouts if r.outcome == o]) for o in ("correct", "failed")}
         mixed = all(by_outcome.values())
         contexts = _Contexts(self, problem)
         for rollout in rollouts:
-            reason = self._not_trained(rollout, mixed)
+            reason = self._exclusion_reason(rollout, mixed)
             pools = None if reason else self._pools(rollout, problem, by_outcome)
             missing = [] if pools is None else sorted(p for p in self.required if not pools.get(p))
             if reason or missing:
@@ -80,22 +88,23 @@ class ContextPlanner:
         plan.cut = contexts.cut
         return plan
 
-    def _not_trained(self, rollout: Rollout, mixed: bool) -> str:
-        chosen = self.config.train.rollouts
+    def _exclusion_reason(self, rollout: Rollout, mixed: bool) -> str:
+        """Why train.rollouts excludes a rollout; empty if it is trained on."""
+        selection = self.config.train.rollouts
         if rollout.outcome == "undecided":
             return "undecided"
-        if chosen == "incorrect" and rollout.outcome == "correct":
+        if selection == "incorrect" and rollout.outcome == "correct":
             return "already_correct"
-        if chosen == "correct" and rollout.outcome == "failed":
+        if selection == "correct" and rollout.outcome == "failed":
             return "failed"
-        return "group_not_mixed" if chosen == "mixed_groups" and not mixed else ""
+        return "group_not_mixed" if selection == "mixed_groups" and not mixed else ""
 
     def _pools(
         self, rollout: Rollout, problem: Problem, by_outcome: dict[str, list[Rollout]]
     ) -> dict[Pool, list[Rollout | None]]:
-        """The exemplars of each pool; None stands for the reference solution, and is the placeholder of the pool
+        """The exemplars of each pool of a rollout. None is the reference solution, or the empty slot of the pool
         base."""
-        most = self.config.teacher.max_exemplars
+        max_exemplars = self.config.teacher.max_exemplars
         reference: list[Rollout | None] = [None] if problem.solution else []
         pools: dict[Pool, list[Rollout | None]] = {}
         for pool in self.config.pools():
@@ -106,12 +115,12 @@ class ContextPlanner:
             else:
                 outcome = "correct" if pool == "correct" else "failed"
                 others: list[Rollout | None] = [r for r in by_outcome[outcome] if r.sample != rollout.sample]
-                told = reference if pool == "correct" and self.config.teacher.reference_exemplar else []
-                pools[pool] = [*told, *others][:most]
+                first = reference if pool == "correct" and self.config.teacher.reference_exemplar else []
+                pools[pool] = [*first, *others][:max_exemplars]
         if self.config.teacher.empty_pool == "reference" and pools.get("correct") == []:
             pools["correct"] = list(reference)
-        alone = rollout.outcome == "correct" and pools.get("incorrect") == []
-        if alone and self.config.teacher.unanimous == "anchor":
+        none_failed = rollout.outcome == "correct" and pools.get("incorrect") == []
+        if none_failed and self.config.teacher.unanimous == "anchor":
             pools["incorrect"] = pools.get("correct", [])  # equal contexts in both pools, so the direction is exactly 0
         return pools
 
@@ -122,7 +131,7 @@ class ContextPlanner:
 
 
 class _Contexts:
-    """The contexts of one problem; each is rendered once."""
+    """The contexts of one problem; each is rendered once. `cut` counts truncated exemplars."""
 
     def __init__(self, planner: ContextPlanner, problem: Problem):
         self.planner, self.problem = planner, problem
@@ -139,9 +148,10 @@ class _Contexts:
     def context(self, pool: Pool, exemplar: Rollout | None) -> Context:
         config, prompter = self.planner.config, self.planner.prompter
         if pool == "base":
-            same = config.teacher.weights == "live"  # teacher and policy have the same weights, so one pass runs both
-            whose: Literal["teacher", "policy"] = "teacher" if same else config.teacher.anchor
-            return Context(whose, tuple(prompter.student(self.problem.problem)))
+            # Live: teacher and policy have the same weights, so one pass runs both.
+            same = config.teacher.weights == "live"
+            weights: Literal["teacher", "policy"] = "teacher" if same else config.teacher.anchor
+            return Context(weights, tuple(prompter.student(self.problem.problem)))
         tokens = exemplar.token_ids if exemplar else self._solution()
         if (pool, tokens) not in self.rendered:
             text = self._text(tokens, pool == "reference")
@@ -153,7 +163,10 @@ class _Contexts:
         return tuple(self.planner.prompter.tokenizer(self.problem.solution, add_special_tokens=False)["input_ids"])
 
     def _text(self, tokens: tuple[int, ...], reference: bool) -> str:
-        """The exemplar as text, truncated to teacher.exemplar_tokens and to the room in the model's context."""
+        """The exemplar as text, truncated to teacher.exemplar_tokens and to the room in the model's context.
+
+        Raises ModelError if there is no room.
+        """
         planner, config = self.planner, self.planner.config
         frame = len(planner.prompter.teacher(self.problem.problem, "", reference=reference))
         continuation = min(config.train.tokens, config.rollout.max_tokens)
@@ -163,7 +176,7 @@ class _Contexts:
                 f"problem {self.problem.problem_id}: {frame} tokens of prompt and {continuation} of rollout leave no "
                 f"room for an exemplar in a context of {planner.context} tokens; lower train.tokens"
             )
-        most = min(config.teacher.exemplar_tokens, room)
-        self.cut += len(tokens) > most
-        text: str = planner.prompter.tokenizer.decode(tokens[:most], skip_special_tokens=True)
+        limit = min(config.teacher.exemplar_tokens, room)
+        self.cut += len(tokens) > limit
+        text: str = planner.prompter.tokenizer.decode(tokens[:limit], skip_special_tokens=True)
         return text

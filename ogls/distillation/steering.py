@@ -23,16 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """The steered target of T tokens on its top-K support; log-probs in nats, fp32."""
+    """The steered targets of T tokens on their top-K support.
 
-    ids: Int[Tensor, "T K"]
-    base_logprobs: Float[Tensor, "T K"]
-    target_logprobs: Float[Tensor, "T K"]
-    tail_mass: Float[Tensor, " T"]
-    direction_norm: Float[Tensor, " T"]
-    kl: Float[Tensor, " T"]
-    token_base_logprob: Float[Tensor, " T"]
-    token_target_logprob: Float[Tensor, " T"]
+    All values except `ids` are fp32. Log-probs, KL and entropies are in nats and are normalised over the whole
+    vocabulary.
+    """
+
+    ids: Int[Tensor, "T K"]  # int64: the most likely tokens of the target, most likely first
+    base_logprobs: Float[Tensor, "T K"]  # log-probs of `ids` under the base pool
+    target_logprobs: Float[Tensor, "T K"]  # log-probs of `ids` under the target
+    tail_mass: Float[Tensor, " T"]  # probability of the target outside `ids`
+    direction_norm: Float[Tensor, " T"]  # L2 norm of the centred logits of the direction
+    kl: Float[Tensor, " T"]  # KL(target || base)
+    token_base_logprob: Float[Tensor, " T"]  # log-prob of the sampled token under the base pool
+    token_target_logprob: Float[Tensor, " T"]  # log-prob of the sampled token under the target
     base_entropy: Float[Tensor, " T"]
     target_entropy: Float[Tensor, " T"]
 
@@ -40,9 +44,9 @@ class Target:
 def combine_states(
     states: Mapping[Pool, Float[Tensor, "T D"]], recipe: Recipe, temperature: float = 1.0
 ) -> Float[Tensor, "T D"]:
-    """sum_p w_p h_p / temperature in fp32: the state whose logits are the target's logits.
+    """Return sum_p w_p h_p / temperature [T, D], fp32: the states that the head maps to the logits of the target.
 
-    Raises KeyError naming a pool that `recipe` needs and `states` lacks.
+    Raises KeyError with the name of the pool if `states` lacks a pool of `recipe`.
     """
     weighted = [getattr(recipe, pool) * states[pool].float() for pool in recipe.pools()]
     total = weighted[0]
@@ -60,19 +64,21 @@ def steer_tokens(
     batch_tokens: int = 1024,
     temperature: float = 1.0,
 ) -> Target:
-    """The exact full-vocabulary target, kept on its K = min(support, V) most likely tokens.
+    """Compute the target over the whole vocabulary and keep its K = min(support, V) most likely tokens.
 
-    `states` has the pool base and the pools of the recipe. The support is chosen from the steered distribution: top-K
-    lists of different contexts have different supports, so their average is not a distribution. Logits [*, V] of at
-    most `batch_tokens` tokens are in memory at once.
+    `states` has the pool base and the pools of the recipe, in any floating-point dtype; the computation is in fp32.
+    `token_ids` are the T >= 1 sampled tokens. `temperature` divides the logits of the target and not those of the base.
+    The support comes from the steered distribution: top-K lists of different contexts have different supports, so
+    their average is not a distribution. Logits [*, V] of at most `batch_tokens` tokens are in memory at once.
+
+    Raises KeyError with the name of the pool if `states` lacks a pool.
     """
-
     head = head.float()
     parts = []
     for start in range(0, len(token_ids), batch_tokens):
         part = slice(start, start + batch_tokens)
-        here = {p: s[part] for p, s in states.items()}
-        parts.append(_steer(here, token_ids[part], recipe, head, support, temperature))
+        part_states = {pool: pool_states[part] for pool, pool_states in states.items()}
+        parts.append(_steer(part_states, token_ids[part], recipe, head, support, temperature))
     return concatenate(parts)
 
 
@@ -98,17 +104,22 @@ def _steer(
 
 
 def entropy(logprobs: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
-    """Entropy in nats of log-probs over the whole vocabulary."""
+    """Return the entropy in nats of each row of log-probs over the whole vocabulary."""
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
 def direction(states: Mapping[Pool, Float[Tensor, "T D"]], recipe: Recipe) -> Float[Tensor, "T D"]:
-    """h_correct - h_incorrect if both pools are present; else the difference that the recipe adds to the base."""
+    """Return the direction in state space, fp32; the head maps it to the direction of the logits.
+
+    It is h_correct - h_incorrect if both pools are present, else sum_p w_p h_p - h_base, the change that the recipe
+    makes to the base. Raises KeyError with the name of the pool if `states` lacks a pool.
+    """
     if "correct" in states and "incorrect" in states:
         return states["correct"].float() - states["incorrect"].float()
     return combine_states(states, recipe) - states["base"].float()
 
 
 def centred_norm(logits: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
-    """L2 norm over the vocabulary after subtracting the mean, which does not change a softmax."""
+    """Return the L2 norm over the vocabulary of each row minus its mean, because a constant does not change a
+    softmax."""
     return (logits - logits.mean(-1, keepdim=True)).norm(dim=-1)

@@ -1,4 +1,4 @@
-r"""Style and substance: the part of a shift between two next-token distributions that changes *how* a text continues.
+r"""Splitting the shift between two next-token distributions into style and substance.
 
 Every token of the vocabulary has a class (digits and operators, or classes given by regular expressions; all other
 tokens are the rest). By the chain rule a KL divergence splits exactly:
@@ -29,20 +29,24 @@ if TYPE_CHECKING:
 
 
 REST = "rest"
-_BINS = 8
+_BINS = 8  # position bins of the table `style`
 
 
 @dataclass(frozen=True)
 class Shift:
-    """The shift from one distribution to another at T tokens; in nats, `norm` in logits."""
+    """The shift from the base pool to a signal at T tokens: arrays [T], fp32."""
 
-    kl: np.ndarray
-    style: np.ndarray  # the part of kl between classes or within the rest
+    kl: np.ndarray  # KL(signal || base), nats
+    style: np.ndarray  # the part of kl between classes and within the rest, nats
     norm: np.ndarray  # L2 norm of the centred difference of the logits
 
 
 def classify(tokenizer: Any, vocabulary: int, classes: Sequence[TokenClass]) -> Int[Tensor, " V"]:
-    """Class of every token id: 0 for the rest, else 1 + the index of the first pattern that matches its text."""
+    """Return the class of every token id, int64: 0 for the rest, else 1 + the index of the first matching pattern.
+
+    A pattern is searched in the decoded text of the single token. `vocabulary` is the number of rows of the head; ids
+    that the tokenizer does not have belong to the rest.
+    """
     import torch
 
     patterns = [re.compile(c.pattern) for c in classes]
@@ -55,87 +59,96 @@ def classify(tokenizer: Any, vocabulary: int, classes: Sequence[TokenClass]) -> 
 def split_kl(
     p: Float[Tensor, "T V"], q: Float[Tensor, "T V"], classes: Int[Tensor, " V"]
 ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
-    """KL(p || q) of log-probs, and the part of it that is style, in nats (the equation of this module)."""
+    """Return KL(p || q) and the part of it that is style, in nats, by the equation in the docstring of this module.
+
+    `p` and `q` are log-probs over the whole vocabulary.
+    """
     import torch
 
     count = int(classes.max()) + 1
     member = torch.nn.functional.one_hot(classes, count).to(p.dtype)
     terms = p.exp() * (p - q)
-    mass, other = p.exp() @ member, q.exp() @ member
-    between = (mass * (mass.clamp(min=1e-30) / other.clamp(min=1e-30)).log()).sum(-1)
-    within = terms @ member - mass * (mass.clamp(min=1e-30) / other.clamp(min=1e-30)).log()
+    mass_p, mass_q = p.exp() @ member, q.exp() @ member
+    between = (mass_p * (mass_p.clamp(min=1e-30) / mass_q.clamp(min=1e-30)).log()).sum(-1)
+    within = terms @ member - mass_p * (mass_p.clamp(min=1e-30) / mass_q.clamp(min=1e-30)).log()
     total = terms.sum(-1)
     return total.clamp(min=0), (between + within[:, 0]).clamp(min=0)
 
 
 def signal_recipes(pools: Sequence[Pool], recipe: Recipe) -> dict[str, Recipe]:
-    """The signals that are compared with the base pool: the target, the direction alone, and every privileged pool.
+    """Return the recipe of each signal that `pools` allow: target, direction, reference, correct.
 
-    The shift to the reference pool is the OPSD gap: how reading the solution changes the teacher. The shift to the
-    correct pool is that of SDPO.
+    `target` is the target of the run; `direction` is base + correct - incorrect. The shift to `reference` is the gap
+    that OPSD distils: how reading the solution changes the teacher. The shift to `correct` is that of SDPO.
     """
-    found = {"target": recipe}
+    recipes = {"target": recipe}
     if {"correct", "incorrect"} <= set(pools):
-        found["direction"] = Recipe(base=1, correct=1, incorrect=-1)
-    alone: dict[str, dict[str, float]] = {"reference": {"reference": 1}, "correct": {"correct": 1}}
-    return found | {n: Recipe.model_validate({"base": 0, **w}) for n, w in alone.items() if n in pools}
+        recipes["direction"] = Recipe(base=1, correct=1, incorrect=-1)
+    single: dict[str, dict[str, float]] = {"reference": {"reference": 1}, "correct": {"correct": 1}}
+    return recipes | {n: Recipe.model_validate({"base": 0, **w}) for n, w in single.items() if n in pools}
 
 
 def measure_shifts(
     states: Mapping[Pool, Float[Tensor, "T D"]],
-    wanted: Mapping[str, Recipe],
+    recipes: Mapping[str, Recipe],
     classes: Int[Tensor, " V"],
     head: Float[Tensor, "V D"],
     batch_tokens: int = 1024,
     temperature: float = 1.0,
 ) -> dict[str, Shift]:
-    """The shift of every signal from the base pool; logits [batch_tokens, V] of two signals are in memory at once.
+    """Return the shift of every signal from the base pool, by the name of the signal.
 
-    `temperature` applies to the target; the other signals use temperature 1.
+    `states` may have any floating-point dtype; `head` must be fp32. `temperature` applies to the signal `target`; all
+    other signals use temperature 1. Logits [batch_tokens, V] of the base pool and of one signal are in memory at once.
+    Raises KeyError with the name of the pool if `states` lacks a pool.
     """
-    parts: dict[str, list[Shift]] = {name: [] for name in wanted}
+    parts: dict[str, list[Shift]] = {name: [] for name in recipes}
     for start in range(0, len(states["base"]), batch_tokens):
-        here = {p: s[start : start + batch_tokens] for p, s in states.items()}
-        base = here["base"].float() @ head.T
-        for name, recipe in wanted.items():
-            logits = combine_states(here, recipe, temperature if name == "target" else 1.0) @ head.T
+        part_states = {pool: pool_states[start : start + batch_tokens] for pool, pool_states in states.items()}
+        base = part_states["base"].float() @ head.T
+        for name, recipe in recipes.items():
+            logits = combine_states(part_states, recipe, temperature if name == "target" else 1.0) @ head.T
             kl, style = split_kl(logits.log_softmax(-1), base.log_softmax(-1), classes)
             norm = centred_norm(logits - base)
             parts[name].append(Shift(*(v.cpu().numpy() for v in (kl, style, norm))))
-    return {name: concatenate(some) for name, some in parts.items()}
+    return {name: concatenate(signal_parts) for name, signal_parts in parts.items()}
 
 
 def style_rows(
     shifts: Mapping[str, Shift], token_class: np.ndarray, position: np.ndarray, names: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the table `style`: one a signal, class of the sampled token [T] (0: the rest, then `names`) and
-    position bin [T]."""
+    """Yield the rows of the table `style`: means over tokens, one row per signal, token class and position bin.
+
+    `token_class` [T] is the class of each sampled token: 0 for the rest, else 1 + its index in `names`. `position` [T]
+    is the position of each token in its rollout. Combinations without tokens have no row.
+    """
     width = -(-(int(position.max()) + 1) // _BINS)
     labels = (REST, *names)
     for signal, shift in shifts.items():
-        for which in np.unique(token_class):
+        for class_index in np.unique(token_class):
             for b in np.unique(position // width):
-                here = (token_class == which) & (position // width == b)
-                if here.any():
+                selected = (token_class == class_index) & (position // width == b)
+                if selected.any():
                     yield {
                         "signal": signal,
-                        "token_class": labels[which],
+                        "token_class": labels[class_index],
                         "position_from": int(b * width),
                         "position_to": int((b + 1) * width - 1),
-                        "tokens": int(here.sum()),
-                        **{f.name: float(getattr(shift, f.name)[here].mean()) for f in fields(Shift)},
+                        "tokens": int(selected.sum()),
+                        **{f.name: float(getattr(shift, f.name)[selected].mean()) for f in fields(Shift)},
                     }
 
 
 def shift_metrics(shifts: Mapping[str, Shift], token_class: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """Metrics of a round: for each signal its KL, the share of style in it, and the KL by class of token."""
-    found = {}
+    """Return the metrics of a round: for each signal its mean KL (nats), the style part of it (nats and share of the
+    total), and the mean KL at sampled tokens of each class that occurs."""
+    metrics = {}
     for signal, shift in shifts.items():
         total = float(shift.kl.sum())
-        found[f"{signal}_kl"] = float(shift.kl.mean())
-        found[f"{signal}_style_kl"] = float(shift.style.mean())
-        found[f"{signal}_style_share"] = float(shift.style.sum()) / total if total > 0 else 0.0
-        for which, name in enumerate((REST, *names)):
-            if (here := token_class == which).any():
-                found[f"{signal}_kl_at_{name}"] = float(shift.kl[here].mean())
-    return found
+        metrics[f"{signal}_kl"] = float(shift.kl.mean())
+        metrics[f"{signal}_style_kl"] = float(shift.style.mean())
+        metrics[f"{signal}_style_share"] = float(shift.style.sum()) / total if total > 0 else 0.0
+        for class_index, name in enumerate((REST, *names)):
+            if (selected := token_class == class_index).any():
+                metrics[f"{signal}_kl_at_{name}"] = float(shift.kl[selected].mean())
+    return metrics

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 RECIPES = ("ogls-sd", "contrastive", "sdpo", "opsd")
 STRENGTHS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
-_WITH_STRENGTH = ("ogls-sd", "contrastive")
+_WITH_STRENGTH = ("ogls-sd", "contrastive")  # recipes that use steer.strength
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One recipe at one strength (None for a recipe without strength)."""
+    """One recipe at one strength; `strength` is None for a recipe without a strength."""
 
     recipe: str
     strength: float | None
@@ -44,23 +44,26 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Measures:
-    """Measures of T tokens at one point, as numpy arrays."""
+    """Measures of T tokens at one point: arrays [T], fp32; `top` is int64."""
 
-    kl: np.ndarray
-    entropy: np.ndarray
+    kl: np.ndarray  # KL(target || base), nats
+    entropy: np.ndarray  # entropy of the target, nats
     moved: np.ndarray  # p_target(token) - p_base(token)
-    ratio: np.ndarray  # log p_target(token) - log p_base(token)
+    ratio: np.ndarray  # log p_target(token) - log p_base(token), nats
     top: np.ndarray  # the most likely token of the target
 
 
 def recipe_grid(
     cached: set[Pool], recipes: Sequence[str] = RECIPES, strengths: Sequence[float] = STRENGTHS
 ) -> list[SweepPoint]:
-    """The points that the cached pools allow. Raises ValueError for an unknown recipe."""
+    """Return the points that the cached pools allow, every recipe with a strength at every strength.
+
+    Raises ValueError if a recipe is unknown.
+    """
     points = []
     for recipe in recipes:
         for strength in strengths if recipe in _WITH_STRENGTH else (None,):
-            # a recipe without a strength ignores the number
+            # A recipe without a strength ignores the number.
             config = SteerConfig.model_validate({"recipe": recipe, "strength": 1.0 if strength is None else strength})
             weights = config.to_recipe()
             if set(weights.pools()) <= cached:
@@ -75,36 +78,41 @@ def measure_points(
     head: Float[Tensor, "V D"],
     batch_tokens: int = 1024,
 ) -> list[Measures]:
-    """Measures of every point on the same tokens; logits [batch_tokens, V] of one point are in memory at once."""
+    """Return the measures of every point on the same T tokens, in the order of `points`.
+
+    `states` has the pool base and the pools of all points, in any floating-point dtype; `head` must be fp32. Logits
+    [batch_tokens, V] of the base pool and of one point are in memory at once.
+    """
     parts: list[list[Measures]] = [[] for _ in points]
     for start in range(0, len(token_ids), batch_tokens):
         part = slice(start, start + batch_tokens)
         base = (states["base"][part].float() @ head.T).log_softmax(-1)
-        for place, point in enumerate(points):
+        for index, point in enumerate(points):
             target = (combine_states({p: s[part] for p, s in states.items()}, point.weights) @ head.T).log_softmax(-1)
-            parts[place].append(_measure(base, target, token_ids[part]))
+            parts[index].append(_measure(base, target, token_ids[part]))
     return [concatenate(p) for p in parts]
 
 
 def _measure(base: Tensor, target: Tensor, token_ids: Tensor) -> Measures:
     p = target.exp()
     token = token_ids[:, None].long()
-    here, before = target.gather(-1, token)[:, 0], base.gather(-1, token)[:, 0]
+    target_logprob, base_logprob = target.gather(-1, token)[:, 0], base.gather(-1, token)[:, 0]
 
-    def plain(values: Tensor) -> np.ndarray:
+    def to_numpy(values: Tensor) -> np.ndarray:
         return values.cpu().numpy()
 
     return Measures(
-        kl=plain((p * (target - base)).sum(-1).clamp(min=0)),
-        entropy=plain(entropy(target)),
-        moved=plain(here.exp() - before.exp()),
-        ratio=plain(here - before),
-        top=plain(target.argmax(-1)),
+        kl=to_numpy((p * (target - base)).sum(-1).clamp(min=0)),
+        entropy=to_numpy(entropy(target)),
+        moved=to_numpy(target_logprob.exp() - base_logprob.exp()),
+        ratio=to_numpy(target_logprob - base_logprob),
+        top=to_numpy(target.argmax(-1)),
     )
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float | None:
-    """Probability that a positive value is above a negative one, ties counted half; None where either is missing."""
+    """Return the area under the ROC curve: the probability that a positive value is above a negative one, with ties
+    counted half. Returns None if there is no positive or no negative value."""
     from scipy import stats
 
     if not len(positive) or not len(negative):
@@ -114,23 +122,26 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float | None:
 
 
 @dataclass(frozen=True)
-class TokenPlaces:
-    """For every measured token the number of its rollout, its position, and whether the rollout is correct."""
+class SweepTokens:
+    """The measured tokens: arrays [T]."""
 
-    rollout: np.ndarray
-    position: np.ndarray
-    correct: np.ndarray
+    rollout: np.ndarray  # number of the rollout that contains the token
+    position: np.ndarray  # position in the rollout
+    correct: np.ndarray  # whether the rollout is correct, bool
 
 
 def summary_rows(
-    points: Sequence[SweepPoint], measures: Sequence[Measures], where: TokenPlaces
+    points: Sequence[SweepPoint], measures: Sequence[Measures], tokens: SweepTokens
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the table `sweeps`, one a point."""
-    _, first = np.unique(where.rollout, return_index=True)
-    right = where.correct[first]
-    sizes = np.bincount(where.rollout)[where.rollout[first]]
+    """Yield the rows of the table `sweeps`, one per point.
+
+    `auc` ranks rollouts by their mean log-prob ratio; `token_auc` ranks single tokens.
+    """
+    _, first = np.unique(tokens.rollout, return_index=True)
+    correct = tokens.correct[first]
+    sizes = np.bincount(tokens.rollout)[tokens.rollout[first]]
     for point, m in zip(points, measures, strict=True):
-        mean_ratio = np.bincount(where.rollout, m.ratio)[where.rollout[first]] / sizes
+        mean_ratio = np.bincount(tokens.rollout, m.ratio)[tokens.rollout[first]] / sizes
         yield {
             "recipe": point.recipe,
             "strength": point.strength,
@@ -138,43 +149,43 @@ def summary_rows(
             "tokens": len(m.kl),
             "kl": float(m.kl.mean()),
             "entropy": float(m.entropy.mean()),
-            "moved_correct": float(m.moved[where.correct].mean()) if where.correct.any() else None,
-            "moved_failed": float(m.moved[~where.correct].mean()) if not where.correct.all() else None,
-            "auc": auc(mean_ratio[right], mean_ratio[~right]),
-            "token_auc": auc(m.ratio[where.correct], m.ratio[~where.correct]),
+            "moved_correct": float(m.moved[tokens.correct].mean()) if tokens.correct.any() else None,
+            "moved_failed": float(m.moved[~tokens.correct].mean()) if not tokens.correct.all() else None,
+            "auc": auc(mean_ratio[correct], mean_ratio[~correct]),
+            "token_auc": auc(m.ratio[tokens.correct], m.ratio[~tokens.correct]),
         }
 
 
 def position_rows(
-    points: Sequence[SweepPoint], measures: Sequence[Measures], where: TokenPlaces, bins: int = 16
+    points: Sequence[SweepPoint], measures: Sequence[Measures], tokens: SweepTokens, bins: int = 16
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the table `sweep_positions`, one a point and position bin, with the AUC of single tokens."""
-    width = -(-(int(where.position.max()) + 1) // bins) if len(where.position) else 1
-    place = where.position // width
+    """Yield the rows of the table `sweep_positions`, one per point and position bin, with the AUC of single tokens."""
+    width = -(-(int(tokens.position.max()) + 1) // bins) if len(tokens.position) else 1
+    bin_of_token = tokens.position // width
     for point, m in zip(points, measures, strict=True):
-        for b in np.unique(place):
-            here = place == b
-            right, wrong = m.ratio[here & where.correct], m.ratio[here & ~where.correct]
+        for b in np.unique(bin_of_token):
+            in_bin = bin_of_token == b
+            correct, failed = m.ratio[in_bin & tokens.correct], m.ratio[in_bin & ~tokens.correct]
             yield {
                 "recipe": point.recipe,
                 "strength": point.strength,
                 "position_from": int(b * width),
                 "position_to": int((b + 1) * width - 1),
-                "correct_tokens": len(right),
-                "failed_tokens": len(wrong),
-                "auc": auc(right, wrong),
-                "kl": float(m.kl[here].mean()),
+                "correct_tokens": len(correct),
+                "failed_tokens": len(failed),
+                "auc": auc(correct, failed),
+                "kl": float(m.kl[in_bin].mean()),
             }
 
 
 def agreement_rows(points: Sequence[SweepPoint], measures: Sequence[Measures]) -> Iterator[dict[str, Any]]:
-    """Rows of the table `sweep_agreement`, one a pair of points: how often their most likely tokens agree, and the
-    correlation of their log-prob ratios."""
-    for (a, one), (b, other) in combinations(zip(points, measures, strict=True), 2):
-        varies = one.ratio.std() > 0 and other.ratio.std() > 0
+    """Yield the rows of the table `sweep_agreement`, one per pair of points: the share of tokens with the same most
+    likely token, and the correlation of the log-prob ratios (None if a ratio is constant)."""
+    for (a, measures_a), (b, measures_b) in combinations(zip(points, measures, strict=True), 2):
+        varies = measures_a.ratio.std() > 0 and measures_b.ratio.std() > 0
         yield {
             "a": a.name,
             "b": b.name,
-            "same_top": float((one.top == other.top).mean()),
-            "correlation": float(np.corrcoef(one.ratio, other.ratio)[0, 1]) if varies else None,
+            "same_top": float((measures_a.top == measures_b.top).mean()),
+            "correlation": float(np.corrcoef(measures_a.ratio, measures_b.ratio)[0, 1]) if varies else None,
         }

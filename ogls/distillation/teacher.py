@@ -1,7 +1,7 @@
 """The teacher pass: the averaged final hidden states of rollouts under the contexts of their exemplars.
 
 A context is a prompt with one exemplar (`exemplars.py`). Each context is prefilled once, and every rollout that it
-scores continues from a copy of its key-value cache: G prefills and G (G - 1) short continuations a group, instead of
+scores continues from a copy of its key-value cache: G prefills and G (G - 1) short continuations per group, instead of
 G (G - 1) full sequences. The head is not applied here. It is linear, so the head applied to the mean state over a pool
 gives the mean of the pool's logits, and [T, D] states replace [T, V] logits.
 """
@@ -30,33 +30,35 @@ _HEAD_TOKENS = 1024  # tokens whose full-vocabulary logits are in memory at once
 def score_rollouts(
     policy: Policy, scored: Sequence[ScoredRollout], batch_tokens: int, progress: Progress = no_progress
 ) -> dict[tuple[Key, Pool], Float[Tensor, "T D"]]:
-    """Averaged final hidden states [T, D] by rollout and pool (fp32, on the CPU), with the policy's current weights.
+    """Return the averaged final hidden states [T, D] of each rollout and pool, fp32 on the CPU.
 
-    State t of a rollout is the one whose logits predict its token t. Raises ModelError if a single sequence does not
-    fit into memory.
+    Runs the current weights of `policy`. State t of a rollout is the state that predicts its token t. Equal contexts
+    and equal rollouts run once. A batch that does not fit into memory is repeated on halves. `progress` receives the
+    number of finished and of all (context, rollout) pairs. Raises ModelError if a single sequence does not fit.
     """
-    wanted: dict[tuple[int, ...], dict[tuple[int, ...], list[tuple[tuple[Key, Pool], float]]]] = {}
-    for item in scored:  # equal contexts and equal rollouts run once
+    # context -> tokens of a rollout -> the means that their states contribute to, with weights
+    contributions: dict[tuple[int, ...], dict[tuple[int, ...], list[tuple[tuple[Key, Pool], float]]]] = {}
+    for item in scored:
         for context, share in item.shares:
-            rows = wanted.setdefault(context.prompt_ids, {}).setdefault(item.token_ids, [])
+            rows = contributions.setdefault(context.prompt_ids, {}).setdefault(item.token_ids, [])
             rows.append(((item.key, item.pool), share))
     means: dict[tuple[Key, Pool], Tensor] = {}
-    done, total = 0, sum(len(rows) for rows in wanted.values())
-    for batch in _batches(list(wanted), [max(map(len, wanted[c])) for c in wanted], batch_tokens):
-        pairs = [(i, tokens) for i, context in enumerate(batch) for tokens in wanted[context]]
-        for (i, tokens), states in zip(pairs, _fitting(policy, batch, pairs, batch_tokens), strict=True):
-            for slot, share in wanted[batch[i]][tokens]:
-                part = states * share
-                means[slot] = means[slot] + part if slot in means else part
+    done, total = 0, sum(len(rows) for rows in contributions.values())
+    for batch in _batches(list(contributions), [max(map(len, contributions[c])) for c in contributions], batch_tokens):
+        pairs = [(i, tokens) for i, context in enumerate(batch) for tokens in contributions[context]]
+        for (i, tokens), states in zip(pairs, _run_within_memory(policy, batch, pairs, batch_tokens), strict=True):
+            for rollout_pool, share in contributions[batch[i]][tokens]:
+                term = states * share
+                means[rollout_pool] = means[rollout_pool] + term if rollout_pool in means else term
         done += len(pairs)
         progress(done, total)
     return means
 
 
-def _fitting(
+def _run_within_memory(
     policy: Policy, prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]], batch_tokens: int
 ) -> list[Float[Tensor, "T D"]]:
-    """`run_continuations` in fp32 on the CPU. If memory runs out, it is repeated on halves, down to single pairs.
+    """Run `run_continuations` and move its states to the CPU as fp32. If memory runs out, repeat on halves of `pairs`.
 
     Raises ModelError if a single prefix with a single continuation does not fit.
     """
@@ -66,7 +68,7 @@ def _fitting(
         with torch.inference_mode():
             return [states.float().cpu() for states in run_continuations(policy, prefixes, pairs, batch_tokens)]
     except torch.OutOfMemoryError:
-        pass  # continue outside the handler, which would keep tensors of the failed pass alive
+        pass  # retry outside the handler: its traceback holds tensors of the failed pass
     if policy.device.type == "cuda":
         torch.cuda.empty_cache()
     if len(pairs) == 1:
@@ -78,14 +80,14 @@ def _fitting(
     return [
         states
         for part in (pairs[:half], pairs[half:])
-        for states in _fitting(policy, *_only_used(prefixes, part), batch_tokens)
+        for states in _run_within_memory(policy, *_drop_unused(prefixes, part), batch_tokens)
     ]
 
 
-def _only_used(
+def _drop_unused(
     prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]]
 ) -> tuple[list[Sequence[int]], list[tuple[int, Sequence[int]]]]:
-    """The prefixes that `pairs` use, and the pairs with renumbered prefixes."""
+    """Return the prefixes that `pairs` use, and the pairs with renumbered prefixes."""
     used = list(dict.fromkeys(i for i, _ in pairs))
     return [prefixes[i] for i in used], [(used.index(i), tokens) for i, tokens in pairs]
 
@@ -93,7 +95,12 @@ def _only_used(
 def run_continuations(
     policy: Policy, prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]], batch_tokens: int
 ) -> Iterable[Float[Tensor, "T D"]]:
-    """For each (prefix index, tokens) pair the states that predict the tokens. Every prefix is prefilled once."""
+    """Yield the final hidden states [T, D] that predict the tokens of each (prefix index, tokens) pair, in order.
+
+    State 0 is the last state of the prefix. States have the dtype and the device of the policy. Every prefix is
+    prefilled once; continuations run in batches of at most `batch_tokens` tokens including padding and prefix (or one
+    continuation).
+    """
     import torch
     from transformers import DynamicCache
 
@@ -110,8 +117,9 @@ def run_continuations(
         states = None
         if tokens.shape[1]:
             cache = DynamicCache()
-            for layer, kept in enumerate(out.past_key_values.layers):
-                cache.update(kept.keys[index], kept.values[index], layer)
+            for number, layer in enumerate(out.past_key_values.layers):
+                cache.update(layer.keys[index], layer.values[index], number)
+            # Prefixes are padded on the right: the mask hides the padding, and positions continue after the last token.
             position = lengths[index, None] + torch.arange(tokens.shape[1], device=policy.device)
             states = policy.run_body(
                 tokens,
@@ -128,27 +136,33 @@ def run_continuations(
 def rollout_logprobs(
     policy: Policy, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[tuple[int, ...]], batch_tokens: int
 ) -> list[float]:
-    """Log-probability (nats) of each rollout given its prompt, with the current weights. Equal prompts run once."""
+    """Return the log-probability (nats, summed over tokens) of each rollout given its prompt.
+
+    Runs the current weights of `policy`. Equal prompts run once. Logits [1024, V] are in memory at once.
+    """
     import torch
 
-    places: dict[tuple[int, ...], list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        places.setdefault(prompt, []).append(place)
-    longest = [max(len(rollouts[i]) for i in places[p]) for p in places]
-    found = [0.0] * len(prompts)
-    for batch in _batches(list(places), longest, batch_tokens):
-        pairs = [(n, i) for n, prompt in enumerate(batch) for i in places[prompt]]
+    indices: dict[tuple[int, ...], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        indices.setdefault(prompt, []).append(index)
+    longest = [max(len(rollouts[i]) for i in indices[p]) for p in indices]
+    logprobs = [0.0] * len(prompts)
+    for batch in _batches(list(indices), longest, batch_tokens):
+        pairs = [(n, i) for n, prompt in enumerate(batch) for i in indices[prompt]]
         with torch.inference_mode():
             all_states = run_continuations(policy, batch, [(n, rollouts[i]) for n, i in pairs], batch_tokens)
             for (_, i), states in zip(pairs, all_states, strict=True):
                 ids = torch.tensor(rollouts[i], device=states.device)
                 for part, part_ids in zip(states.split(_HEAD_TOKENS), ids.split(_HEAD_TOKENS), strict=True):
-                    found[i] -= float(nll(part, policy.head, part_ids).sum())
-    return found
+                    logprobs[i] -= float(nll(part, policy.head, part_ids).sum())
+    return logprobs
 
 
 def _batches(contexts: list[tuple[int, ...]], longest: list[int], batch_tokens: int) -> Iterable[list[tuple[int, ...]]]:
-    """Batches of contexts of similar length, each at most `batch_tokens` tokens including padding."""
+    """Yield batches of contexts of similar length, each at most `batch_tokens` tokens with padding (or one context).
+
+    `longest` is the length of the longest rollout of each context.
+    """
     order = sorted(range(len(contexts)), key=lambda i: (len(contexts[i]), longest[i], contexts[i]))
     batch: list[tuple[int, ...]] = []
     for i in order:
@@ -161,6 +175,7 @@ def _batches(contexts: list[tuple[int, ...]], longest: list[int], batch_tokens: 
 
 
 def _right_pad(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """Return token ids padded on the right with 0, and the mask (1: token, 0: padding), both [rows, width] int64."""
     import torch
 
     width = max(map(len, rows))

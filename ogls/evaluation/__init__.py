@@ -1,5 +1,5 @@
-"""What evaluation completions amount to: avg@k, pass@k, intervals; and whether a run is healthy.
+"""Metrics of evaluation completions (avg@k, pass@k, confidence intervals), and health checks of a run.
 
 Belongs here: measures and decisions computed from rows.
-Does not belong here: sampling and judging the completions (`stages/evaluate.py`).
+Does not belong here: sampling and verifying the completions (`stages/evaluate.py`).
 """

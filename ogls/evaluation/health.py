@@ -1,7 +1,7 @@
-"""Health checks: compare an evaluation with the base model's and with the best one, and decide how to continue.
+"""Health checks: compare an evaluation with that of round 0 and with the best one, and decide how to continue.
 
-Each check compares one number of an evaluation (table `summaries`) with a limit; `HealthConfig` sets the action of a
-failed check: warn, stop, or roll back to the best round. The most severe action of all failed checks is taken.
+Each check compares one column of the table `summaries` with a limit; `HealthConfig` sets the action of a failed check:
+warn, stop, or roll back to the best round. The decision is the most severe action of all failed checks.
 """
 
 from __future__ import annotations
@@ -12,115 +12,114 @@ from typing import Any, Literal
 
 from ogls.config import Action, HealthConfig
 
-Summary = Mapping[str, Any]
-
-
+Summary = Mapping[str, Any]  # a row of the table `summaries`
 State = Literal["well", "warn", "stop", "rollback"]
 
-
-_SEVERITY: tuple[State, ...] = ("well", "warn", "rollback", "stop")
+_SEVERITY: tuple[State, ...] = ("well", "warn", "rollback", "stop")  # mildest first
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check; `failed` is None if the value or the limit is unknown."""
+    """The result of one check."""
 
     check: str
-    value: float | None
-    limit: float | None
-    failed: bool | None
+    value: float | None  # None: not measured
+    limit: float | None  # None: not measured at round 0
+    failed: bool | None  # None: the value or the limit is None
     action: Action
-    message: str
+    message: str  # what a failure means
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The decision after a round: state, reason, best round, the round to restart from (or None), and the factor on the
-    learning rate."""
+    """The decision after a round."""
 
     state: State
-    why: str
-    best: int
-    restart: int | None
-    rate: float
+    why: str  # the messages, values and limits of failed checks
+    best: int  # the best evaluated round
+    restart: int | None  # the round that the next round starts from; None without a rollback
+    rate: float  # factor on train.learning_rate
 
 
 def best_round(history: Mapping[int, Summary]) -> int:
-    """The evaluated round with the highest accuracy; the earliest of equals."""
+    """Return the evaluated round with the highest accuracy; of equal rounds, the earliest."""
     return max(history, key=lambda r: (history[r]["accuracy"], -r))
 
 
 def run_checks(config: HealthConfig, history: Mapping[int, Summary]) -> list[Finding]:
-    """The results of all checks on the last round of `history`, which contains round 0 (the base model) too."""
-    now, base = history[max(history)], history[min(history)]
+    """Run all checks on the last round of `history`, which maps evaluated rounds to summaries and contains round 0."""
+    last, base = history[max(history)], history[min(history)]
     best = best_round(history)
-    return list(_findings(config, now, base, best, history[best]))
+    return list(_findings(config, last, base, best, history[best]))
 
 
-def _findings(config: HealthConfig, now: Summary, base: Summary, best: int, top: Summary) -> Iterator[Finding]:
+def _findings(
+    config: HealthConfig, last: Summary, base: Summary, best: int, best_summary: Summary
+) -> Iterator[Finding]:
     c = config
 
-    def of_base(name: str, factor: float = 1.0, more: float = 0.0) -> float | None:
-        return None if base.get(name) is None else base[name] * factor + more
+    def from_base(name: str, factor: float = 1.0, offset: float = 0.0) -> float | None:
+        return None if base.get(name) is None else base[name] * factor + offset
 
     def below(check: str, name: str, limit: float | None, action: Action, message: str) -> Finding:
-        value = now.get(name)
+        value = last.get(name)
         failed = None if value is None or limit is None else value < limit
         return Finding(check, value, limit, failed, action, message)
 
     def above(check: str, name: str, limit: float | None, action: Action, message: str) -> Finding:
-        found = below(check, name, limit, action, message)
-        failed = None if found.value is None or limit is None else found.value > limit
-        return replace(found, failed=failed)
+        finding = below(check, name, limit, action, message)
+        failed = None if finding.value is None or limit is None else finding.value > limit
+        return replace(finding, failed=failed)
 
-    fell = f"the upper end of accuracy's interval is below the lower end of round {best}'s"
-    yield below("accuracy", "accuracy_high", top["accuracy_low"], c.accuracy, fell)
-    yield below("short", "length_p50", of_base("length_p50", c.min_length), c.short, "the median length fell")
-    yield above("long", "length_p95", of_base("length_p95", c.max_length), c.long, "the length's p95 rose")
-    loops = of_base("repeated", more=c.max_repeats)
-    yield above("repeats", "repeated", loops, c.repeats, "completions end in loops")
-    yield below("low_entropy", "entropy", of_base("entropy", c.min_entropy), c.low_entropy, "the entropy fell")
-    yield above("high_entropy", "entropy", of_base("entropy", c.max_entropy), c.high_entropy, "the entropy rose")
-    cut = of_base("truncated", more=c.max_truncated)
-    yield above("truncated", "truncated", cut, c.truncated, "completions are cut off")
-    stop = of_base("stop_mass", c.min_stop_mass)
-    yield below("stop_mass", "stop_mass", stop, c.stop_mass, "stopping is forgotten")
+    fell = f"the upper end of the accuracy's confidence interval is below the lower end of round {best}'s"
+    yield below("accuracy", "accuracy_high", best_summary["accuracy_low"], c.accuracy, fell)
+    yield below("short", "length_p50", from_base("length_p50", c.min_length), c.short, "the median length fell")
+    long = from_base("length_p95", c.max_length)
+    yield above("long", "length_p95", long, c.long, "the 95th percentile of the length rose")
+    repeated = from_base("repeated", offset=c.max_repeats)
+    yield above("repeats", "repeated", repeated, c.repeats, "more completions end in repetition loops")
+    yield below("low_entropy", "entropy", from_base("entropy", c.min_entropy), c.low_entropy, "the entropy fell")
+    yield above("high_entropy", "entropy", from_base("entropy", c.max_entropy), c.high_entropy, "the entropy rose")
+    truncated = from_base("truncated", offset=c.max_truncated)
+    yield above("truncated", "truncated", truncated, c.truncated, "more completions are truncated")
+    stop_mass = from_base("stop_mass", c.min_stop_mass)
+    yield below("stop_mass", "stop_mass", stop_mass, c.stop_mass, "the probability of the stop token fell")
     yield above("kl_base", "kl_base", c.max_kl_base, c.kl_base, "the KL to the base model is large")
 
 
 def decide(
     config: HealthConfig, findings: Sequence[Finding], best: int, last: int, rollbacks: int, rate: float
 ) -> Decision:
-    """Decide after round `last`, after `rollbacks` earlier rollbacks and with the learning rate scaled by `rate`.
+    """Return the most severe action of the failed checks after round `last`.
 
-    After `config.rollbacks` rollbacks, and if the best round is the last one, a rollback becomes a stop.
+    `rollbacks` is the number of earlier rollbacks, `rate` the current factor on the learning rate. A rollback becomes a
+    stop if there were `config.rollbacks` rollbacks already, or if the best round is the last one.
     """
-    alarms = [f for f in findings if f.failed and f.action != "off"]
-    why = "; ".join(f"{f.message} ({f.value:.3g}, limit {f.limit:.3g})" for f in alarms)
-    states: list[State] = [f.action for f in alarms if f.action != "off"]
+    failures = [f for f in findings if f.failed and f.action != "off"]
+    why = "; ".join(f"{f.message} ({f.value:.3g}, limit {f.limit:.3g})" for f in failures)
+    states: list[State] = [f.action for f in failures if f.action != "off"]
     state: State = max(states, key=_SEVERITY.index, default="well")
     if state == "rollback":
         if rollbacks >= config.rollbacks:
             return Decision("stop", f"{why}; rolled back {rollbacks} times already", best, None, rate)
         if best == last:
-            return Decision(
-                "stop",
-                f"{why}; round {best} is the best, so there is no round to return to",
-                best,
-                None,
-                rate,
-            )
+            reason = f"{why}; round {best} is the best, so there is no round to return to"
+            return Decision("stop", reason, best, None, rate)
         return Decision("rollback", why, best, best, rate * config.rollback_rate)
     return Decision(state, why, best, None, rate)
 
 
 def describe_decision(decision: Decision, round_: int, adapter: Callable[[int], str]) -> str:
-    """The decision as one line for people, naming the best adapter; empty for a healthy run."""
+    """Format a decision as one line with the best adapter; empty for a healthy run.
+
+    `adapter` returns the location of the adapter of a round as text.
+    """
     if decision.state == "well":
         return ""
-    done = {
+    consequence = {
         "warn": "check the run",
         "stop": "the run is stopped",
         "rollback": f"the next round starts from round {decision.restart} at {decision.rate:g} of the learning rate",
     }[decision.state]
-    return f"health r{round_:03d}: {decision.why}: {done}. Best so far: round {decision.best}, {adapter(decision.best)}"
+    best = f"Best so far: round {decision.best}, {adapter(decision.best)}"
+    return f"health r{round_:03d}: {decision.why}: {consequence}. {best}"

@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 
-_RESAMPLED_AT_ONCE = 2**20  # values that a bootstrap holds in memory
+_RESAMPLED_AT_ONCE = 2**20  # values of bootstrap resamples in memory at once
 
 
-def summarize(rows: Sequence[dict[str, Any]], benchmark: str, place: int, resamples: int, seed: int) -> dict[str, Any]:
-    """One row of the table `summaries` from the `scores` rows of a benchmark."""
+def summarize(rows: Sequence[dict[str, Any]], benchmark: str, index: int, resamples: int, seed: int) -> dict[str, Any]:
+    """Return the row of the table `summaries` for one benchmark from its rows of the table `scores`.
+
+    `index` is the index of the benchmark in the configuration; `resamples` and `seed` are those of the bootstrap over
+    problems. Every problem must have the same number k of sampled completions. Greedy completions count only in
+    `greedy_accuracy`. Lengths are in tokens. `entropy` and `kl_base` are Monte Carlo estimates from the sampled
+    completions, in nats per token; `kl_base` is None if a log-prob under the base model is missing.
+    """
     sampled: dict[str, list[dict[str, Any]]] = defaultdict(list)
     greedy: list[bool] = []
     for row in rows:
@@ -21,15 +27,15 @@ def summarize(rows: Sequence[dict[str, Any]], benchmark: str, place: int, resamp
         else:
             sampled[row["problem_id"]].append(row)
     correct = np.array([[r["verdict"] == "correct" for r in group] for group in sampled.values()])
-    drawn = [r for group in sampled.values() for r in group]
-    lengths = np.array([r["n_tokens"] for r in drawn])
-    logprob = sum(r["logprob"] for r in drawn)
-    base = [r["base_logprob"] for r in drawn if r["base_logprob"] is not None]
+    completions = [r for group in sampled.values() for r in group]
+    lengths = np.array([r["n_tokens"] for r in completions])
+    logprob = sum(r["logprob"] for r in completions)
+    base = [r["base_logprob"] for r in completions if r["base_logprob"] is not None]
     k = correct.shape[1]
     low, high = bootstrap_interval(correct.mean(1), resamples, seed)
     return {
         "benchmark": benchmark,
-        "place": place,
+        "place": index,
         "problems": len(correct),
         "samples": k,
         "accuracy": float(correct.mean()),
@@ -40,22 +46,25 @@ def summarize(rows: Sequence[dict[str, Any]], benchmark: str, place: int, resamp
         "mean_length": float(lengths.mean()),
         "length_p50": float(np.percentile(lengths, 50)),
         "length_p95": float(np.percentile(lengths, 95)),
-        "truncated": float(np.mean([r["finish_reason"] == "length" for r in drawn])),
-        "repeated": float(np.mean([r["repeated"] for r in drawn])),
-        "stop_mass": float(np.mean([np.exp(r["last_logprob"]) * (r["finish_reason"] == "stop") for r in drawn])),
+        "truncated": float(np.mean([r["finish_reason"] == "length" for r in completions])),
+        "repeated": float(np.mean([r["repeated"] for r in completions])),
+        "stop_mass": float(np.mean([np.exp(r["last_logprob"]) * (r["finish_reason"] == "stop") for r in completions])),
         "distinct_answers": float(np.mean([len({r["answer"] for r in group}) for group in sampled.values()])),
         "entropy": -float(logprob / lengths.sum()),
-        "kl_base": float((logprob - sum(base)) / lengths.sum()) if len(base) == len(drawn) else None,
+        "kl_base": float((logprob - sum(base)) / lengths.sum()) if len(base) == len(completions) else None,
     }
 
 
 def bootstrap_interval(values: np.ndarray, resamples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of [N] values, one a problem; no width for a single value."""
+    """Return (low, high) of the percentile bootstrap interval of the mean of `values` [N], one value per problem.
+
+    `level` is the confidence level. A single value has an interval of width 0.
+    """
     from scipy import stats
 
     if len(values) == 1:
         return float(values[0]), float(values[0])
-    found = stats.bootstrap(
+    result = stats.bootstrap(
         (values,),
         np.mean,
         n_resamples=resamples,
@@ -64,15 +73,18 @@ def bootstrap_interval(values: np.ndarray, resamples: int, seed: int, level: flo
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def ends_in_loop(token_ids: Sequence[int], times: int = 4, least: int = 16, longest: int = 64) -> bool:
-    """Whether a completion ends in an n-gram of up to `longest` tokens, repeated `times` times over `least` tokens
-    or more."""
-    for n in range(1, longest + 1):
-        tail = token_ids[-max(n * times, least) :]
-        if len(tail) < max(n * times, least):
+def ends_in_loop(token_ids: Sequence[int], repeats: int = 4, min_tokens: int = 16, max_ngram: int = 64) -> bool:
+    """Return whether a completion ends in a repetition loop.
+
+    A loop is an n-gram of at most `max_ngram` tokens that occurs at least `repeats` times in a row and covers at least
+    `min_tokens` tokens.
+    """
+    for n in range(1, max_ngram + 1):
+        tail = token_ids[-max(n * repeats, min_tokens) :]
+        if len(tail) < max(n * repeats, min_tokens):
             return False
         if tail[n:] == tail[:-n]:
             return True
@@ -80,13 +92,13 @@ def ends_in_loop(token_ids: Sequence[int], times: int = 4, least: int = 16, long
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the probability that one of k samples is correct, from n samples with `correct` correct ones
-    (2107.03374, eq. 1).
+    """Return the unbiased estimate of pass@k, 1 - C(n - c, k) / C(n, k) (arXiv 2107.03374, eq. 1).
 
-    1 - C(n - c, k) / C(n, k). Raises ValueError if k > n.
+    It is the probability that at least one of k samples is correct, estimated from n samples of which c = `correct` are
+    correct. Raises ValueError if k > n.
     """
     if k > n:
-        raise ValueError(f"pass@{k} needs at least {k} samples, not {n}")
+        raise ValueError(f"pass@{k} needs at least {k} samples, but there are {n}")
     if n - correct < k:
         return 1.0
     return float(1.0 - np.prod(1.0 - k / np.arange(n - correct + 1, n + 1)))

@@ -1,4 +1,4 @@
-"""The shared vocabulary: the Arrow schema of every table, the stages that write them, and small frozen types.
+"""The Arrow schemas of the tables, the list of stages, and the frozen types that packages exchange.
 
 Belongs here: what is stored and the types that packages exchange.
 Does not belong here: how and where it is stored (`store`), and how it is computed.

@@ -1,4 +1,4 @@
-"""The Arrow schemas of the tables that measure a round: style, health and sweeps."""
+"""Arrow schemas of the diagnostic tables: style, health and sweeps."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pyarrow as pa
 from ogls.records.schema import Table, column, columns
 
 _RECIPE = column("recipe", pa.string(), "Name of the recipe.")
-_STRENGTH = column("strength", pa.float64(), "Its strength; null for recipes without one.", nullable=True)
+_STRENGTH = column("strength", pa.float64(), "Strength of the recipe; null for a recipe without one.", nullable=True)
 SWEEPS = Table(
     "sweeps",
     "sweep",
-    "One row a recipe and strength, measured on a round's cached states (`ogls sweep`).",
+    "One row per recipe and strength, measured on the cached states of a round (`ogls sweep`).",
     columns(
         _RECIPE,
         _STRENGTH,
@@ -20,12 +20,18 @@ SWEEPS = Table(
         column("w_correct", pa.float64(), "Weight of the pool correct."),
         column("w_incorrect", pa.float64(), "Weight of the pool incorrect."),
         column("tokens", pa.int64(), "Tokens measured."),
-        column("kl", pa.float64(), "Mean KL(target || base) in nats a token."),
+        column("kl", pa.float64(), "Mean KL(target || base) in nats per token."),
         column("entropy", pa.float64(), "Mean entropy of the target in nats."),
-        column("moved_correct", pa.float64(), "Mean p_target - p_base of correct rollouts' tokens.", nullable=True),
-        column("moved_failed", pa.float64(), "Mean p_target - p_base of failed rollouts' tokens.", nullable=True),
-        column("auc", pa.float64(), "AUC, correct over failed, of rollouts' mean log-prob ratio.", nullable=True),
-        column("token_auc", pa.float64(), "AUC, correct over failed, of tokens' log-prob ratio.", nullable=True),
+        column(
+            "moved_correct", pa.float64(), "Mean p_target - p_base of the tokens of correct rollouts.", nullable=True
+        ),
+        column("moved_failed", pa.float64(), "Mean p_target - p_base of the tokens of failed rollouts.", nullable=True),
+        column(
+            "auc", pa.float64(), "AUC of the mean log-prob ratio of a rollout: correct against failed.", nullable=True
+        ),
+        column(
+            "token_auc", pa.float64(), "AUC of the log-prob ratio of a token: correct against failed.", nullable=True
+        ),
     ),
 )
 
@@ -33,7 +39,7 @@ SWEEPS = Table(
 SWEEP_POSITIONS = Table(
     "sweep_positions",
     "sweep",
-    "One row a recipe, strength and bin of positions in the rollout.",
+    "One row per recipe, strength and bin of positions in the rollout.",
     columns(
         _RECIPE,
         _STRENGTH,
@@ -41,8 +47,8 @@ SWEEP_POSITIONS = Table(
         column("position_to", pa.int32(), "Last position of the bin."),
         column("correct_tokens", pa.int32(), "Tokens of correct rollouts in the bin."),
         column("failed_tokens", pa.int32(), "Tokens of failed rollouts in the bin."),
-        column("auc", pa.float64(), "AUC, correct over failed, of tokens' log-prob ratio.", nullable=True),
-        column("kl", pa.float64(), "Mean KL(target || base) in nats a token."),
+        column("auc", pa.float64(), "AUC of the log-prob ratio of a token: correct against failed.", nullable=True),
+        column("kl", pa.float64(), "Mean KL(target || base) in nats per token."),
     ),
     owner="sweeps",
 )
@@ -51,7 +57,7 @@ SWEEP_POSITIONS = Table(
 SWEEP_AGREEMENT = Table(
     "sweep_agreement",
     "sweep",
-    "One row a pair of recipes and strengths: how well their targets agree.",
+    "One row per pair of recipes and strengths: the agreement of their targets.",
     columns(
         column("a", pa.string(), "The first recipe and its strength."),
         column("b", pa.string(), "The second recipe and its strength."),
@@ -65,7 +71,7 @@ SWEEP_AGREEMENT = Table(
 STYLE = Table(
     "style",
     "style",
-    "One row a signal, class of the sampled token and bin of positions: the distance of the signal from the base pool.",
+    "One row per signal, class of the sampled token and bin of positions: distance of the signal from the base pool.",
     columns(
         column(
             "signal", pa.string(), "target, direction (base + correct - incorrect), reference (the OPSD gap), correct."
@@ -74,7 +80,7 @@ STYLE = Table(
         column("position_from", pa.int32(), "First position of the bin."),
         column("position_to", pa.int32(), "Last position of the bin."),
         column("tokens", pa.int64(), "Tokens measured."),
-        column("kl", pa.float64(), "Mean KL(signal || base) in nats a token."),
+        column("kl", pa.float64(), "Mean KL(signal || base) in nats per token."),
         column("style", pa.float64(), "The part of kl that moves between classes or within the rest."),
         column("norm", pa.float64(), "Mean L2 norm of the centred difference of the logits."),
     ),
@@ -84,12 +90,14 @@ STYLE = Table(
 HEALTH = Table(
     "health",
     "health",
-    "One row a check and evaluated round.",
+    "One row per health check and evaluated round.",
     columns(
         column("check", pa.string(), "Name of the check, as in [health]."),
         column("value", pa.float64(), "The measured value.", nullable=True),
-        column("limit", pa.float64(), "The limit that it is compared with.", nullable=True),
-        column("failed", pa.bool_(), "Whether it failed; null where the value or limit is not known.", nullable=True),
+        column("limit", pa.float64(), "The limit that the value is compared with.", nullable=True),
+        column(
+            "failed", pa.bool_(), "Whether the check failed; null if the value or the limit is null.", nullable=True
+        ),
         column("action", pa.string(), "off, warn, stop or rollback."),
     ),
 )

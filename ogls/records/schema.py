@@ -1,4 +1,4 @@
-"""What a table of the store is, and how its schema is checked on write and upgraded on read.
+"""Tables of the store: their schema, its check on write and its upgrade on read.
 
 A release reads the files of every older release. A newer schema only adds tables and nullable columns;
 `upgrade_schema` fills the columns that an older file lacks with nulls. RESULT_VERSION is part of every fingerprint and
@@ -21,35 +21,37 @@ RESULT_VERSION = 2
 
 @dataclass(frozen=True)
 class Table:
-    """One table: its schema, the stage that writes it, and the table whose folder has its manifest."""
+    """One table: its schema, the stage that writes it, and the table that its manifest is stored with (`owner`)."""
 
     name: str
     stage: str
     about: str
     schema: pa.Schema
     owner: str = ""
-    float_lists: tuple[str, ...] = ()  # list columns stored as BYTE_STREAM_SPLIT, which compresses them best
-    opaque: tuple[str, ...] = ()  # columns that only code reads: stored without dictionary and compression
+    float_lists: tuple[str, ...] = ()  # list columns stored with the encoding BYTE_STREAM_SPLIT, which compresses best
+    opaque: tuple[str, ...] = ()  # binary columns, stored without dictionary, compression and statistics
 
     @property
     def manifest_table(self) -> str:
-        """The table whose folder has the manifest of this table."""
+        """The table in whose folder the manifest of this table is stored: `owner`, or this table."""
         return self.owner or self.name
 
 
 def column(name: str, type_: pa.DataType, about: str, nullable: bool = False) -> pa.Field:
+    """An Arrow field with its description in the metadata key `about`."""
     return pa.field(name, type_, nullable=nullable, metadata={"about": about})
 
 
 def columns(*fields: pa.Field) -> pa.Schema:
+    """An Arrow schema with SCHEMA_VERSION in the metadata key `ogls_schema_version`."""
     return pa.schema(fields, metadata={"ogls_schema_version": str(SCHEMA_VERSION)})
 
 
 def to_arrow(table: Table, rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as an Arrow table with the schema of `table`. Raises DataError naming the column that does not fit."""
-    known, given = set(table.schema.names), set(rows[0]) if rows else set()
-    if rows and known != given:
-        raise DataError(f"{table.name}: missing {sorted(known - given)}, unknown {sorted(given - known)}")
+    """Convert rows to an Arrow table with the schema of `table`. Raises DataError if the rows do not fit the schema."""
+    expected, given = set(table.schema.names), set(rows[0]) if rows else set()
+    if rows and expected != given:
+        raise DataError(f"{table.name}: missing {sorted(expected - given)}, unknown {sorted(given - expected)}")
     try:
         arrow = pa.Table.from_pylist(rows, schema=table.schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -68,20 +70,20 @@ def check_schema(table: Table, arrow: pa.Table) -> pa.Table:
     return arrow
 
 
-def upgrade_schema(table: Table, arrow: pa.Table, wanted: Sequence[str] | None = None) -> pa.Table:
-    """The `wanted` columns (None: all) with the types of this release, from a file of this or an older release.
+def upgrade_schema(table: Table, arrow: pa.Table, names: Sequence[str] | None = None) -> pa.Table:
+    """Return the columns `names` (None: all) with the types of this release, from a file of this or an older release.
 
     Raises StoreError if a required column is missing, or if a newer release wrote the file.
     """
-    fields = [table.schema.field(name) for name in wanted or table.schema.names]
+    fields = [table.schema.field(name) for name in names or table.schema.names]
     present = set(arrow.schema.names)
     if missing := [f.name for f in fields if f.name not in present and not f.nullable]:
         raise StoreError(f"{table.name}: the file lacks the columns {', '.join(missing)}, so it is not this table")
     written = int((arrow.schema.metadata or {}).get(b"ogls_schema_version", 0))
     if written > SCHEMA_VERSION:
         raise StoreError(
-            f"{table.name}: written in schema version {written}, and this release knows up to {SCHEMA_VERSION}: "
+            f"{table.name}: the file has schema version {written}; this release reads versions up to {SCHEMA_VERSION}: "
             "install a newer ogls-sd"
         )
-    parts = [arrow[f.name] if f.name in present else pa.nulls(len(arrow), f.type) for f in fields]
-    return pa.table(parts, schema=pa.schema(fields, metadata=table.schema.metadata))
+    arrays = [arrow[f.name] if f.name in present else pa.nulls(len(arrow), f.type) for f in fields]
+    return pa.table(arrays, schema=pa.schema(fields, metadata=table.schema.metadata))

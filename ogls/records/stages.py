@@ -1,7 +1,6 @@
-"""The stages of a run, declared once: the table that each writes, what its progress counts, and whether it uses the
-device.
+"""The stages of a run: the table that each stage writes, the unit of its progress, and whether it uses the device.
 
-prepare -> evaluate, health (round 0), then every round:
+prepare -> evaluate, health (round 0), then in every round:
 sample -> verify -> teach -> steer -> style -> train -> evaluate -> health
 """
 
@@ -16,8 +15,8 @@ class Stage:
 
     name: str
     table: str
-    unit: str = ""  # what progress(done, total) counts; empty for stages too short to show
-    on_device: bool = False  # runs the model or its head, so it takes a slot of execution.limit
+    unit: str = ""  # what progress(done, total) counts; empty if the stage reports no progress
+    on_device: bool = False  # runs the model or its head, so it occupies a slot of execution.limit
     in_rounds: bool = False  # has a column of seconds in the table of rounds
 
 

@@ -1,7 +1,7 @@
-"""The Arrow schema of every table, declared once, and the small frozen types: the shared vocabulary.
+"""Arrow schemas of the tables that stages write.
 
-Every table is partitioned by `round`, which is read from its path; queries add the column `run`. The writer
-enforces these schemas, and `data/README.md` is generated from them.
+Every table is partitioned by `round`, which is read from the path of the file; queries add the column `run`.
+`StageWriter` checks every table against its schema, and `data/README.md` is generated from the schemas.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ogls.records.diagnostics import HEALTH, STYLE, SWEEP_AGREEMENT, SWEEP_POSIT
 from ogls.records.schema import Table, column, columns
 
 _ID = column("problem_id", pa.string(), "Id of the problem.")
-_SAMPLE = column("sample", pa.int32(), "Number of the rollout within its group, from 0.")
+_SAMPLE = column("sample", pa.int32(), "Index of the rollout in its group, from 0.")
 _INTS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
 PROBLEMS = Table(
     "problems",
@@ -23,7 +23,7 @@ PROBLEMS = Table(
         column("split", pa.string(), "train, or the name of a benchmark."),
         column("problem", pa.string(), "The question."),
         column("solution", pa.string(), "The reference solution.", nullable=True),
-        column("answer", pa.string(), "The expected answer, as math-verify is given it."),
+        column("answer", pa.string(), "The expected answer, in the form that math-verify parses."),
     ),
 )
 
@@ -31,7 +31,7 @@ PROBLEMS = Table(
 TRAJECTORIES = Table(
     "trajectories",
     "sample",
-    "One row a training rollout. Rows are never changed.",
+    "One row per training rollout. Rows are never changed.",
     columns(
         _ID,
         _SAMPLE,
@@ -41,7 +41,7 @@ TRAJECTORIES = Table(
         column("n_tokens", pa.int32(), "Length of token_ids."),
         column("text", pa.string(), "The completion as text, without control tokens."),
         column("finish_reason", pa.string(), "stop (a stop token) or length (max_tokens reached)."),
-        column("policy", pa.string(), "Hash of the adapter that sampled it; base for the base model."),
+        column("policy", pa.string(), "Hash of the adapter that sampled the rollout; base for the base model."),
         column("seed", pa.int64(), "Seed of this rollout."),
     ),
     float_lists=("prompt_ids", "token_ids", "logprobs"),
@@ -51,7 +51,7 @@ TRAJECTORIES = Table(
 VERDICTS = Table(
     "verdicts",
     "verify",
-    "One row a rollout: its verdict.",
+    "One row per rollout: its verdict.",
     columns(
         _ID,
         _SAMPLE,
@@ -65,18 +65,16 @@ VERDICTS = Table(
 TEACHER_STATES = Table(
     "teacher_states",
     "teach",
-    "One row a scored rollout and pool: the teacher's final hidden states, averaged over the pool's contexts.",
+    "One row per scored rollout and pool: final hidden states of the teacher, averaged over the contexts of the pool.",
     columns(
         _ID,
         _SAMPLE,
         column("pool", pa.string(), "base, reference, correct or incorrect."),
-        column("exemplars", _INTS, "Samples of the group whose texts were the contexts; -1 is the reference."),
-        column("tokens", pa.int32(), "T: states kept, one for each of the rollout's first T tokens."),
+        column("exemplars", _INTS, "Sample indices of the rollouts used as contexts; -1 is the reference solution."),
+        column("tokens", pa.int32(), "T: number of states, one for each of the first T tokens of the rollout."),
         column("dim", pa.int32(), "D: hidden size."),
         column("dtype", pa.string(), "float16, bfloat16 or float32."),
-        column(
-            "states", pa.large_binary(), "[T, D] row-major little-endian; state t is the one that predicts token t."
-        ),
+        column("states", pa.large_binary(), "[T, D] row-major little-endian; state t predicts token t."),
     ),
     opaque=("states",),
 )
@@ -85,12 +83,12 @@ TEACHER_STATES = Table(
 CONTEXTS = Table(
     "contexts",
     "teach",
-    "One row a scored rollout and pool: which exemplars the teacher read. Kept when the states are dropped.",
+    "One row per scored rollout and pool: the exemplars that the teacher read. Kept when the states are dropped.",
     columns(
         _ID,
         _SAMPLE,
         column("pool", pa.string(), "base, reference, correct or incorrect."),
-        column("exemplars", _INTS, "Samples of the group whose texts were the contexts; -1 is the reference."),
+        column("exemplars", _INTS, "Sample indices of the rollouts used as contexts; -1 is the reference solution."),
     ),
     owner="teacher_states",
 )
@@ -99,23 +97,23 @@ CONTEXTS = Table(
 TARGETS = Table(
     "targets",
     "steer",
-    "One row a distilled token: the steered target on its top-K support.",
+    "One row per distilled token: the steered target on its top-K tokens.",
     columns(
         _ID,
         _SAMPLE,
         column("position", pa.int32(), "Position in the rollout, from 0."),
         column("token_id", pa.int32(), "The sampled token."),
         column("token", pa.string(), "The sampled token as text."),
-        column("token_base_logprob", pa.float32(), "Its log-probability (nats) under the base pool."),
-        column("token_target_logprob", pa.float32(), "Its log-probability (nats) under the target."),
-        column("ids", _INTS, "The K likeliest tokens of the target, likeliest first."),
-        column("base_logprobs", _FLOATS, "Their log-probabilities (nats) under the base pool, rounded to fp16."),
-        column("target_logprobs", _FLOATS, "Their log-probabilities (nats) under the target, rounded to fp16."),
-        column("tail_mass", pa.float32(), "Probability of the target outside the support."),
+        column("token_base_logprob", pa.float32(), "Log-probability (nats) of the sampled token under the base pool."),
+        column("token_target_logprob", pa.float32(), "Log-probability (nats) of the sampled token under the target."),
+        column("ids", _INTS, "The K most likely tokens of the target, most likely first."),
+        column("base_logprobs", _FLOATS, "Log-probabilities (nats) of `ids` under the base pool, rounded to fp16."),
+        column("target_logprobs", _FLOATS, "Log-probabilities (nats) of `ids` under the target, rounded to fp16."),
+        column("tail_mass", pa.float32(), "Probability mass of the target outside `ids`."),
         column(
             "direction_norm",
             pa.float32(),
-            "L2 norm of the centred direction z_correct - z_incorrect; without both, of what the recipe adds.",
+            "L2 norm of the centred direction z_correct - z_incorrect; without both pools, of what the recipe adds.",
         ),
         column("kl", pa.float32(), "KL(target || base) in nats."),
         column("base_entropy", pa.float32(), "Entropy of the base pool's distribution in nats.", nullable=True),
@@ -128,27 +126,32 @@ TARGETS = Table(
 STEERED = Table(
     "steered",
     "steer",
-    "One row a distilled rollout: its targets, summarised.",
+    "One row per distilled rollout: a summary of its targets.",
     columns(
         _ID,
         _SAMPLE,
         column("tokens", pa.int32(), "Distilled tokens."),
-        column("kl", pa.float64(), "Mean KL(target || base) in nats a token."),
+        column("kl", pa.float64(), "Mean KL(target || base) in nats per token."),
         column("kl_max", pa.float32(), "Largest KL(target || base) of a token, in nats."),
-        column("kl_max_position", pa.int32(), "Position of that token in the rollout."),
+        column("kl_max_position", pa.int32(), "Position in the rollout of the token with the largest KL."),
         column("gain", pa.float64(), "Mean of log p_target - log p_base of the sampled tokens, in nats."),
         column("direction_norm", pa.float64(), "Mean L2 norm of the direction."),
         column("direction_max", pa.float32(), "Largest L2 norm of the direction."),
-        column("direction_max_position", pa.int32(), "Position of that token in the rollout."),
-        column("base_entropy", pa.float64(), "Mean entropy of the base pool in nats a token.", nullable=True),
-        column("target_entropy", pa.float64(), "Mean entropy of the target in nats a token.", nullable=True),
+        column("direction_max_position", pa.int32(), "Position in the rollout of the token with the largest norm."),
+        column("base_entropy", pa.float64(), "Mean entropy of the base pool in nats per token.", nullable=True),
+        column("target_entropy", pa.float64(), "Mean entropy of the target in nats per token.", nullable=True),
         column(
             "stop_base",
             pa.float64(),
-            "p_base of the stop token; null if the rollout was cut or capped.",
+            "Probability of the stop token under the base pool; null if the rollout was truncated or capped.",
             nullable=True,
         ),
-        column("stop_target", pa.float64(), "p_target of it.", nullable=True),
+        column(
+            "stop_target",
+            pa.float64(),
+            "Probability of the stop token under the target; null if stop_base is.",
+            nullable=True,
+        ),
     ),
     owner="targets",
 )
@@ -157,17 +160,17 @@ STEERED = Table(
 UPDATES = Table(
     "updates",
     "train",
-    "One row an optimizer step.",
+    "One row per optimizer step.",
     columns(
-        column("step", pa.int64(), "Optimizer step, counted over the run from 1."),
-        column("epoch", pa.int32(), "Pass over the round's rollouts, from 0."),
+        column("step", pa.int64(), "Number of the optimizer step in the run, from 1."),
+        column("epoch", pa.int32(), "Pass over the rollouts of the round, from 0."),
         column("loss", pa.float32(), "token_loss + train.tail_weight * tail_nll (rft and sft: tail_nll alone)."),
-        column("token_loss", pa.float32(), "Mean divergence (grpo: surrogate) a trained token, in nats."),
-        column("tail_nll", pa.float32(), "Mean NLL a tail token, in nats.", nullable=True),
+        column("token_loss", pa.float32(), "Mean divergence (grpo: surrogate) per trained token, in nats."),
+        column("tail_nll", pa.float32(), "Mean NLL per tail token, in nats.", nullable=True),
         column("grad_norm", pa.float32(), "L2 norm of the gradient before clipping."),
-        column("learning_rate", pa.float64(), "Rate of this step."),
+        column("learning_rate", pa.float64(), "Learning rate of this step."),
         column("rollouts", pa.int32(), "Rollouts of this step."),
-        column("tokens", pa.int32(), "Trained tokens of this step, without the tail's."),
+        column("tokens", pa.int32(), "Trained tokens of this step, without tail tokens."),
         column("tail_tokens", pa.int32(), "Tail tokens of this step."),
     ),
 )
@@ -176,23 +179,30 @@ UPDATES = Table(
 SCORES = Table(
     "scores",
     "evaluate",
-    "One row an evaluation completion of the policy that the round ended with (round 0: the base model).",
+    "One row per evaluation completion, sampled from the policy after the round (round 0: the base model).",
     columns(
         column("benchmark", pa.string(), "Name of the benchmark."),
         _ID,
         _SAMPLE,
-        column("greedy", pa.bool_(), "Whether it was sampled greedily; then sample is 0."),
+        column("greedy", pa.bool_(), "Whether decoding was greedy; then sample is 0."),
         column("verdict", pa.string(), "correct, incorrect, no_answer, truncated, timeout or error."),
         column("answer", pa.string(), "The answer found in the completion.", nullable=True),
         column("n_tokens", pa.int32(), "Length in tokens, the stop token included."),
         column("finish_reason", pa.string(), "stop or length."),
         column("logprob", pa.float32(), "Log-probability (nats) of the completion under the policy at temperature 1."),
-        column("base_logprob", pa.float32(), "The same under the base model (evaluate.base_kl).", nullable=True),
-        column("last_logprob", pa.float32(), "Log-probability (nats) of its last token: the stop token, unless cut."),
+        column(
+            "base_logprob",
+            pa.float32(),
+            "Log-probability (nats) of the completion under the base model (evaluate.base_kl).",
+            nullable=True,
+        ),
+        column(
+            "last_logprob", pa.float32(), "Log-probability (nats) of the last token: the stop token, unless truncated."
+        ),
         column(
             "repeated",
             pa.bool_(),
-            "Whether it ends in an n-gram repeated 4 times or more, over 16 tokens or more.",
+            "Whether the completion ends in an n-gram repeated 4 times or more, over 16 tokens or more.",
         ),
         column("text", pa.string(), "The completion."),
         column("policy", pa.string(), "Hash of the evaluated adapter; base for the base model."),
@@ -204,26 +214,30 @@ SCORES = Table(
 SUMMARIES = Table(
     "summaries",
     "evaluate",
-    "One row a benchmark and evaluated round.",
+    "One row per benchmark and evaluated round.",
     columns(
         column("benchmark", pa.string(), "Name of the benchmark."),
-        column("place", pa.int32(), "Index in the configuration, from 0; curves show index 0."),
+        column("place", pa.int32(), "Index of the benchmark in the configuration, from 0; curves show index 0."),
         column("problems", pa.int32(), "Problems evaluated."),
-        column("samples", pa.int32(), "k: sampled completions a problem."),
+        column("samples", pa.int32(), "k: sampled completions per problem."),
         column("accuracy", pa.float64(), "avg@k: mean over problems of the share of correct samples."),
-        column("accuracy_low", pa.float64(), "Lower end of its 95% bootstrap interval over problems."),
-        column("accuracy_high", pa.float64(), "Upper end of that interval."),
-        column("greedy_accuracy", pa.float64(), "Share of problems solved greedily."),
+        column("accuracy_low", pa.float64(), "Lower end of the 95% bootstrap interval of accuracy, over problems."),
+        column("accuracy_high", pa.float64(), "Upper end of the 95% bootstrap interval of accuracy, over problems."),
+        column("greedy_accuracy", pa.float64(), "Share of problems solved by greedy decoding."),
         column("pass_at_k", pa.float64(), "Unbiased pass@k at k = samples."),
-        column("mean_length", pa.float64(), "Mean tokens a sampled completion."),
-        column("length_p50", pa.float64(), "Median tokens a sampled completion."),
-        column("length_p95", pa.float64(), "95th percentile of tokens a sampled completion."),
-        column("truncated", pa.float64(), "Share of sampled completions cut at max_tokens."),
+        column("mean_length", pa.float64(), "Mean number of tokens per sampled completion."),
+        column("length_p50", pa.float64(), "Median number of tokens per sampled completion."),
+        column("length_p95", pa.float64(), "95th percentile of the number of tokens per sampled completion."),
+        column("truncated", pa.float64(), "Share of sampled completions truncated at max_tokens."),
         column("repeated", pa.float64(), "Share of sampled completions that end in a loop."),
-        column("stop_mass", pa.float64(), "Mean probability of the stop token where a completion ended; 0 where cut."),
-        column("distinct_answers", pa.float64(), "Mean number of different answers a problem among its samples."),
-        column("entropy", pa.float64(), "Minus the mean log-probability of sampled tokens: nats a token."),
-        column("kl_base", pa.float64(), "KL(policy || base) estimated on the samples: nats a token.", nullable=True),
+        column(
+            "stop_mass", pa.float64(), "Mean probability of the stop token at the end of a completion; 0 if truncated."
+        ),
+        column("distinct_answers", pa.float64(), "Mean number of different answers among the samples of a problem."),
+        column("entropy", pa.float64(), "Minus the mean log-probability of the sampled tokens, in nats per token."),
+        column(
+            "kl_base", pa.float64(), "KL(policy || base), estimated on the samples, in nats per token.", nullable=True
+        ),
     ),
     owner="scores",
 )

@@ -1,11 +1,11 @@
-"""The small frozen types that packages exchange."""
+"""Frozen types that packages exchange."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-Key = tuple[str, int]  # (problem_id, sample): names a rollout within its round
+Key = tuple[str, int]  # (problem_id, sample): identifies a rollout in its round
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to sample: a rendered prompt, and the seed of its random stream."""
+    """One completion to sample: a rendered prompt and the seed of its random stream."""
 
     problem_id: str
     sample: int
@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """The completion of a request. `logprobs` are at temperature 1, in nats, one a token."""
+    """The completion of a request. `logprobs` are at temperature 1, in nats, one per token."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -67,4 +67,4 @@ class StageResult:
     metrics: dict[str, Any] = field(default_factory=dict)
     reused: bool = False
     notice: str = ""
-    redone: str = ""  # why finished work was redone; empty if it was not
+    redone: str = ""  # why finished work was redone; empty if nothing was redone

@@ -45,7 +45,7 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
         rows = [{n: getattr(p, n) for n in PROBLEMS.schema.names} for p in problems]
         writer.write_shard(0, to_arrow(PROBLEMS, rows))
         listed = [f"{n} {reason} ({report.describe(reason)})" for reason, n in report.counts.items()]
-        notice = f"problems left out: {'; '.join(listed)}" if listed else ""
+        notice = f"problems excluded: {'; '.join(listed)}" if listed else ""
         policy.use_adapter(run.load_adapter(0))
         first = next(p for p in problems if p.split == "train")
         return {

@@ -42,7 +42,7 @@ def sample(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
             truncated = sum(c.finish_reason == "length" for c in completions)
             writer.write_shard(index, to_arrow(TRAJECTORIES, rows), {"tokens": tokens, "truncated": truncated})
         sampler.release_memory()
-        restarted = f"the engine died and was restarted {sampler.restarts} times; only its batches were sampled again"
+        restarted = f"engine restarts: {sampler.restarts}; only the interrupted batches were sampled again"
         notice = restarted if sampler.restarts else ""
         return {"policy": policy_hash, "groups": len(chosen), "engine": resolve_engine(config), "notice": notice}
 

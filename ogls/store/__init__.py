@@ -1,7 +1,7 @@
-"""The record store: shards, manifests, locks, and SQL over all of it. The only package that spells a path.
+"""The record store: shards, manifests, locks and SQL. Only this package builds the paths of records.
 
-Belongs here: how records get to a disk or an object store, and how they are read and queried.
-Does not belong here: what the records mean; the algorithm does not import this package.
+Belongs here: writing records to a disk or an object store, reading and querying them.
+Does not belong here: the meaning of the records. The algorithm does not import this package.
 """
 
 from ogls.store.query import export_database, named_queries, run_query

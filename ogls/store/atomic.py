@@ -22,7 +22,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     finally:
-        with suppress(OSError):  # the folder may be what cannot be written
+        with suppress(OSError):  # the folder itself may not be writable
             _remove(temporary)
 
 
@@ -30,10 +30,10 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 def atomic_write(path: Path, replace: bool = False, errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[Path]:
     """`replace_atomically` for files and folders that a user asked for.
 
-    Raises UserError if `path` exists and `replace` is false, and in place of each of `errors`.
+    Raises UserError if `path` exists and `replace` is false, or if the block raises one of `errors`.
     """
     if path.exists() and not replace:
-        raise UserError(f"{path} exists already: choose another name or remove it")
+        raise UserError(f"{path} already exists: choose another name or remove it")
     try:
         with replace_atomically(path) as temporary:
             yield temporary

@@ -1,4 +1,4 @@
-"""Who holds a run: what a lock or a claim says about its process, written and read in one place."""
+"""The record of the process that holds a run, in a lock file or in the claim of a lease."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def holder_info(purpose: str) -> dict[str, Any]:
-    """What is recorded about this process: `pid`, `host`, `purpose` and `since`."""
+    """The record of this process: `pid`, `host`, `purpose` and `since` (local time)."""
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -20,7 +20,7 @@ def holder_info(purpose: str) -> dict[str, Any]:
 
 
 def parse_holder(raw: bytes) -> dict[str, Any]:
-    """The recorded JSON object; empty if it cannot be read."""
+    """Parse a record. Returns an empty dict if it is not a JSON object."""
     try:
         info = json.loads(raw)
     except ValueError:
@@ -29,7 +29,7 @@ def parse_holder(raw: bytes) -> dict[str, Any]:
 
 
 def describe_holder(raw: bytes) -> str:
-    """One line for people: the process, its host, its purpose and since when it holds the run."""
+    """Format a record as one line: process id, host, purpose and start time."""
     info = parse_holder(raw)
     try:
         return f"process {info['pid']} on {info['host']} ({info['purpose']}, since {info['since']})"

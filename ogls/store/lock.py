@@ -1,5 +1,7 @@
-"""One live process a run. On a local disk the kernel keeps the lock, so a killed holder frees it at once;
-on other stores it is a lease that its holder renews and that expires.
+"""The lock of a run: only one live process holds it.
+
+On a local disk it is an flock, which the kernel releases when its holder ends or is killed. On other stores it is a
+lease, which its holder renews and which expires.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from ogls.store.storage import Storage
 
 @contextlib.contextmanager
 def hold_run(storage: Storage, run: str, purpose: str) -> Iterator[None]:
-    """Hold a run while the block runs. Raises RunLocked, naming the holder, if a live process has it."""
+    """Hold a run while the block runs. Raises RunLocked, naming the holder, if a live process holds it."""
     with _flock(storage, run, purpose) if storage.local else hold_lease(storage, run, holder_info(purpose)):
         yield
 
 
 def find_holder(storage: Storage, run: str) -> str | None:
-    """Who holds the run, as one line; None if nobody does."""
+    """The process that holds the run, as one line; None if the run is free."""
     if not storage.local:
         claim = active_claim(storage, run)
         return describe_holder(claim) if claim else None

@@ -26,7 +26,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a stage wrote and from which inputs. `digest` identifies the content, independent of when it was written."""
+    """The files that a stage wrote, and the fingerprint of its inputs."""
 
     stage: str
     round: int
@@ -37,24 +37,26 @@ class Manifest:
     written: str
     version: str
     schema_version: int = SCHEMA_VERSION
-    dropped: str = ""  # when `retention` deleted the files (the stage stays done); empty if it did not
+    dropped: str = ""  # when `retention` deleted the states (the stage stays done); empty if they were not deleted
 
     @property
     def digest(self) -> str:
+        """A hash of the inputs and the files; it does not depend on when they were written."""
         return fingerprint(self.fingerprint, [f.sha256 for f in self.files])
 
     @property
     def present_files(self) -> list[FileEntry]:
-        """The files that are in the store: all except dropped states."""
+        """The files in the store: all files except dropped states."""
         return [f for f in self.files if not self.dropped or f.table != DROPPABLE]
 
     def files_of(self, table: str) -> list[FileEntry]:
+        """The files in the store that belong to `table`."""
         return [f for f in self.present_files if f.table == table]
 
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a stage is done; if not, `why` gives the reason."""
+    """The state of a stage: `why` is the reason if it is not done, `manifest` is set if it is done."""
 
     state: Literal["done", "missing", "changed", "damaged"]
     why: str = ""
@@ -62,8 +64,10 @@ class Status:
 
 
 def parse_manifest(data: dict[str, Any]) -> Manifest:
+    """A manifest from its parsed JSON."""
     return Manifest(**{**data, "files": tuple(FileEntry(**f) for f in data["files"])})
 
 
 def utc_now() -> str:
+    """The current time in UTC, in ISO 8601 format with microseconds."""
     return datetime.now(UTC).isoformat(timespec="microseconds")

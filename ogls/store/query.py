@@ -1,8 +1,9 @@
-"""SQL over the store: one DuckDB view a table over finished stages, read-only and without access to other files.
+"""SQL over the store: one DuckDB view per table, over finished stages.
 
-A view lists the files that manifests list, so an incomplete shard is never read. Every view has the columns `run` and
-`round` besides those of its table; the table `stages` has one row a finished stage. Only the views that a statement
-names are created, because reading manifests and opening files dominates the cost of a query on a large store.
+Queries are read-only and cannot access other files. A view lists the files that manifests list, so an incomplete shard
+is never read. Every view has the columns of its table and the columns `run` and `round`; the table `stages` has one row
+per finished stage. Only the views that a statement names are created, because reading manifests and opening files
+dominates the cost of a query on a large store.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import duckdb
 
 
-STAGES_ABOUT = "One row a finished stage: seconds it took, rows it wrote, its metrics as JSON."
+STAGES_ABOUT = "One row per finished stage: its duration in seconds, the number of rows it wrote, its metrics as JSON."
 _STAGES = pa.schema(
     [
         ("run", pa.string()),
@@ -44,7 +45,7 @@ _STAGES = pa.schema(
 
 
 STAGES_COLUMNS = tuple(_STAGES.names)
-_MEMORY = "4GiB"  # memory limit of a query; DuckDB spills the rest to the temporary folder
+_MEMORY = "4GiB"  # memory limit of a query; DuckDB spills larger intermediate results to the temporary folder
 _ALL = ("stages", *TABLES)
 
 
@@ -59,46 +60,46 @@ def named_queries() -> dict[str, str]:
 def run_query(store: Store, sql: str, run: str | None = None) -> pa.Table:
     """The result of one SELECT over all runs, or over `run`, as an Arrow table.
 
-    `.to_pandas()` and `polars.from_arrow()` convert it to a data frame. The query can read the store only, and can
-    write nothing. Raises UserError for anything but one SELECT, and for every error of DuckDB.
+    `.to_pandas()` and `polars.from_arrow()` convert it to a data frame. The query can read only the store and
+    cannot write. Raises UserError if `sql` is not one SELECT statement, or if DuckDB raises an error.
     """
     import duckdb
 
-    # A query can read the folder that DuckDB spills to, so the folder must contain nothing else.
+    # A query can read the folder that DuckDB spills to, so that folder must be otherwise empty.
     with tempfile.TemporaryDirectory(prefix="ogls-duckdb-") as spill:
         con = duckdb.connect(":memory:", config={"memory_limit": _MEMORY, "temp_directory": spill})
-        return _run_locked_in(con, store, sql, run)
+        return _run_restricted(con, store, sql, run)
 
 
-def _run_locked_in(con: duckdb.DuckDBPyConnection, store: Store, sql: str, run: str | None) -> pa.Table:
+def _run_restricted(con: duckdb.DuckDBPyConnection, store: Store, sql: str, run: str | None) -> pa.Table:
     import duckdb
 
     try:
         statements = con.extract_statements(sql)
-        kinds = [s.type.name for s in statements]
-        if kinds != ["SELECT"]:
-            raise UserError(f"expected one SELECT statement, got {', '.join(kinds) or 'an empty text'}")
-        define_views(con, store, run, _tables_named_in(sql))
+        types = [s.type.name for s in statements]
+        if types != ["SELECT"]:
+            raise UserError(f"expected one SELECT statement, got {', '.join(types) or 'an empty text'}")
+        define_views(con, store, run, _names_in(sql))
         _restrict_access(con, store)
         return con.sql(statements[0].query).to_arrow_table()
     except duckdb.Error as error:
-        listed = f"\nthe tables are {', '.join(_ALL)} (ogls tables)" if "Table with name" in str(error) else ""
-        raise UserError(f"the query failed: {str(error).strip()}{listed}") from None
+        advice = f"\nthe tables are {', '.join(_ALL)} (ogls tables)" if "Table with name" in str(error) else ""
+        raise UserError(f"the query failed: {str(error).strip()}{advice}") from None
     finally:
         con.close()
 
 
-def _tables_named_in(sql: str) -> Collection[str]:
-    """The words of a statement, among them the names of its tables; all tables if it reads the catalogue."""
+def _names_in(sql: str) -> Collection[str]:
+    """The words of a statement, which include the tables that it names; all tables if it reads the catalog."""
     words = set(re.findall(r"\w+", sql.lower()))
     return _ALL if any(w.startswith(("information_schema", "duckdb_", "pg_", "sqlite_")) for w in words) else words
 
 
 def export_database(store: Store, path: Path, run: str | None = None) -> None:
-    """Write a DuckDB file for any client: one view a table, `stages`, and every named query in the schema `named`.
+    """Write a DuckDB file for any client: one view per table, `stages`, and every named query in the schema `named`.
 
-    The views read the files of the store in place; export again to see later rounds. An existing file is replaced
-    atomically. Raises UserError for a store that is no directory (a client would need credentials).
+    The views read the files of the store in place; export again to include later rounds. An existing file is replaced
+    atomically. Raises UserError if the store is not a directory (a client would need credentials).
     """
     import duckdb
 
@@ -144,17 +145,17 @@ def _restrict_access(con: duckdb.DuckDBPyConnection, store: Store) -> None:
 
 
 def _selects(run: RunStore, table: Table, manifests: Sequence[Manifest]) -> list[str]:
-    """The part of a view for one run, as SELECT statements. The run's name is a constant, so DuckDB skips other runs.
+    """SELECT statements for the rows of one run. The name of the run is a constant, so DuckDB skips other runs.
 
     Files of one schema version have the same columns, so DuckDB reads the schema of one file only.
     """
     parts = []
     for version in sorted({m.schema_version for m in manifests}):
-        mine = [m for m in manifests if m.schema_version == version]
-        if paths := [run.url(f.path) for m in mine for f in m.files_of(table.name)]:
+        same_version = [m for m in manifests if m.schema_version == version]
+        if paths := [run.url(f.path) for m in same_version for f in m.files_of(table.name)]:
             parts.append(_select(run.name, paths))
         elif table.owner and (older := files("ogls.store") / "sql" / "older" / f"{table.name}.sql").is_file():
-            source = [run.url(f.path) for m in mine for f in m.files_of(table.owner)]
+            source = [run.url(f.path) for m in same_version for f in m.files_of(table.owner)]
             if source:
                 parts.append(f"({older.read_text().replace('{' + table.owner + '}', _select(run.name, source))})")
     return parts
@@ -169,7 +170,7 @@ def _select(run: str, paths: Sequence[str]) -> str:
 
 
 def _empty_select(table: Table) -> str:
-    """A SELECT without rows but with the columns of the table, so that the view exists before its first row."""
+    """A SELECT with the columns of the table and no rows, so that the view exists before its first row is written."""
     types = {pa.string(): "VARCHAR", pa.int32(): "INTEGER", pa.int64(): "BIGINT", pa.bool_(): "BOOLEAN"}
     types |= {pa.float32(): "FLOAT", pa.float64(): "DOUBLE", pa.large_binary(): "BLOB"}
     types |= {pa.list_(pa.int32()): "INTEGER[]", pa.list_(pa.float32()): "FLOAT[]"}
@@ -190,4 +191,5 @@ def _stage_row(run: str, manifest: Manifest) -> dict[str, object]:
 
 
 def quote(text: str) -> str:
+    """Quote a string as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"

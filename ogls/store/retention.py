@@ -1,4 +1,4 @@
-"""Deleting cached teacher states of old trained rounds to save space. No other table is ever deleted.
+"""Delete cached teacher states of old trained rounds to save space. No other table is ever deleted.
 
 A dropped round keeps its manifest, with the time of the deletion, so its stage stays done and no later stage is redone.
 """
@@ -22,24 +22,25 @@ class DroppableStates:
 
 
 def list_droppable(run: RunStore, keep: int) -> list[DroppableStates]:
-    """Rounds whose states can be deleted so that those of the `keep` newest trained rounds stay.
+    """List the rounds whose states can be deleted: all trained rounds except the `keep` newest.
 
-    Raises ValueError for keep < 1."""
+    Raises ValueError if keep < 1.
+    """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, not {keep}")
     trained = [r for r in run.rounds(DROPPABLE) if run.manifest("updates", r)]
-    found = []
+    droppable = []
     for round_ in trained[:-keep]:
         present = set(run.storage.list_names(f"{run.name}/{run.folder(DROPPABLE, round_)}"))
         manifest = run.manifest(DROPPABLE, round_)
         entries = [e for e in _states(manifest) if e.path.rsplit("/", 1)[1] in present] if manifest else []
         if entries:
-            found.append(DroppableStates(run.name, round_, len(entries), sum(e.bytes for e in entries)))
-    return found
+            droppable.append(DroppableStates(run.name, round_, len(entries), sum(e.bytes for e in entries)))
+    return droppable
 
 
 def drop_states(run: RunStore, round_: int) -> None:
-    """Delete the states of one round. The manifest records it before any file is deleted, so a crash loses nothing."""
+    """Delete the states of one round. The manifest records the deletion first, so a crash loses nothing."""
     manifest = run.manifest(DROPPABLE, round_)
     if manifest is None:
         return

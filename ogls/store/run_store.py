@@ -35,13 +35,14 @@ class RunStore:
     def read_info(self) -> dict[str, Any] | None:
         """run.json: `created`, `config` (all settings) and `canonical` (the settings that identify the run).
 
-        None if the run does not exist."""
+        None if the run does not exist.
+        """
         return _json(self.storage.read_bytes(f"{self.name}/run.json"))
 
     def open(self, config: RunConfig) -> str:
         """Start or resume the run.
 
-        Returns a notice if another version of ogls-sd carried it out last, else an empty string.
+        Returns a notice if the run was last carried out by another version of ogls-sd, else an empty string.
 
         Raises StoreError if the run was started with another configuration, or by another version and
         `execution.other_version` is `refuse`.
@@ -49,15 +50,17 @@ class RunStore:
         info, version = self.read_info(), code_version()["version"]
         if info and (changes := differences(info["canonical"], config.model_copy(update={"name": self.name}))):
             raise StoreError(
-                f"run {self.name} exists with another configuration; take another name, or undo:\n  "
+                f"run {self.name} exists with another configuration; choose another name, or undo these changes:\n  "
                 + "\n  ".join(changes)
             )
         notice = ""
         if info and info["version"] != version:
             notice = f"run {self.name} was last carried out by ogls-sd {info['version']}, and this is {version}"
             if config.execution.other_version == "refuse":
-                raise StoreError(f"{notice}; install that one, take another run name, or set other_version = accept")
-            notice += ": finished stages stay as they are, the rest is this version's (execution.other_version)"
+                raise StoreError(
+                    f"{notice}; install that version, choose another run name, or set execution.other_version = accept"
+                )
+            notice += ": finished stages are kept, this version runs the others (execution.other_version)"
         self.write_json(
             "run.json",
             {
@@ -80,6 +83,7 @@ class RunStore:
         return find_holder(self.storage, self.name)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON object of the run; None if the file does not exist or is incomplete."""
         return _json(self.storage.read_bytes(f"{self.name}/{name}"))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -92,7 +96,7 @@ class RunStore:
         return f"{table}/round={round_:03d}"
 
     def url(self, path: str) -> str:
-        """The absolute path or URL of a path of the run, for other programs."""
+        """The absolute path or URL of `path`, a path relative to the run's folder."""
         full = f"{self.storage.path}/{self.name}/{path}"
         return full if self.storage.local else self.storage.fs.unstrip_protocol(full)
 
@@ -103,7 +107,7 @@ class RunStore:
         return parse_manifest(data) if data else None
 
     def rounds(self, table: str) -> list[int]:
-        """Rounds in which the stage that writes `table` has a manifest."""
+        """Rounds in which the stage that writes `table` is done, sorted."""
         return [m.round for m in self.manifests(table)]
 
     def manifests(self, table: str) -> list[Manifest]:
@@ -111,17 +115,17 @@ class RunStore:
         return [m for n in self._folders(table) if (m := self.manifest(table, n))]
 
     def newest_manifest(self, table: str) -> Manifest | None:
-        """The manifest of the last round in which the stage that writes `table` was done."""
-        found = (self.manifest(table, n) for n in reversed(self._folders(table)))
-        return next(filter(None, found), None)
+        """The manifest of the newest round in which the stage that writes `table` is done; None without one."""
+        manifests = (self.manifest(table, n) for n in reversed(self._folders(table)))
+        return next(filter(None, manifests), None)
 
     def _folders(self, table: str) -> list[int]:
         """Rounds for which the table has a folder, sorted."""
         names = self.storage.list_names(f"{self.name}/{TABLES[table].manifest_table}")
         return sorted(int(n.removeprefix("round=")) for n in names if n.startswith("round="))
 
-    def status(self, table: str, round_: int, wanted: str) -> Status:
-        """Whether the stage is done for this fingerprint, with all of its files present and undamaged."""
+    def status(self, table: str, round_: int, fingerprint: str) -> Status:
+        """Whether the stage is done for this fingerprint, with all its files present and undamaged."""
         owner = TABLES[table].manifest_table
         raw = self.storage.read_bytes(f"{self.name}/{self.folder(owner, round_)}/manifest.json")
         if raw is None:
@@ -130,7 +134,7 @@ class RunStore:
         if data is None:
             return Status("damaged", "its manifest cannot be read")
         manifest = parse_manifest(data)
-        if manifest.fingerprint != wanted:
+        if manifest.fingerprint != fingerprint:
             return Status("changed", "its configuration or input has changed")
         for entry in manifest.present_files:
             if problem := self.find_damage(entry):
@@ -138,11 +142,11 @@ class RunStore:
         return Status("done", manifest=manifest)
 
     def find_damage(self, entry: FileEntry) -> str:
-        """What is wrong with a file; an empty string if nothing is."""
+        """Describe the damage of a file; an empty string if it is undamaged."""
         return self.read_verified(entry)[1]
 
     def read_verified(self, entry: FileEntry) -> tuple[bytes, str]:
-        """The content of a file, and what is wrong with it (an empty string if nothing is)."""
+        """The content of a file, and a description of its damage (an empty string if it is undamaged)."""
         content = self.storage.read_bytes(f"{self.name}/{entry.path}")
         if content is None:
             return b"", "is missing"
@@ -158,34 +162,40 @@ class RunStore:
         manifest = self.manifest(table, round_)
         if manifest is None:
             stage = TABLES[table].stage
-            raise StoreError(f"run {self.name} round {round_}: {table} is not there; run the stage {stage} first")
+            raise StoreError(f"run {self.name} round {round_}: {table} does not exist; run the stage {stage} first")
         if manifest.dropped and table == DROPPABLE:
             raise StoreError(
                 f"run {self.name} round {round_}: {table} were dropped to save space on {manifest.dropped[:10]} "
-                f"(storage.keep_states, ogls gc); remove {self.url(self.folder(table, round_))} to have them made again"
+                f"(storage.keep_states, ogls gc); remove {self.url(self.folder(table, round_))} to compute them again"
             )
         return manifest.files_of(table)
 
     def read(self, table: str, round_: int, columns: list[str] | None = None) -> pa.Table:
         """The rows of a table in a finished round; `columns` selects columns.
 
-        Raises StoreError if its stage is not done or a file is unreadable."""
+        Raises StoreError if its stage is not done, its states were dropped, or a file is missing or damaged.
+        """
         shards = [self.read_shard(entry, columns) for entry in self.list_shards(table, round_)]
         schema = TABLES[table].schema
         empty = (schema if columns is None else pa.schema([schema.field(c) for c in columns])).empty_table()
         return pa.concat_tables(shards) if shards else empty
 
     def read_shard(self, entry: FileEntry, columns: list[str] | None = None) -> pa.Table:
-        """One shard of a table, with the columns of this release whichever release wrote it."""
+        """One shard of a table, with the columns of this release even if an older release wrote it.
+
+        Raises StoreError if the file is missing or damaged, or if a newer release wrote it.
+        """
         content = self.storage.read_bytes(f"{self.name}/{entry.path}")
         if content is None:
-            raise StoreError(f"{self.url(entry.path)} is missing; run the same training again to have it redone")
+            raise StoreError(f"{self.url(entry.path)} is missing; run the training again to redo its stage")
         try:
             file = pq.ParquetFile(pa.BufferReader(content))
             stored = file.schema_arrow.names
             arrow = file.read(None if columns is None else [c for c in columns if c in stored])
         except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(f"{self.url(entry.path)} is damaged ({error}); run the training again") from None
+            raise StoreError(
+                f"{self.url(entry.path)} is damaged ({error}); run the training again to redo its stage"
+            ) from None
         return upgrade_schema(TABLES[entry.table], arrow, columns)
 
 

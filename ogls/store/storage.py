@@ -1,8 +1,8 @@
-"""Bytes in, bytes out: files below a root, which is a directory, `s3://bucket/path` or any other fsspec URL.
+"""Reads and writes files under a root: a directory, `s3://bucket/path` or any other fsspec URL.
 
-S3 goes through pyarrow's own client, with the endpoint in the environment (`AWS_ENDPOINT_URL`) or in the URL as
-pyarrow has it: `s3://bucket/path?endpoint_override=http://127.0.0.1:9000&region=us-east-1`. Credentials come from
-the environment or the machine's role, as the AWS tools take them.
+S3 uses the client of pyarrow. The endpoint comes from the environment (`AWS_ENDPOINT_URL`) or from the URL, in the
+syntax of pyarrow: `s3://bucket/path?endpoint_override=http://127.0.0.1:9000&region=us-east-1`. Credentials come from
+the environment or from the role of the machine, as for the AWS tools.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fsspec.implementations.local import LocalFileSystem
 from ogls.errors import ConfigError, StoreError, StoreUnavailable
 from ogls.store.atomic import replace_atomically
 
-_ATTEMPTS = 8  # about a minute in total, for stores that answer "slow down"
+_ATTEMPTS = 8  # about a minute in total, for stores that throttle requests (SlowDown)
 _CONNECT_SECONDS, _REQUEST_SECONDS = 10, 60
 _S3_OPTIONS = ("endpoint_override", "region", "scheme")
 
 
 class Storage:
-    """The files below one root, by relative path."""
+    """The files under one root, by relative path."""
 
     def __init__(self, root: str):
         self.root = root
@@ -65,6 +65,7 @@ class Storage:
             raise self._failure("write", full, error) from error
 
     def remove(self, path: str) -> None:
+        """Remove a file, if it exists. Raises StoreError as `write_bytes` does."""
         full = f"{self.path}/{path}"
         try:
             self.fs.rm_file(full)
@@ -74,7 +75,7 @@ class Storage:
             raise self._failure("remove", full, error) from error
 
     def list_names(self, path: str) -> list[str]:
-        """The names in a folder, sorted; empty if the folder does not exist."""
+        """The names of the files and folders in a folder, sorted; empty if the folder does not exist."""
         full = f"{self.path}/{path}".rstrip("/")
         try:
             if self.local:
@@ -85,16 +86,15 @@ class Storage:
         except OSError as error:
             raise self._failure("list", full, error) from error
 
-    def _failure(self, what: str, path: str, error: OSError) -> StoreError:
-        """The error to raise: StoreError for a local disk, StoreUnavailable for a remote store, which may respond
-        later."""
+    def _failure(self, action: str, path: str, error: OSError) -> StoreError:
+        """The error to raise: StoreError for a local disk, StoreUnavailable if a retry may succeed (remote stores)."""
         if self.local or isinstance(error, FileNotFoundError | PermissionError):
-            return StoreError(_local_failure(what, path, error))
-        first = " ".join(str(error).split())[:300]
-        return StoreUnavailable(f"cannot {what} {self.fs.unstrip_protocol(path)}: {first}; what was finished is kept")
+            return StoreError(_local_failure(action, path, error))
+        summary = " ".join(str(error).split())[:300]
+        return StoreUnavailable(f"cannot {action} {self.fs.unstrip_protocol(path)}: {summary}; finished work is kept")
 
 
-def _local_failure(what: str, path: str, error: OSError) -> str:
+def _local_failure(action: str, path: str, error: OSError) -> str:
     advice = {
         errno.ENOSPC: "the disk is full: free some space",
         errno.EDQUOT: "the disk quota is used up: free some space",
@@ -104,7 +104,7 @@ def _local_failure(what: str, path: str, error: OSError) -> str:
         errno.ENOTDIR: "there is a file where a folder is needed: set root to another folder",
         errno.EEXIST: "there is a file where a folder is needed: set root to another folder",
     }.get(error.errno or 0, str(error))
-    return f"cannot {what} {path}: {advice}, then run the same command again; what was finished is kept"
+    return f"cannot {action} {path}: {advice}, then run the same command again; finished work is kept"
 
 
 def open_root(root: str) -> tuple[AbstractFileSystem, str]:

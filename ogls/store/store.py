@@ -4,8 +4,8 @@
     <root>/<run>/<table>/round=003/manifest.json        written last: the only proof that a stage is done
     <root>/<run>/<table>/round=003/partial.json         the finished shards of a stage that is running
 
-`root` is a directory or any fsspec URL. An object store publishes an object completely or not at all, so no rename is
-needed there.
+`root` is a directory or any fsspec URL. Object stores write an object completely or not at all, so they need no
+rename.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ogls.store.storage import Storage
 
 
 class Store:
-    """All runs under one root. Raises ConfigError for a root that cannot be understood."""
+    """All runs under one root. Raises ConfigError if `root` is an S3 URL with an unknown option."""
 
     def __init__(self, root: str):
         self.root = root
         self.storage = Storage(root)
 
     def run(self, name: str) -> RunStore:
-        """The folder of one run, which need not exist yet."""
+        """The folder of one run. The run does not have to exist."""
         return RunStore(self.storage, name)
 
     def runs(self) -> list[RunStore]:
-        """The runs that exist, oldest first."""
-        found = [
+        """The existing runs, oldest first."""
+        created = [
             (info["created"], name) for name in self.storage.list_names("") if (info := self.run(name).read_info())
         ]
-        return [self.run(name) for _, name in sorted(found)]
+        return [self.run(name) for _, name in sorted(created)]

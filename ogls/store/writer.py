@@ -1,4 +1,4 @@
-"""Writing the output of a stage: shard by shard, and the manifest last."""
+"""Writes the output of a stage: its shards, and its manifest last."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from ogls.store.run_store import RunStore
 class StageWriter:
     """Writes the shards of one stage and, last, its manifest.
 
-    Undamaged shards of an interrupted attempt with the same fingerprint are kept: `finished` maps their
-    index to their entry. Everything else in the folder goes when the stage is committed.
+    Keeps undamaged shards of an interrupted attempt with the same fingerprint: `finished` maps the index of a shard to
+    its entry. `commit` removes all other files in the folder.
     """
 
-    def __init__(self, run: RunStore, table: Table, round_: int, wanted: str):
-        self.run, self.table, self.round, self.fingerprint = run, table, round_, wanted
+    def __init__(self, run: RunStore, table: Table, round_: int, fingerprint: str):
+        self.run, self.table, self.round, self.fingerprint = run, table, round_, fingerprint
         self.folder = run.folder(table.name, round_)
         self.finished: dict[int, FileEntry] = {}
         self._extra: list[FileEntry] = []
         partial = run.read_json(f"{self.folder}/partial.json")
         run.storage.remove(f"{run.name}/{self.folder}/manifest.json")
-        # Another release may divide the work of a stage into different shards.
-        if partial and partial["fingerprint"] == wanted and partial.get("version") == version("ogls-sd"):
+        # Another release may split a stage into different shards.
+        if partial and partial["fingerprint"] == fingerprint and partial.get("version") == version("ogls-sd"):
             entries = {int(i): FileEntry(**entry) for i, entry in partial["shards"].items()}
             self.finished = {i: entry for i, entry in entries.items() if not run.find_damage(entry)}
 
     def write_shard(self, index: int, data: pa.Table, metrics: Mapping[str, float] | None = None) -> None:
-        """Write shard `index` and record it as finished. `commit` sums `metrics` over the shards."""
+        """Write shard `index` and record it as finished. `summed_metrics` adds up `metrics` over the shards."""
         self.finished[index] = self._parquet(f"part-{index:04d}", self.table, data, metrics)
         shards = {str(i): asdict(entry) for i, entry in sorted(self.finished.items())}
         self.run.write_json(
@@ -46,7 +46,7 @@ class StageWriter:
         )
 
     def write_extra(self, table: Table, data: pa.Table) -> None:
-        """Write a small table that the manifest of this stage lists as well."""
+        """Write an additional small table (one file) that the manifest of this stage lists."""
         folder = self.run.folder(table.name, self.round)
         self._extra.append(self._parquet("part-0000", table, data, None, folder))
 
@@ -55,7 +55,7 @@ class StageWriter:
         self._extra.append(self._put(f"{self.run.folder(kind, self.round)}/{name}", kind, 0, content, None))
 
     def summed_metrics(self) -> dict[str, float]:
-        """The sums of the metrics over the finished shards."""
+        """The sum of each metric over the finished shards."""
         sums: dict[str, float] = {}
         for _, entry in sorted(self.finished.items()):
             for name, value in entry.metrics.items():
@@ -75,12 +75,12 @@ class StageWriter:
             written=utc_now(),
             version=version("ogls-sd"),
         )
-        self._drop_strays({entry.path for entry in manifest.files})
+        self._remove_unlisted({entry.path for entry in manifest.files})
         self.run.write_json(f"{self.folder}/manifest.json", asdict(manifest))
         self.run.storage.remove(f"{self.run.name}/{self.folder}/partial.json")
         return manifest
 
-    def _drop_strays(self, keep: set[str]) -> None:
+    def _remove_unlisted(self, keep: set[str]) -> None:
         for folder in {os.path.dirname(path) for path in keep} | {self.folder}:
             for name in self.run.storage.list_names(f"{self.run.name}/{folder}"):
                 if f"{folder}/{name}" not in keep and name not in ("manifest.json", "partial.json"):
@@ -113,5 +113,5 @@ class StageWriter:
 
 
 def _leaves(column: pa.Field) -> list[str]:
-    """Parquet leaf paths of a column (a list's values are its one leaf)."""
+    """Parquet leaf paths of a column; the only leaf of a list column is its values."""
     return [f"{column.name}.list.element"] if pa.types.is_list(column.type) else [column.name]

@@ -20,44 +20,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainItem:
-    """One rollout to train on: T trained tokens with their targets, and how many of the last tokens have the tail NLL.
+    """One rollout to train on: T trained tokens with their targets, and the number of tokens with the tail NLL.
 
-    A target is `ids`, `logprobs`, `tail_mass` ([T, K], [T, K], [T]) or, for the full vocabulary, `state`
-    [T, D], the combined teacher state whose logits are the target's. A policy gradient has `old_logprobs` [T] and the
-    `advantage` of the rollout.
+    A top-K target has `ids`, `logprobs` and `tail_mass`; a full-vocabulary target has `state`. A policy gradient has
+    `old_logprobs` and `advantage`. Log-probs are in nats, fp32.
     """
 
     key: Key
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
-    trained: int = 0
-    tail: int = 0
-    ids: Int[Tensor, "T K"] | None = None
-    logprobs: Float[Tensor, "T K"] | None = None
-    tail_mass: Float[Tensor, " T"] | None = None
-    state: Float[Tensor, "T D"] | None = None
-    old_logprobs: Float[Tensor, " T"] | None = None
+    trained: int = 0  # T: the first tokens of the rollout have a token loss
+    tail: int = 0  # the last tokens of the rollout have the tail NLL
+    ids: Int[Tensor, "T K"] | None = None  # support of the target, int64
+    logprobs: Float[Tensor, "T K"] | None = None  # log-probs of `ids` under the target
+    tail_mass: Float[Tensor, " T"] | None = None  # probability of the target outside `ids`
+    state: Float[Tensor, "T D"] | None = None  # combined teacher state that the head maps to the logits of the target
+    old_logprobs: Float[Tensor, " T"] | None = None  # log-probs of the tokens at sampling time
     advantage: float = 0.0
-    weights: Float[Tensor, " T"] | None = None  # weights of the trained tokens; None for uniform weights
+    weights: Float[Tensor, " T"] | None = None  # weights of the trained tokens; None: uniform
 
     @property
     def length(self) -> int:
-        """Tokens of the sequence that runs through the model: up to the last token with a loss."""
+        """Number of tokens that run through the model: the prompt, and the rollout up to the last token with a loss."""
         return len(self.prompt_ids) + (len(self.token_ids) if self.tail else self.trained)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B padded sequences of length L; N positions with a token loss and M positions with the tail NLL."""
+    """B padded sequences of length L, with N trained tokens and M tokens with the tail NLL.
+
+    Integer tensors are int64. The fields of a target are None if no item of the batch has them.
+    """
 
     keys: list[Key]
     ids: Int[Tensor, "B L"]
-    mask: Int[Tensor, "B L"]
-    row: Int[Tensor, " N"]
-    place: Int[Tensor, " N"]
+    mask: Int[Tensor, "B L"]  # 1: token, 0: padding
+    row: Int[Tensor, " N"]  # sequence of the state that predicts each trained token
+    position: Int[Tensor, " N"]  # position of that state
     token_ids: Int[Tensor, " N"]
     tail_row: Int[Tensor, " M"]
-    tail_place: Int[Tensor, " M"]
+    tail_position: Int[Tensor, " M"]
     tail_ids: Int[Tensor, " M"]
     target_ids: Int[Tensor, "N K"] | None
     target_logprobs: Float[Tensor, "N K"] | None
@@ -69,7 +71,10 @@ class Batch:
 
 
 def micro_batches(items: Sequence[TrainItem], max_tokens: int) -> list[list[TrainItem]]:
-    """Micro-batches of items of similar length, each at most `max_tokens` tokens including padding (or one item)."""
+    """Group items of similar length, longest first, into micro-batches of at most `max_tokens` tokens with padding.
+
+    An item longer than `max_tokens` is a micro-batch by itself.
+    """
     batches: list[list[TrainItem]] = []
     for item in sorted(items, key=lambda i: (i.length, i.key), reverse=True):
         if batches and (len(batches[-1]) + 1) * batches[-1][0].length <= max_tokens:
@@ -80,7 +85,7 @@ def micro_batches(items: Sequence[TrainItem], max_tokens: int) -> list[list[Trai
 
 
 def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:
-    """Pad on the right, and gather positions and targets of every token with a loss."""
+    """Pad items on the right and concatenate the positions and targets of their tokens with a loss, on `device`."""
     import torch
 
     width = max(item.length for item in items)
@@ -110,10 +115,10 @@ def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:
         ids=ids.to(device),
         mask=mask.to(device),
         row=column([row for row, _, _ in trained]),
-        place=column([place for _, place, _ in trained]),
+        position=column([position for _, position, _ in trained]),
         token_ids=column([token for _, _, token in trained]),
         tail_row=column([row for row, _, _ in tail]),
-        tail_place=column([place for _, place, _ in tail]),
+        tail_position=column([position for _, position, _ in tail]),
         tail_ids=column([token for _, _, token in tail]),
         target_ids=concatenated("ids"),
         target_logprobs=concatenated("logprobs"),

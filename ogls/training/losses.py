@@ -1,9 +1,9 @@
-"""Losses of one token, in nats: divergences between target and student, and the NLL of the tail.
+"""Token losses in nats: divergences between target and student, and the policy gradient of GRPO.
 
-    forward KL  sum p log(p / q)          reverse KL  sum q log(q / p)
-    JSD_b       b KL(p || m) + (1 - b) KL(q || m),  m = b p + (1 - b) q        (generalised: GKD, 2306.13649)
-
-    GRPO        -min(r A, clip(r, 1 - low, 1 + high) A),  r = pi / pi_old                 (2402.03300, eq. 3)
+    forward KL  sum p log(p / q)
+    reverse KL  sum q log(q / p)
+    JSD_b       b KL(p || m) + (1 - b) KL(q || m),  m = b p + (1 - b) q    (generalised JSD of GKD, arXiv 2306.13649)
+    GRPO        -min(r A, clip(r, 1 - low, 1 + high) A),  r = pi / pi_old  (arXiv 2402.03300, eq. 3)
 
 with target p and student q over the same bins: the whole vocabulary, or the top-K tokens of the target and one bin
 for all other tokens (the tail), so that the mass outside the support is compared too.
@@ -22,29 +22,32 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_LEAST_TAIL = 1e-30  # keeps log(tail mass) finite if the fp32 tail of a target underflows
+_MIN_TAIL = 1e-30  # keeps log(tail mass) finite if the fp32 tail of a target underflows
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """N distilled tokens: the states of the student, the head, and the target."""
+    """N distilled tokens: the states of the student, the head, and the target.
+
+    The target is the top-K log-probs and the tail mass or, without `target_ids`, logits over the whole vocabulary.
+    """
 
     states: Float[Tensor, "N D"]
     head: Float[Tensor, "V D"]
-    target_ids: Int[Tensor, "N K"] | None  # None: target_logprobs cover the vocabulary
-    target_logprobs: Float[Tensor, "N B"]  # B = K, or V without ids
-    target_tail: Float[Tensor, " N"] | None
+    target_ids: Int[Tensor, "N K"] | None  # support of the target, int64; None: the whole vocabulary
+    target_logprobs: Float[Tensor, "N B"]  # B = K log-probs in nats, or B = V logits without `target_ids`
+    target_tail: Float[Tensor, " N"] | None  # probability of the target outside the support
 
 
 @dataclass(frozen=True)
 class PolicyInputs:
-    """N sampled tokens with their log-probs at sampling time and the advantage of their rollout."""
+    """N sampled tokens: the states of the policy, the head, and the values of the policy gradient."""
 
     states: Float[Tensor, "N D"]
     head: Float[Tensor, "V D"]
-    token_ids: Int[Tensor, " N"]
-    old_logprobs: Float[Tensor, " N"]
-    advantages: Float[Tensor, " N"]
+    token_ids: Int[Tensor, " N"]  # the sampled tokens, int64
+    old_logprobs: Float[Tensor, " N"]  # their log-probs (nats) at sampling time
+    advantages: Float[Tensor, " N"]  # the advantages of their rollouts
 
 
 def distillation(
@@ -55,11 +58,13 @@ def distillation(
     token_clip: float = 0.0,
     pointwise_clip: float = 0.0,
 ) -> Float[Tensor, " N"]:
-    """The divergence of every distilled token in nats; the caller normalises over the batch.
+    """Return the divergence [N] of every distilled token in nats, fp32; the caller normalises over the batch.
 
-    Without `tail_bucket` both distributions are renormalised on the support. `token_clip` clips the
-    divergence of a token after the sum. `pointwise_clip` clips each term of the forward KL, as OPSD does; clipped terms
-    have a wrong gradient, so it is for reproduction.
+    `kind` is forward_kl, reverse_kl or jsd. The bins are the support and one bin for the tail; without `tail_bucket`
+    both distributions are renormalised on the support. `token_clip` clips the divergence of a token after the sum over
+    bins. `pointwise_clip` clips each term of the forward KL before the sum, as OPSD does (arXiv 2601.18734); clipped
+    terms have no gradient, which can reverse the gradient of the sum, so use it for reproduction only. 0 disables a
+    clip. Raises ValueError if `kind` is unknown.
     """
     if inputs.target_ids is None:
         target = inputs.target_logprobs.log_softmax(-1)
@@ -81,7 +86,11 @@ def distillation(
 def divergence(
     kind: str, target: Float[Tensor, "N B"], student: Float[Tensor, "N B"], jsd_beta: float = 0.5
 ) -> Float[Tensor, " N"]:
-    """D(target, student) in nats from log-probs over the same bins. Raises ValueError for an unknown kind."""
+    """Return D(target, student) [N] in nats from log-probs over the same B bins.
+
+    `kind` is forward_kl, reverse_kl or jsd; `jsd_beta` is the weight of the target in the mixture. Raises ValueError if
+    `kind` is unknown.
+    """
     import torch
 
     if kind == "forward_kl":
@@ -92,29 +101,32 @@ def divergence(
         beta = torch.tensor(jsd_beta, device=target.device)
         mixture = torch.logaddexp(target + beta.log(), student + (1 - beta).log())
         return jsd_beta * _kl(target, mixture) + (1 - jsd_beta) * _kl(student, mixture)
-    raise ValueError(f"no divergence {kind}")
+    raise ValueError(f"unknown divergence {kind}: use forward_kl, reverse_kl or jsd")
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
+    """Return KL(p || q) of log-probs, summed over the last axis."""
     return (p.exp() * (p - q)).sum(-1)
 
 
 def target_bins(
     logprobs: Float[Tensor, "N K"], tail_mass: Float[Tensor, " N"] | None, bins: int
 ) -> Float[Tensor, "N B"]:
-    """Stored target log-probs and tail mass as log-probs over `bins` bins, normalised to correct rounding in
-    storage."""
+    """Return the log-probs (nats) of a stored target over `bins` bins: K, or K + 1 with the tail as the last bin.
+
+    The result is normalised, because stored log-probs are rounded to fp16.
+    """
     import torch
 
     if tail_mass is not None and bins > logprobs.shape[-1]:
-        logprobs = torch.cat([logprobs, tail_mass.clamp(min=_LEAST_TAIL).log()[:, None]], -1)
+        logprobs = torch.cat([logprobs, tail_mass.clamp(min=_MIN_TAIL).log()[:, None]], -1)
     return logprobs.log_softmax(-1)
 
 
 def group_advantages(rewards: Sequence[float], normalise_std: bool = True) -> list[float]:
-    """A_i = r_i - mean(r), divided by the group's standard deviation unless `normalise_std` is false (2503.20783).
+    """Return the advantages of a group, A_i = (r_i - mean(r)) / std(r) (arXiv 2402.03300).
 
-    Equal rewards give 0.
+    Without `normalise_std` the division is omitted (Dr. GRPO, arXiv 2503.20783). Equal rewards have advantages of 0.
     """
     mean = sum(rewards) / len(rewards)
     std = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
@@ -122,10 +134,10 @@ def group_advantages(rewards: Sequence[float], normalise_std: bool = True) -> li
 
 
 def policy_gradient(inputs: PolicyInputs, clip_low: float, clip_high: float) -> Float[Tensor, " N"]:
-    """GRPO's clipped surrogate of every token, without the KL to a reference model.
+    """Return the clipped surrogate loss [N] of GRPO (arXiv 2402.03300, eq. 3) without its KL to a reference model.
 
-    Separate lower and upper clips, and a mean over the tokens of a batch instead of a rollout, follow DAPO
-    (2503.14476).
+    Separate lower and upper clips follow DAPO (arXiv 2503.14476), and so does the mean over the tokens of a batch
+    instead of a rollout, which the caller computes.
     """
     import torch
 

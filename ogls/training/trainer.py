@@ -1,4 +1,4 @@
-"""One training round: a plain loop over optimizer steps, each over micro-batches."""
+"""The trainer: a loop over optimizer steps, each over micro-batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 class Trainer:
-    """AdamW over the trainable weights of the policy; its state continues from round to round."""
+    """Trains the trainable weights of a policy with AdamW.
+
+    `state` is the result of `Trainer.state()` in an earlier round; without it, the optimizer and the warm-up of the
+    learning rate start at step 0.
+    """
 
     def __init__(self, policy: Policy, config: TrainConfig, state: Mapping[str, Tensor] | None = None):
         import torch
@@ -37,9 +41,10 @@ class Trainer:
     def train_round(
         self, items: Sequence[TrainItem], seed: int, progress: Progress = no_progress
     ) -> list[dict[str, Any]]:
-        """Train on the items. Returns the rows of the table `updates`, one an optimizer step.
+        """Train on all items for train.epochs epochs. Return the rows of the table `updates`, one per optimizer step.
 
-        Raises NonFiniteLoss, naming the rollout, before a non-finite loss changes any weight.
+        The order of the items depends on `seed` and the epoch. Raises NonFiniteLoss, with the key of the rollout,
+        before a non-finite loss or gradient changes a weight.
         """
         config, rows = self.config, []
         size = config.batch_rollouts
@@ -47,16 +52,17 @@ class Trainer:
         for epoch in range(config.epochs):
             order = np.random.default_rng([seed, epoch]).permutation(len(items))
             for start in range(0, len(items), size):
-                chosen = [items[i] for i in order[start : start + size]]
-                rows.append({"epoch": epoch, **self.optimizer_step(chosen)})
+                step_items = [items[i] for i in order[start : start + size]]
+                rows.append({"epoch": epoch, **self.optimizer_step(step_items)})
                 progress(len(rows), total)
         return rows
 
     def optimizer_step(self, items: Sequence[TrainItem]) -> dict[str, Any]:
-        """One optimizer step.
+        """Run one optimizer step on the items. Return its row of the table `updates` without the epoch.
 
-        Sums are divided by the token counts of the whole step, so loss and gradient do not depend on how the step is
-        split into micro-batches.
+        The loss is the weighted mean of the token losses plus train.tail_weight (1 for rft and sft) times the mean tail
+        NLL, in nats per token. Sums are divided by the token counts of the whole step, so loss and gradient do not
+        depend on the split into micro-batches. Raises NonFiniteLoss if a loss or the gradient norm is not finite.
         """
         import torch
 
@@ -73,7 +79,10 @@ class Trainer:
                 token_loss, tail_nll = token_loss + sums[0] * scales[0], tail_nll + sums[1] / max(tail_tokens, 1)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
         if not np.isfinite(norm):
-            raise NonFiniteLoss(f"the gradient's norm is {norm} at step {self.step + 1}, in rollouts {_keys(items)}")
+            raise NonFiniteLoss(
+                f"the gradient norm is {norm} at step {self.step + 1}, in rollouts {_format_keys(items)}; "
+                "nothing of this stage is saved. Lower train.learning_rate"
+            )
         self.step += 1
         rate = config.learning_rate * min(1.0, self.step / max(config.warmup_steps, 1))
         for group in self.optimizer.param_groups:
@@ -93,16 +102,16 @@ class Trainer:
         }
 
     def _backward(self, batch: Batch, token_scale: float, tail_scale: float) -> tuple[float, float]:
-        """Add the gradient of a micro-batch. Returns the sums of its token losses and of its tail NLLs.
+        """Add the gradient of a micro-batch. Return the sums (nats) of its weighted token losses and of its tail NLLs.
 
         The head is not trained, so the backward pass of the body needs only the gradient of the losses with respect to
-        its states. That gradient is computed in chunks of `train.head_tokens` tokens, so logits [*, V] of only one
-        chunk are in memory, and the head runs once.
+        its states. That gradient is computed in chunks of train.head_tokens tokens, so logits [*, V] of only one chunk
+        are in memory, and the head runs once.
         """
         import torch
 
         hidden = self.policy.run_body(batch.ids, batch.mask, use_cache=False).last_hidden_state
-        states, tail_states = hidden[batch.row, batch.place], hidden[batch.tail_row, batch.tail_place]
+        states, tail_states = hidden[batch.row, batch.position], hidden[batch.tail_row, batch.tail_position]
         leaf, tail_leaf = states.detach().requires_grad_(), tail_states.detach().requires_grad_()
         sums = [0.0, 0.0]
         for part in _chunks(len(leaf), self.config.head_tokens):
@@ -121,23 +130,28 @@ class Trainer:
         return sums[0], sums[1]
 
     def token_losses(self, batch: Batch, part: slice, states: Tensor) -> Tensor:
-        """The losses [n] (nats) of the trained tokens `part` of a micro-batch, from the states [n, D] of the
-        student."""
-        c, head = self.config, self.policy.head
+        """Return the losses [n] (nats) of the trained tokens `part` of a micro-batch.
+
+        `states` [n, D] are the states of the policy that predict these tokens.
+        """
+        config, head = self.config, self.policy.head
         if batch.old_logprobs is not None:
             old = batch.old_logprobs[part]
             sampled = PolicyInputs(states, head, batch.token_ids[part], old, batch.advantages[part])
-            return policy_gradient(sampled, c.grpo.clip_low, c.grpo.clip_high)
+            return policy_gradient(sampled, config.grpo.clip_low, config.grpo.clip_high)
         if batch.target_state is not None:
             inputs = LossInputs(states, head, None, self.policy.logits(batch.target_state[part]), None)
         else:
             ids, logprobs, tail = batch.target_ids, batch.target_logprobs, batch.target_tail
-            assert ids is not None, "distilled tokens have a target"
-            assert logprobs is not None, "and its log-probs"
+            assert ids is not None, "distilled tokens have target ids"
+            assert logprobs is not None, "distilled tokens have target log-probs"
             inputs = LossInputs(states, head, ids[part], logprobs[part], None if tail is None else tail[part])
-        return distillation(inputs, c.divergence, c.jsd_beta, c.tail_bucket, c.token_clip, c.pointwise_clip)
+        return distillation(
+            inputs, config.divergence, config.jsd_beta, config.tail_bucket, config.token_clip, config.pointwise_clip
+        )
 
     def _check_finite(self, name: str, batch: Batch, values: Tensor, rows: Tensor) -> None:
+        """Raise NonFiniteLoss if a value [n] is not finite; `rows` [n] are the sequences of the values in the batch."""
         bad = (~values.isfinite()).nonzero()[:, 0]
         if len(bad):
             problem, sample = batch.keys[int(rows[bad[0]])]
@@ -148,7 +162,8 @@ class Trainer:
             )
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer state by tensor name, for safetensors."""
+        """Return the optimizer state on the CPU, for safetensors: `step`, and a tensor `KIND:PARAMETER` for each kind
+        of AdamW's state and each parameter."""
         import torch
 
         tensors = {"step": torch.tensor(self.step)}
@@ -159,19 +174,21 @@ class Trainer:
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         self.step = int(tensors["step"])
-        places = {name: i for i, name in enumerate(self.names)}
+        index_of = {name: i for i, name in enumerate(self.names)}
         state: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
-            kind, found, name = key.partition(":")
-            if found:
-                state.setdefault(places[name], {})[kind] = value
+            kind, separator, name = key.partition(":")
+            if separator:
+                state.setdefault(index_of[name], {})[kind] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
+    """Return slices of at most `size` that cover range(count)."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _keys(items: Sequence[TrainItem]) -> str:
-    named = ", ".join(f"({p}, {s})" for p, s in sorted(i.key for i in items)[:3])
-    return named + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+def _format_keys(items: Sequence[TrainItem]) -> str:
+    """Format the first three keys, in sorted order, and the number of others."""
+    first = ", ".join(f"({p}, {s})" for p, s in sorted(i.key for i in items)[:3])
+    return first + (f" and {len(items) - 3} more" if len(items) > 3 else "")

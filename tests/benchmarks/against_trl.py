@@ -1,10 +1,10 @@
-"""A step of self-distillation on the same rollouts: what is done here against TRL's SDPO trainer.
+"""The time of a self-distillation step: OGLS-SD compared with the SDPO trainer of TRL, on the same rollouts.
 
-    python tests/benchmarks/against_trl.py OUT     # with TRL 1.16 installed beside it
+    python tests/benchmarks/against_trl.py OUT     # needs TRL 1.16
 
-The tiny world's seed model with LoRA of rank 32; 32 problems x 8 rollouts that the seed model drew; one optimizer
-step of 256 rollouts. The teacher (the base model) reads a peer's success; reverse KL on its top 64 tokens and a tail
-bucket. TRL's sampling is replaced by the same rollouts, so that neither way's time holds any.
+One optimizer step on 256 rollouts (32 problems x 8) of the tiny world's seed model, with a LoRA adapter of rank 32. The
+teacher (the base model) reads a correct rollout of the same group; reverse KL on its top 64 tokens and a tail bucket.
+TRL's sampling is replaced by the same rollouts, so that neither time includes sampling.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ogls.training.items import distillation_items
 
 sys.path[:0] = ["tests"]
 
-from measured import publish
+from measured import write_results
 
 STEPS, SUPPORT, RANK = 6, 64, 32
 RATE = 5e-4
 
 
-def ours(root: str) -> list[float]:
-    """Seconds of each step."""
+def time_ogls(root: str) -> list[float]:
+    """Seconds of each step of OGLS-SD."""
     from ogls.distillation import exemplars, teacher
     from ogls.distillation.steering import steer_tokens
     from ogls.stages import columns
@@ -43,19 +43,19 @@ def ours(root: str) -> list[float]:
     policy = run.load_policy(0)
     trainer = Trainer(policy, config.train)
     groups = columns.to_rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
-    posed = {p.problem_id: p for p in run.problems("train")}
+    problems_by_id = {p.problem_id: p for p in run.problems("train")}
     recipe = config.steer.to_recipe()
     seconds = []
     for _ in range(STEPS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         student = policy.copy_adapter()
         planner = exemplars.ContextPlanner(config, run.prompter(policy.tokenizer), policy.context)
-        scored = [s for name, group in groups.items() for s in planner.group(posed[name], group).scored]
+        scored = [s for name, group in groups.items() for s in planner.group(problems_by_id[name], group).scored]
         policy.use_adapter(None)
-        wanted = [s for s in scored if s.pool != "base"]
+        without_base = [s for s in scored if s.pool != "base"]
         states: dict[Any, dict[Any, torch.Tensor]] = {}
-        for (key, pool), found in teacher.score_rollouts(policy, wanted, config.teacher.batch_tokens).items():
-            states.setdefault(key, {})[pool] = found
+        for (key, pool), hidden in teacher.score_rollouts(policy, without_base, config.teacher.batch_tokens).items():
+            states.setdefault(key, {})[pool] = hidden
         policy.use_adapter(student)
         rollouts = {r.key: r for group in groups.values() for r in group}
         tables = []
@@ -63,17 +63,17 @@ def ours(root: str) -> list[float]:
         keys = list(states)
         tokens = [torch.tensor(rollouts[k].token_ids) for k in keys]
         pools = {p: torch.cat([states[k][p] for k in keys]) for p in states[keys[0]]}
-        pools["base"] = pools["correct"]  # what the KL to the base would be measured from: no part of the loss
+        pools["base"] = pools["correct"]  # used only for the reported KL to the base; not part of the loss
         target = steer_tokens(pools, torch.cat(tokens), recipe, head, SUPPORT)
         tables.append(columns.target_rows(keys, tokens, target, policy.tokenizer))
         items = distillation_items(groups, columns.concat_targets(tables), None, config.train)
         trainer.optimizer_step(items)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def theirs(root: str) -> list[float]:
-    """Seconds of each of TRL's training steps."""
+def time_trl(root: str) -> list[float]:
+    """Seconds of each training step of TRL."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
@@ -85,13 +85,13 @@ def theirs(root: str) -> list[float]:
     run = open_run(root, "drawn")
     config = run.config
     groups = columns.to_rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
-    posed = {p.problem_id: p for p in run.problems("train")}
-    drawn = {group[0].prompt_ids: [list(r.token_ids) for r in group] for group in groups.values()}
-    right = {tuple(r.token_ids) for group in groups.values() for r in group if r.outcome == "correct"}
-    rows = [{"prompt": [{"role": "user", "content": posed[name].problem}]} for name in groups]
+    problems_by_id = {p.problem_id: p for p in run.problems("train")}
+    completions_by_prompt = {group[0].prompt_ids: [list(r.token_ids) for r in group] for group in groups.values()}
+    correct = {tuple(r.token_ids) for group in groups.values() for r in group if r.outcome == "correct"}
+    rows = [{"prompt": [{"role": "user", "content": problems_by_id[name].problem}]} for name in groups]
 
     def reward(prompts: Any, completions: Any, completion_ids: Any = None, **_: Any) -> list[float]:
-        return [float(tuple(ids) in right) for ids in completion_ids]
+        return [float(tuple(ids) in correct) for ids in completion_ids]
 
     with tempfile.TemporaryDirectory() as folder:
         settings = SDPOConfig(
@@ -126,31 +126,33 @@ def theirs(root: str) -> list[float]:
             peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(config.adapter.modules)),
         )
 
-        def given(prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+        def stored_rollouts(prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+            """Replaces TRL's sampling: the stored rollouts of each prompt, in order."""
             counts: dict[tuple[int, ...], int] = {}
-            found = []
+            chosen = []
             for ids in prompt_ids:
-                place = counts.get(tuple(ids), 0)
-                counts[tuple(ids)] = place + 1
-                found.append(drawn[tuple(ids)][place % 8])
-            return prompt_ids, found
+                index = counts.get(tuple(ids), 0)
+                counts[tuple(ids)] = index + 1
+                chosen.append(completions_by_prompt[tuple(ids)][index % 8])
+            return prompt_ids, chosen
 
-        trainer._generate_transformers = given
+        trainer._generate_transformers = stored_rollouts
         seconds: list[float] = []
-        plain = trainer.training_step
+        original_step = trainer.training_step
 
-        def timed(*arguments: Any, **named: Any) -> Any:
-            began = time.perf_counter()
-            out = plain(*arguments, **named)
-            seconds.append(time.perf_counter() - began)
+        def timed_step(*arguments: Any, **keywords: Any) -> Any:
+            start = time.perf_counter()
+            out = original_step(*arguments, **keywords)
+            seconds.append(time.perf_counter() - start)
             return out
 
-        trainer.training_step = timed
+        trainer.training_step = timed_step
         trainer.train()
     return seconds
 
 
 def main(out: Path) -> None:
+    """Measure both in separate processes, and write OUT/against_trl.md and .parquet."""
     from conftest import carry_out, small_config
 
     from ogls.stages.registry import STAGES
@@ -163,24 +165,25 @@ def main(out: Path) -> None:
         for stage in ("sample", "verify"):
             STAGES[stage](run, 1)
         seconds = {}
-        for way in ("theirs", "ours", "theirs", "ours"):  # in turn: the machine is shared
+        for way in ("theirs", "ours", "theirs", "ours"):  # alternating, because other processes share the machine
             command = [sys.executable, __file__, "--measure", root, way]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            seconds.setdefault(way, []).extend(json.loads(done.stdout.splitlines()[-1])[1:])  # the first one warms up
+            result = subprocess.run(command, check=True, capture_output=True, text=True)
+            _warm_up, *steps = json.loads(result.stdout.splitlines()[-1])
+            seconds.setdefault(way, []).extend(steps)
             print(way, seconds[way], flush=True)
-    mine, other = (statistics.median(seconds[way]) for way in ("ours", "theirs"))
-    ways = {"TRL's SDPO trainer": other, "teacher pass, steering and training step": mine}
-    rows = [{"way": name, "seconds": found, "share": found / other} for name, found in ways.items()]
-    shown = {
+    ogls, trl = (statistics.median(seconds[way]) for way in ("ours", "theirs"))
+    ways = {"TRL's SDPO trainer": trl, "teacher pass, steering and training step": ogls}
+    rows = [{"way": name, "seconds": time_, "share": time_ / trl} for name, time_ in ways.items()]
+    table_columns = {
         "way": ("a step of self-distillation, 256 rollouts", ""),
         "seconds": ("seconds", ".2f"),
         "share": ("share", ".2f"),
     }
-    publish(out, "against_trl", rows, shown)
+    write_results(out, "against_trl", rows, table_columns)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--measure":
-        print(json.dumps({"ours": ours, "theirs": theirs}[sys.argv[3]](sys.argv[2])))
+        print(json.dumps({"ours": time_ogls, "theirs": time_trl}[sys.argv[3]](sys.argv[2])))
     else:
         main(Path(sys.argv[1]))

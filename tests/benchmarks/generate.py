@@ -1,9 +1,9 @@
-"""A store of as many generated rollouts as one likes, written by the stages' own writer: for measuring queries.
+"""Generate a store with a given number of rollouts, to measure queries. It is written by the writer of the stages.
 
     python tests/benchmarks/generate.py ROOT ROLLOUTS
 
-Rounds of 128 problems x 8 rollouts of some 30 tokens, every one distilled, K = 8; shards as the stages cut them by
-default; runs of 49 rounds. Numbers are drawn from one seed and look like the tiny world's.
+Runs of 49 rounds; rounds of 128 problems x 8 rollouts of about 30 tokens, with targets (K = 8) for every rollout, and
+shards of the default size. The values are random with a fixed seed and similar to those of the tiny world.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from ogls.store.writer import StageWriter
 GROUPS, SAMPLES, ROUNDS, SUPPORT = 128, 8, 49, 8
 BATCH, SHARD = 256, 64  # rollouts a shard: rollout.batch_size, and teacher.shard_groups x samples
 WORDS = [str(n) for n in range(10)] + [f" w{n}" for n in range(310)]
-Draw = np.random.Generator
+Rng = np.random.Generator
 
 
 def generate(root: str, rollouts: int) -> Store:
-    """Write a store of at least so many rollouts."""
-    store, draw = Store(root), np.random.default_rng(0)
+    """Write a store with at least this number of rollouts, rounded up to whole rounds. Returns the store."""
+    store, rng = Store(root), np.random.default_rng(0)
     rounds = -(-rollouts // (GROUPS * SAMPLES))
     for number in range(-(-rounds // ROUNDS)):
         config = load_config("deployments/runs/tiny.toml", [f"root={root}", f"name=run{number:02d}"])
@@ -51,9 +51,9 @@ def generate(root: str, rollouts: int) -> Store:
         run.open(config)
         names = [f"p{i:05d}" for i in range(4 * GROUPS)]
         problems = [_problem(name) for name in names]
-        _stage(run, PROBLEMS, 0, [to_arrow(PROBLEMS, problems)])
+        _write_stage(run, PROBLEMS, 0, [to_arrow(PROBLEMS, problems)])
         for round_ in range(1, min(ROUNDS, rounds - number * ROUNDS) + 1):
-            _round(run, round_, names, draw)
+            _write_round(run, round_, names, rng)
     return store
 
 
@@ -61,36 +61,38 @@ def _problem(name: str) -> dict[str, object]:
     return {"problem_id": name, "split": "train", "problem": f"{name}?", "solution": None, "answer": "1"}
 
 
-def _round(run: RunStore, round_: int, names: list[str], draw: Draw) -> None:
-    posed = draw.choice(len(names), GROUPS, replace=False)
-    ids = np.repeat([names[i] for i in posed], SAMPLES)
+def _write_round(run: RunStore, round_: int, names: list[str], rng: Rng) -> None:
+    chosen = rng.choice(len(names), GROUPS, replace=False)
+    ids = np.repeat([names[i] for i in chosen], SAMPLES)
     samples = np.tile(np.arange(SAMPLES, dtype=np.int32), GROUPS)
-    lengths = draw.integers(24, 37, len(ids)).astype(np.int32)
+    lengths = rng.integers(24, 37, len(ids)).astype(np.int32)
     skill = 0.5 + 0.4 * round_ / ROUNDS
-    right = draw.random(len(ids)) < np.repeat(np.clip(draw.normal(skill, 0.25, GROUPS), 0, 1), SAMPLES)
-    cut = draw.random(len(ids)) < 0.02
-    verdict = np.where(right & ~cut, "correct", np.where(cut, "truncated", "incorrect"))
-    rollouts = _trajectories(ids, samples, lengths, cut, draw)
-    _stage(run, TRAJECTORIES, round_, [rollouts.slice(i, BATCH) for i in range(0, len(ids), BATCH)])
+    correct = rng.random(len(ids)) < np.repeat(np.clip(rng.normal(skill, 0.25, GROUPS), 0, 1), SAMPLES)
+    truncated = rng.random(len(ids)) < 0.02
+    verdict = np.where(correct & ~truncated, "correct", np.where(truncated, "truncated", "incorrect"))
+    rollouts = _trajectories(ids, samples, lengths, truncated, rng)
+    _write_stage(run, TRAJECTORIES, round_, [rollouts.slice(i, BATCH) for i in range(0, len(ids), BATCH)])
     verdicts = {
         "verdict": verdict,
         "outcome": np.where(verdict == "correct", "correct", "failed"),
-        "answer": [None if c else str(a) for c, a in zip(cut, draw.integers(0, 10, len(ids)), strict=True)],
+        "answer": [None if c else str(a) for c, a in zip(truncated, rng.integers(0, 10, len(ids)), strict=True)],
     }
-    _stage(run, VERDICTS, round_, [_table(VERDICTS, {"problem_id": ids, "sample": samples, **verdicts})])
+    _write_stage(run, VERDICTS, round_, [_table(VERDICTS, {"problem_id": ids, "sample": samples, **verdicts})])
     states = _states(ids, samples, lengths)
-    read = states.select(CONTEXTS.schema.names).cast(CONTEXTS.schema)
+    contexts = states.select(CONTEXTS.schema.names).cast(CONTEXTS.schema)
     shards = [states.slice(i, 3 * SHARD) for i in range(0, len(states), 3 * SHARD)]
-    _stage(run, TEACHER_STATES, round_, shards, [(CONTEXTS, read)])
-    targets = [_targets(ids, samples, lengths, draw)]  # a round of this size is one shard of `steer`
+    _write_stage(run, TEACHER_STATES, round_, shards, [(CONTEXTS, contexts)])
+    targets = [_targets(ids, samples, lengths, rng)]  # `steer` writes a round of this size as one shard
     steered = columns.steered_rows(pa.concat_tables(targets), columns.stop_positions(rollouts))
-    _stage(run, TARGETS, round_, targets, [(STEERED, to_arrow(STEERED, steered))])
-    _watched(run, round_, skill, draw)
+    _write_stage(run, TARGETS, round_, targets, [(STEERED, to_arrow(STEERED, steered))])
+    _write_small_tables(run, round_, skill, rng)
 
 
-def _trajectories(ids: np.ndarray, samples: np.ndarray, lengths: np.ndarray, cut: np.ndarray, draw: Draw) -> pa.Table:
+def _trajectories(
+    ids: np.ndarray, samples: np.ndarray, lengths: np.ndarray, truncated: np.ndarray, rng: Rng
+) -> pa.Table:
     total = int(lengths.sum())
-    words = np.array(WORDS)[draw.integers(0, 320, total)]
+    words = np.array(WORDS)[rng.integers(0, 320, total)]
     ends = np.cumsum(lengths)
     prompts = np.full(len(ids) * 20, 7, np.int32)
     return _table(
@@ -99,36 +101,36 @@ def _trajectories(ids: np.ndarray, samples: np.ndarray, lengths: np.ndarray, cut
             "problem_id": ids,
             "sample": samples,
             "prompt_ids": _lists(prompts, np.full(len(ids), 20)),
-            "token_ids": _lists(draw.integers(0, 320, total).astype(np.int32), lengths),
-            "logprobs": _lists(-draw.exponential(0.3, total).astype(np.float32), lengths),
+            "token_ids": _lists(rng.integers(0, 320, total).astype(np.int32), lengths),
+            "logprobs": _lists(-rng.exponential(0.3, total).astype(np.float32), lengths),
             "n_tokens": lengths,
             "text": ["".join(words[e - n : e]) for e, n in zip(ends, lengths, strict=True)],
-            "finish_reason": np.where(cut, "length", "stop"),
+            "finish_reason": np.where(truncated, "length", "stop"),
             "policy": ["0123456789abcdef"] * len(ids),
-            "seed": draw.integers(0, 2**62, len(ids)),
+            "seed": rng.integers(0, 2**62, len(ids)),
         },
     )
 
 
 def _states(ids: np.ndarray, samples: np.ndarray, lengths: np.ndarray) -> pa.Table:
-    """Three pools a rollout; the states themselves are left out, for no query reads them."""
+    """Teacher states of three pools per rollout. The states are empty, because no query reads them."""
     count = 3 * len(ids)
     exemplars = _lists(np.tile(np.arange(3, dtype=np.int32), count), np.full(count, 3))
-    plain = {"tokens": np.repeat(lengths, 3), "dim": np.full(count, 96, np.int32), "dtype": ["float16"] * count}
+    shapes = {"tokens": np.repeat(lengths, 3), "dim": np.full(count, 96, np.int32), "dtype": ["float16"] * count}
     pools = np.tile(["base", "correct", "incorrect"], len(ids))
     keys = {"problem_id": np.repeat(ids, 3), "sample": np.repeat(samples, 3), "pool": pools}
-    return _table(TEACHER_STATES, {**keys, "exemplars": exemplars, **plain, "states": [b""] * count})
+    return _table(TEACHER_STATES, {**keys, "exemplars": exemplars, **shapes, "states": [b""] * count})
 
 
-def _targets(ids: np.ndarray, samples: np.ndarray, lengths: np.ndarray, draw: Draw) -> pa.Table:
+def _targets(ids: np.ndarray, samples: np.ndarray, lengths: np.ndarray, rng: Rng) -> pa.Table:
     total = int(lengths.sum())
-    token = draw.integers(0, 320, total).astype(np.int32)
-    logprobs = -draw.exponential(0.4, (total, SUPPORT)).astype(np.float32)
+    token = rng.integers(0, 320, total).astype(np.int32)
+    logprobs = -rng.exponential(0.4, (total, SUPPORT)).astype(np.float32)
     halves = logprobs.astype(np.float16).astype(np.float32).reshape(-1)
     sizes = np.full(total, SUPPORT)
 
-    def some(scale: float) -> np.ndarray:
-        return draw.exponential(scale, total).astype(np.float32)
+    def random_values(scale: float) -> np.ndarray:
+        return rng.exponential(scale, total).astype(np.float32)
 
     return _table(
         TARGETS,
@@ -138,29 +140,29 @@ def _targets(ids: np.ndarray, samples: np.ndarray, lengths: np.ndarray, draw: Dr
             "position": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
             "token_id": token,
             "token": np.array(WORDS)[token],
-            "token_base_logprob": -some(0.3),
-            "token_target_logprob": -some(0.25),
-            "ids": _lists(draw.integers(0, 320, total * SUPPORT).astype(np.int32), sizes),
+            "token_base_logprob": -random_values(0.3),
+            "token_target_logprob": -random_values(0.25),
+            "ids": _lists(rng.integers(0, 320, total * SUPPORT).astype(np.int32), sizes),
             "base_logprobs": _lists(halves, sizes),
             "target_logprobs": _lists(halves, sizes),
-            "tail_mass": some(0.01),
-            "direction_norm": some(3.0),
-            "kl": some(0.05),
-            "base_entropy": some(0.3),
-            "target_entropy": some(0.2),
+            "tail_mass": random_values(0.01),
+            "direction_norm": random_values(3.0),
+            "kl": random_values(0.05),
+            "base_entropy": random_values(0.3),
+            "target_entropy": random_values(0.2),
         },
     )
 
 
-def _watched(run: RunStore, round_: int, skill: float, draw: Draw) -> None:
-    """The small tables of a round: 200 problems x 4 scores, a summary, updates, style, health."""
+def _write_small_tables(run: RunStore, round_: int, skill: float, rng: Rng) -> None:
+    """Write scores (50 problems, each with 4 samples and a greedy one), the summary, updates, style and health."""
     scores = [
         {
             "benchmark": "tiny",
             "problem_id": f"t{i:03d}",
             "sample": sample,
             "greedy": greedy,
-            "verdict": "correct" if draw.random() < skill else "incorrect",
+            "verdict": "correct" if rng.random() < skill else "incorrect",
             "answer": "1",
             "n_tokens": 30,
             "finish_reason": "stop",
@@ -176,13 +178,13 @@ def _watched(run: RunStore, round_: int, skill: float, draw: Draw) -> None:
         for greedy, sample in [(False, s) for s in range(4)] + [(True, 0)]
     ]
     summary = summarize(scores, "tiny", 0, 100, 0)
-    _stage(run, SCORES, round_, [to_arrow(SCORES, scores)], [(SUMMARIES, to_arrow(SUMMARIES, [summary]))])
+    _write_stage(run, SCORES, round_, [to_arrow(SCORES, scores)], [(SUMMARIES, to_arrow(SUMMARIES, [summary]))])
     for table in (UPDATES, STYLE, HEALTH):
-        row = {f.name: _some(f.type) for f in table.schema}
-        _stage(run, table, round_, [to_arrow(table, [row])])
+        row = {f.name: _placeholder(f.type) for f in table.schema}
+        _write_stage(run, table, round_, [to_arrow(table, [row])])
 
 
-def _some(type_: pa.DataType) -> object:
+def _placeholder(type_: pa.DataType) -> object:
     return "warn" if type_ == pa.string() else False if type_ == pa.bool_() else 1
 
 
@@ -199,13 +201,13 @@ def _table(table: Table, values: dict[str, object]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=table.schema)
 
 
-def _stage(
-    run: RunStore, table: Table, round_: int, shards: list[pa.Table], more: Sequence[tuple[Table, pa.Table]] = ()
+def _write_stage(
+    run: RunStore, table: Table, round_: int, shards: list[pa.Table], extra: Sequence[tuple[Table, pa.Table]] = ()
 ) -> None:
     writer = StageWriter(run, table, round_, "generated")
     for index, shard in enumerate(shards):
         writer.write_shard(index, shard, {"tokens": len(shard)})
-    for other, rows in more:
+    for other, rows in extra:
         writer.write_extra(other, rows)
     metrics = {"seconds": 1.0, "policy": "0123456789abcdef", "state": "ok", "accuracy": {}}
     writer.commit(table.stage, metrics)

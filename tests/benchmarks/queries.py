@@ -1,10 +1,10 @@
-"""How long the named queries take, and what memory, from ten thousand to a million rollouts.
+"""Time and memory of the named queries, on stores of ten thousand to a million rollouts.
 
     python tests/benchmarks/queries.py OUT [ROLLOUTS ...]
 
-Writes OUT/queries.parquet (a row a query and size), OUT/queries.svg and OUT/queries.md. Every size is measured in a
-process of its own; a time is the median of three. Two ratios are taken at each size, in the same process: a question
-with every table's view made first, and the table `steered` computed from targets, as before schema version 3.
+Writes OUT/queries.parquet (one row per query and size), OUT/queries.svg and OUT/queries.md. Each size is measured in a
+separate process; each time is the median of three. Two ratios are measured at each size in the same process: a query
+after creating the views of all tables, and the table `steered` computed from targets, as before schema version 3.
 """
 
 from __future__ import annotations
@@ -31,58 +31,66 @@ SIZES = (10_000, 32_000, 100_000, 320_000, 1_000_000)
 
 
 def measure(root: str) -> dict[str, Any]:
-    """Seconds by query, the listing, ratios, and the peak of resident memory, over one store."""
+    """Seconds of each named query and of `ogls runs`, the ratios, and the peak resident memory in MiB."""
     from typer.testing import CliRunner
 
     from flows.cli import app
     from ogls.store import Store, named_queries
-    from ogls.store.query import define_views as define
+    from ogls.store.query import define_views
 
     store = Store(root)
-    seconds = {name: measured.seconds(lambda sql=sql: run_query(store, sql)) for name, sql in named_queries().items()}
+    seconds = {
+        name: measured.median_seconds(lambda sql=sql: run_query(store, sql)) for name, sql in named_queries().items()
+    }
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    seconds["(ogls runs)"] = measured.seconds(lambda: CliRunner().invoke(app, ["runs", "--root", root]))
-    older = (files("ogls") / "sql" / "older" / "steered.sql").read_text().replace("{targets}", "FROM targets")
-    most = "SELECT max(kl) FROM "
+    seconds["(ogls runs)"] = measured.median_seconds(lambda: CliRunner().invoke(app, ["runs", "--root", root]))
+    steered_from_targets = (
+        (files("ogls") / "sql" / "older" / "steered.sql").read_text().replace("{targets}", "FROM targets")
+    )
+    max_kl = "SELECT max(kl) FROM "
 
-    def every_view() -> None:
+    def query_with_all_views() -> None:
         import duckdb
 
         with duckdb.connect() as con:
-            define(con, store)
+            define_views(con, store)
             con.sql(named_queries()["rounds"]).to_arrow_table()
 
     ratios = {
-        "every view made first": measured.seconds(every_view) / seconds["rounds"],
-        "rollouts' sums from targets": measured.seconds(lambda: run_query(store, f"{most} ({older})"))
-        / measured.seconds(lambda: run_query(store, f"{most} steered")),
+        "every view made first": measured.median_seconds(query_with_all_views) / seconds["rounds"],
+        "rollouts' sums from targets": measured.median_seconds(
+            lambda: run_query(store, f"{max_kl} ({steered_from_targets})")
+        )
+        / measured.median_seconds(lambda: run_query(store, f"{max_kl} steered")),
     }
     return {"seconds": seconds, "ratios": ratios, "peak_mib": peak}
 
 
 def main(out: Path, sizes: list[int]) -> None:
+    """Measure each size in a separate process, and write the results."""
     out.mkdir(parents=True, exist_ok=True)
     rows, ratios = [], {}
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            here = [sys.executable, str(Path(__file__))]
+            script = [sys.executable, str(Path(__file__))]
             subprocess.run(
                 [sys.executable, str(Path(__file__).with_name("generate.py")), folder, str(size)], check=True
             )
-            done = subprocess.run([*here, "--measure", folder], check=True, capture_output=True, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        ratios[size] = found["ratios"]
+            process = subprocess.run([*script, "--measure", folder], check=True, capture_output=True, text=True)
+        result = json.loads(process.stdout.splitlines()[-1])
+        ratios[size] = result["ratios"]
         rows += [
-            {"rollouts": size, "query": name, "seconds": s, "peak_mib": found["peak_mib"]}
-            for name, s in found["seconds"].items()
+            {"rollouts": size, "query": name, "seconds": s, "peak_mib": result["peak_mib"]}
+            for name, s in result["seconds"].items()
         ]
-        print(size, found, flush=True)
+        print(size, result, flush=True)
     pq.write_table(pa.Table.from_pylist(rows), out / "queries.parquet")
     (out / "queries.svg").write_text(figure(rows))
     (out / "queries.md").write_text(page(rows, ratios))
 
 
 def figure(rows: list[dict[str, Any]]) -> str:
+    """The SVG figure of seconds against rollouts; the six slowest queries are labeled."""
     import io
 
     import matplotlib as mpl
@@ -90,17 +98,23 @@ def figure(rows: list[dict[str, Any]]) -> str:
 
     from ogls.analysis.figures import line_style
 
-    last = max(r["rollouts"] for r in rows)
-    slowest = sorted((r for r in rows if r["rollouts"] == last), key=lambda r: -r["seconds"])[:6]
+    largest = max(r["rollouts"] for r in rows)
+    slowest = sorted((r for r in rows if r["rollouts"] == largest), key=lambda r: -r["seconds"])[:6]
     with mpl.rc_context({"svg.hashsalt": "queries", "svg.fonttype": "none"}):
-        drawn = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = drawn.subplots()
+        plot = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = plot.subplots()
         for name in {r["query"] for r in rows} - {r["query"] for r in slowest}:
-            mine = [r for r in rows if r["query"] == name]
-            axes.plot([r["rollouts"] for r in mine], [r["seconds"] for r in mine], color="#bbbbbb", linewidth=0.8)
+            query_rows = [r for r in rows if r["query"] == name]
+            axes.plot(
+                [r["rollouts"] for r in query_rows], [r["seconds"] for r in query_rows], color="#bbbbbb", linewidth=0.8
+            )
         for number, top in enumerate(slowest):
-            mine = [r for r in rows if r["query"] == top["query"]]
-            axes.plot([r["rollouts"] for r in mine], [r["seconds"] for r in mine], **line_style(number, top["query"]))
+            query_rows = [r for r in rows if r["query"] == top["query"]]
+            axes.plot(
+                [r["rollouts"] for r in query_rows],
+                [r["seconds"] for r in query_rows],
+                **line_style(number, top["query"]),
+            )
         axes.axhline(2, color="#555555", linestyle=":", label="two seconds")
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -108,17 +122,18 @@ def figure(rows: list[dict[str, Any]]) -> str:
         axes.set_ylabel("seconds a question")
         axes.legend(fontsize=8)
         sink = io.StringIO()
-        drawn.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
+        plot.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     return sink.getvalue()
 
 
 def page(rows: list[dict[str, Any]], ratios: dict[int, dict[str, float]]) -> str:
+    """The Markdown table of seconds by query and size, with the peak memory and the ratios."""
     sizes = list(dict.fromkeys(r["rollouts"] for r in rows))
-    by = {(r["query"], r["rollouts"]): r["seconds"] for r in rows}
+    seconds = {(r["query"], r["rollouts"]): r["seconds"] for r in rows}
     peaks = {r["rollouts"]: r["peak_mib"] for r in rows}
     lines = ["| seconds | " + " | ".join(f"{s:,}" for s in sizes) + " |", "| --- |" + " ---: |" * len(sizes)]
     for name in dict.fromkeys(r["query"] for r in rows):
-        lines.append(f"| {name} | " + " | ".join(f"{by[name, s]:.2f}" for s in sizes) + " |")
+        lines.append(f"| {name} | " + " | ".join(f"{seconds[name, s]:.2f}" for s in sizes) + " |")
     lines.append("| peak memory of all, MiB | " + " | ".join(f"{peaks[s]:.0f}" for s in sizes) + " |")
     for name in next(iter(ratios.values())):
         lines.append(f"| *{name}: times as long* | " + " | ".join(f"{ratios[s][name]:.1f}" for s in sizes) + " |")

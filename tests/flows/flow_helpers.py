@@ -1,4 +1,4 @@
-"""What flow tests share: a configuration, and questions to Prefect and MLflow."""
+"""Helpers of the flow tests: a configuration, and queries to Prefect and MLflow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ogls.config import RunConfig
 
 
 def tracked(root: Path, *overrides: str) -> RunConfig:
-    """The small configuration, tracked in a database of its own."""
+    """The small configuration, tracked in an MLflow database under `root`."""
     return small_config(
         root,
         "tracking.enabled=true",
@@ -24,31 +24,36 @@ def tracked(root: Path, *overrides: str) -> RunConfig:
 
 
 def from_server(method: str, **arguments: Any) -> list[Any]:
-    async def ask() -> list[Any]:
+    """The result of a method of the Prefect client."""
+
+    async def call() -> list[Any]:
         from prefect import get_client
 
         async with get_client() as client:
             return await getattr(client, method)(**arguments)
 
-    return asyncio.run(ask())
+    return asyncio.run(call())
 
 
 def task_runs(flow_run: Any) -> list[Any]:
+    """The task runs of a flow run."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
-    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
-    return from_server("read_task_runs", flow_run_filter=chosen, limit=200)
+    by_id = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
+    return from_server("read_task_runs", flow_run_filter=by_id, limit=200)
 
 
 def newest_flow_run(name: str) -> Any:
+    """The flow run of this name that started last."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
     from prefect.client.schemas.sorting import FlowRunSort
 
-    chosen = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
-    return from_server("read_flow_runs", flow_run_filter=chosen, sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+    by_name = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
+    return from_server("read_flow_runs", flow_run_filter=by_name, sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
 
 
 def metrics_of(config: RunConfig, name: str) -> list[tuple[int, float]]:
+    """(step, value) of every logged value of a metric of the only MLflow run."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=config.tracking.uri)
@@ -58,7 +63,7 @@ def metrics_of(config: RunConfig, name: str) -> list[tuple[int, float]]:
 
 
 def only_run(config: RunConfig) -> tuple[Any, Any]:
-    """A client, and the one MLflow run of a configuration."""
+    """(client, MLflow run) of a configuration whose experiment has one run."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=config.tracking.uri)

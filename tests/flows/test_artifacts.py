@@ -1,4 +1,4 @@
-"""Live progress: what is said while a stage goes on, how often, and that a server that is away disturbs nothing."""
+"""Live progress of a stage: its text, how often it is sent, and that an unavailable server does not fail the stage."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from tasks import artifacts
 
 
 class Clock:
+    """Replaces the module `time`; a test sets `now`, in seconds."""
+
     now = 100.0
 
     def monotonic(self) -> float:
@@ -26,6 +28,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str]]:
+    """(percent, description) of every update that is sent to Prefect."""
     sent: list[tuple[float, str]] = []
 
     def create(progress: float, key: str, description: str) -> str:
@@ -42,7 +45,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str]]:
     return sent
 
 
-def test_count_rate_and_time_left_at_most_every_two_seconds(clock: Clock, sent: list[tuple[float, str]]) -> None:
+def test_updates_are_sent_at_most_every_two_seconds(clock: Clock, sent: list[tuple[float, str]]) -> None:
     artifact = artifacts.ArtifactProgress("my.run", "sample", 3)
     for done in range(1, 41):
         clock.now += 0.5
@@ -54,23 +57,23 @@ def test_count_rate_and_time_left_at_most_every_two_seconds(clock: Clock, sent: 
     assert sent[-1] == (100.0, "my.run r003 sample: done, 640 rows in 40.0 s")
 
 
-def test_a_stage_that_was_done_before_has_none(sent: list[tuple[float, str]]) -> None:
+def test_no_artifact_for_a_reused_stage_or_a_stage_without_unit(sent: list[tuple[float, str]]) -> None:
     artifacts.ArtifactProgress("my.run", "sample", 3).finish(StageResult("sample", 3, 640, 40.0, {}, reused=True))
-    other = artifacts.ArtifactProgress("my.run", "health", 3)
-    other(1, 1)
-    other.finish(StageResult("health", 3, 1, 0.0, {}))
+    without_unit = artifacts.ArtifactProgress("my.run", "health", 3)
+    without_unit(1, 1)
+    without_unit.finish(StageResult("health", 3, 1, 0.0, {}))
     assert sent == []
 
 
-def test_a_server_that_is_away_is_said_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+def test_an_unavailable_server_gives_one_warning(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
 
     class Logger:
         def warning(self, text: str) -> None:
-            said.append(text)
+            warnings.append(text)
 
     def refuse(**_: Any) -> None:
-        raise ConnectionError("away")
+        raise ConnectionError("unavailable")
 
     monkeypatch.setattr(artifacts, "create_progress_artifact", refuse)
     monkeypatch.setattr(artifacts, "get_run_logger", Logger)
@@ -79,4 +82,4 @@ def test_a_server_that_is_away_is_said_once(clock: Clock, monkeypatch: pytest.Mo
         clock.now += 5
         artifact(done, 8)
     artifact.finish(StageResult("sample", 3, 8, 40.0, {}))
-    assert said == ["my.run r003 sample: live progress is no longer updated (ConnectionError)"]
+    assert warnings == ["my.run r003 sample: live progress is no longer updated (ConnectionError)"]

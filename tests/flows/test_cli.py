@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, formats, and the main job end to end."""
+"""The command line in separate processes: exit codes, output formats, and a training from start to end."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ OGLS = [sys.executable, "-m", "flows.cli"]
 
 
 def ogls(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of `ogls` with additional environment variables."""
     return subprocess.run(
         [*OGLS, *arguments], cwd=REPO, env={**os.environ, **env}, capture_output=True, text=True, check=False
     )
@@ -55,25 +56,25 @@ def root(finished: Run) -> str:
         (["stage", "sample", str(TINY), "--set", "root=/proc/x"], "cannot write"),
     ],
 )
-def test_mistakes_are_one_or_two_lines_and_exit_code_2(arguments: list[str], message: str) -> None:
-    done = ogls(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
+def test_a_user_error_has_exit_code_2_and_no_traceback(arguments: list[str], message: str) -> None:
+    result = ogls(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
 
 
 def test_help_lists_every_command() -> None:
-    done = ogls("--help")
-    assert done.returncode == 0
+    result = ogls("--help")
+    assert result.returncode == 0
     for command in ("train", "evaluate", "sweep", "query", "tables", "runs", "config", "stage", "seed-model"):
-        assert f" {command} " in done.stdout
+        assert f" {command} " in result.stdout
 
 
-def test_config_prints_what_is_resolved() -> None:
-    done = ogls("config", str(TINY), "--set", "train.epochs=3")
-    assert done.returncode == 0
-    assert "epochs = 3" in done.stdout
-    assert "max_grad_norm = 1.0" in done.stdout
+def test_config_prints_the_resolved_configuration() -> None:
+    result = ogls("config", str(TINY), "--set", "train.epochs=3")
+    assert result.returncode == 0
+    assert "epochs = 3" in result.stdout
+    assert "max_grad_norm = 1.0" in result.stdout
 
 
 def test_query_formats_agree(root: str, tmp_path: Path) -> None:
@@ -100,31 +101,31 @@ def test_named_queries_and_runs_and_tables(root: str) -> None:
     assert "teacher_states" in ogls("tables").stdout
 
 
-def test_a_stage_on_its_own(tmp_path: Path) -> None:
+def test_stage_runs_one_stage(tmp_path: Path) -> None:
     small = [part for s in (*SMALL, f"root={tmp_path}") for part in ("--set", s)]
     assert ogls("stage", "prepare", str(TINY), *small).returncode == 0
-    done = ogls("stage", "sample", str(TINY), "--round", "1", *small)
-    assert done.returncode == 0, done.stderr
-    assert "sample r001: 32 rows, done" in done.stdout
+    result = ogls("stage", "sample", str(TINY), "--round", "1", *small)
+    assert result.returncode == 0, result.stderr
+    assert "sample r001: 32 rows, done" in result.stdout
     assert "32 rows, already done" in ogls("stage", "sample", str(TINY), "--round", "1", *small).stdout
-    refused = ogls("stage", "steer", str(TINY), "--round", "1", *small)
-    assert refused.returncode == 2
-    assert "run the stage teach first" in refused.stderr
+    failed = ogls("stage", "steer", str(TINY), "--round", "1", *small)
+    assert failed.returncode == 2
+    assert "run the stage teach first" in failed.stderr
 
 
 @pytest.mark.slow
-def test_a_mistake_found_inside_the_flow_is_told_without_a_traceback(tmp_path: Path) -> None:
+def test_a_user_error_inside_the_flow_has_no_traceback(tmp_path: Path) -> None:
     small = [p for s in (*SMALL, f"root={tmp_path}", "problems.source=none.jsonl") for p in ("--set", s)]
-    done = ogls("train", str(TINY), *small, PREFECT_HOME=str(tmp_path / "prefect"))
-    assert done.returncode == 2
-    assert "error: cannot read problems from none.jsonl: No such file or directory" in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    assert len(done.stderr.strip().splitlines()) <= 4, done.stderr
+    result = ogls("train", str(TINY), *small, PREFECT_HOME=str(tmp_path / "prefect"))
+    assert result.returncode == 2
+    assert "error: cannot read problems from none.jsonl: No such file or directory" in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    assert len(result.stderr.strip().splitlines()) <= 4, result.stderr
 
 
 @pytest.mark.slow
 def test_train_interrupted_killed_and_finished_by_the_same_command(tmp_path: Path) -> None:
-    """Ctrl-C, then SIGKILL, then the end: one MLflow run, each round once, the table and three next steps."""
+    """Ctrl-C, SIGKILL, then a complete run: one MLflow run, each round logged once, the table and the next steps."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     sets = ["name=cli", "rounds=3", f"root={tmp_path}/store", "tracking.enabled=true", f"tracking.uri={uri}"]
     overrides = [p for s in (*SMALL, *sets, f"tracking.artifacts={tmp_path}/art") for p in ("--set", s)]
@@ -132,8 +133,8 @@ def test_train_interrupted_killed_and_finished_by_the_same_command(tmp_path: Pat
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "200"}
     environment.pop("PREFECT_API_URL", None)
 
-    def until(manifest: str, log: Path) -> subprocess.Popen[bytes]:
-        """Start the command and come back when it has got so far."""
+    def start_until(manifest: str, log: Path) -> subprocess.Popen[bytes]:
+        """Start the command and wait until it has written `manifest`. Returns the running process."""
         with open(log, "wb") as file:
             child = subprocess.Popen(command, cwd=REPO, env=environment, stderr=file)
         deadline = time.monotonic() + 150
@@ -143,27 +144,27 @@ def test_train_interrupted_killed_and_finished_by_the_same_command(tmp_path: Pat
             time.sleep(0.02)
         return child
 
-    child = until("updates/round=001/manifest.json", tmp_path / "first.log")
+    child = start_until("updates/round=001/manifest.json", tmp_path / "first.log")
     child.send_signal(signal.SIGINT)
-    said = f"exit {child.wait(timeout=60)}: {(tmp_path / 'first.log').read_text()}"
-    assert child.returncode == 130, said
-    assert "the same command continues where this one ended" in said
+    output = f"exit {child.wait(timeout=60)}: {(tmp_path / 'first.log').read_text()}"
+    assert child.returncode == 130, output
+    assert "the same command continues where this one ended" in output
 
-    child = until("updates/round=002/manifest.json", tmp_path / "second.log")
+    child = start_until("updates/round=002/manifest.json", tmp_path / "second.log")
     orphans = psutil.Process(child.pid).children(recursive=True)
     child.kill()
     child.wait()
-    for orphan in orphans:  # Prefect's temporary server outlives a killed flow
+    for orphan in orphans:  # the temporary Prefect server survives a killed flow
         with contextlib.suppress(psutil.NoSuchProcess):
             orphan.kill()
 
-    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "r003  accuracy" in done.stderr
-    assert "run cli" in done.stdout
-    next_steps = [line.strip() for line in done.stdout.split("Next steps:")[1].strip().splitlines()]
-    asked = ["watch it in the Prefect UI", "open MLflow", "read its tokens", "query it"]
-    assert [line.split(":")[0] for line in next_steps] == asked
+    result = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "r003  accuracy" in result.stderr
+    assert "run cli" in result.stdout
+    next_steps = [line.strip() for line in result.stdout.split("Next steps:")[1].strip().splitlines()]
+    expected = ["watch it in the Prefect UI", "open MLflow", "read its tokens", "query it"]
+    assert [line.split(":")[0] for line in next_steps] == expected
 
     from mlflow.tracking import MlflowClient
 

@@ -1,4 +1,4 @@
-"""A study of two methods and two seeds, interrupted and finished by the same command."""
+"""`ogls compare`: a study continues after an interruption, and a killed study leaves no process behind."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ OGLS = [sys.executable, "-m", "flows.cli"]
 
 
 def write_study(tmp_path: Path, head: str, methods: dict[str, str], *overrides: str) -> Path:
-    """A study of two seeds, two runs at once, in folders of its own."""
+    """Write the TOML file of a study with two seeds, two runs in parallel and separate folders. Returns its path."""
     study = tmp_path / "study.toml"
     settings = json.dumps([*SMALL, "rounds=1", *overrides, "evaluate.benchmarks=[{limit=8}]"])
-    places = f'root = "{tmp_path}/runs"\nout = "{tmp_path}/out"\nseeds = [0, 1]\nat_once = 2\nset = {settings}\n'
-    listed = "".join(
+    folders = f'root = "{tmp_path}/runs"\nout = "{tmp_path}/out"\nseeds = [0, 1]\nat_once = 2\nset = {settings}\n'
+    method_tables = "".join(
         f'[[methods]]\nname = "{name}"\nconfig = "{REPO}/deployments/runs/{file}"\n' for name, file in methods.items()
     )
     top, _, tables = head.partition("\n\n")
-    study.write_text(f"{top}\n{places}{tables}\n{listed}")
+    study.write_text(f"{top}\n{folders}{tables}\n{method_tables}")
     return study
 
 
-def alone(tmp_path: Path) -> dict[str, str]:
-    """The environment of a command with a Prefect of its own."""
+def own_prefect(tmp_path: Path) -> dict[str, str]:
+    """The environment of a command that starts a temporary Prefect server with a separate database."""
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
     environment.pop("PREFECT_API_URL", None)
     return environment
@@ -46,10 +46,10 @@ def alone(tmp_path: Path) -> dict[str, str]:
 def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) -> None:
     tune = "[tune]\nvalues = [1e-5, 5e-4]\nrounds = 1"
     study = write_study(tmp_path, f'name = "s"\n\n{tune}', {"ogls-sd": "tiny.toml", "grpo": "tiny-grpo.toml"})
-    environment = alone(tmp_path)
+    environment = own_prefect(tmp_path)
 
     def compare() -> str:
-        done = subprocess.run(
+        result = subprocess.run(
             [*OGLS, "compare", str(study)],
             cwd=REPO,
             env=environment,
@@ -58,10 +58,11 @@ def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) ->
             check=False,
             timeout=580,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
     def written() -> dict[str, str]:
+        """The time at which each manifest was written, by path."""
         manifests = (tmp_path / "runs").glob("*/*/round=*/manifest.json")
         return {str(p.relative_to(tmp_path)): json.loads(p.read_text())["written"] for p in manifests}
 
@@ -71,23 +72,23 @@ def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) ->
     tuning = [f"s-tune{n}-{m}-s100" for n in (0, 1) for m in ("grpo", "ogls-sd")]
     assert runs == ["s-grpo-s0", "s-grpo-s1", "s-ogls-sd-s0", "s-ogls-sd-s1", *tuning]
 
-    shutil.rmtree(tmp_path / "runs" / "s-grpo-s1")  # as if the study had ended before this run
+    shutil.rmtree(tmp_path / "runs" / "s-grpo-s1")  # as if the study had been interrupted before this run
     second = compare()
     after = written()
-    again = {name for name in after if after[name] != before[name]}
-    assert again == {name for name in before if name.startswith("runs/s-grpo-s1/")}
+    rewritten = {name for name in after if after[name] != before[name]}
+    assert rewritten == {name for name in before if name.startswith("runs/s-grpo-s1/")}
 
     def table(page: str) -> list[str]:
-        """The page's rows of results (the first of a method) without their last column, the seconds."""
+        """The first row of results of each method on the page, without the last column (seconds)."""
         rows = [line.rsplit("|", 2)[0] for line in page.splitlines() if line.startswith(("| ogls", "| grpo"))]
         return rows[:2]
 
     assert table(first) == table(second)
     assert len({row.split("|")[1] for row in table(first)}) == 2
     results = pq.read_table(tmp_path / "out/s/results.parquet").to_pylist()
-    tried = pq.read_table(tmp_path / "out/s/tuning.parquet").to_pylist()
-    assert sum(r["chosen"] for r in tried) == 2
-    for method, value in ((r["method"], r["value"]) for r in tried if r["chosen"]):
+    tuning_rows = pq.read_table(tmp_path / "out/s/tuning.parquet").to_pylist()
+    assert sum(r["chosen"] for r in tuning_rows) == 2
+    for method, value in ((r["method"], r["value"]) for r in tuning_rows if r["chosen"]):
         config = json.loads((tmp_path / f"runs/s-{method}-s0/run.json").read_text())["config"]
         assert config["train"]["learning_rate"] == value
     assert [(r["method"], r["seeds"]) for r in results] == [("ogls-sd", 2), ("grpo", 2)]
@@ -95,9 +96,9 @@ def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) ->
 
 
 def test_a_killed_study_leaves_no_process_behind(tmp_path: Path) -> None:
-    """Its workers end by themselves; the next command stops the temporary server that nobody uses any more."""
+    """The worker processes exit by themselves; the next command stops the orphaned temporary server."""
     study = write_study(tmp_path, 'name = "k"\nreference = "grpo"', {"grpo": "tiny-grpo.toml"}, "rounds=50")
-    environment = alone(tmp_path)
+    environment = own_prefect(tmp_path)
     process = subprocess.Popen(
         [*OGLS, "compare", str(study)], cwd=REPO, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -114,7 +115,7 @@ def test_a_killed_study_leaves_no_process_behind(tmp_path: Path) -> None:
     _, alive = psutil.wait_procs([p for p in family if p not in servers], timeout=30)
     assert alive == []
     if (parent := servers[0].parent()) and not adopts_orphans(parent):
-        servers[0].terminate()  # here orphans belong to a process that may be their rightful owner
+        servers[0].terminate()  # this parent may be the original one, so no command stops the server
         return
     small = [part for pair in (*SMALL, "rounds=0", f"root={tmp_path}/other") for part in ("--set", pair)]
     other = [*OGLS, "train", str(REPO / "deployments/runs/tiny-grpo.toml"), *small]

@@ -1,4 +1,4 @@
-"""Errors in a flow: retries, limits, refusals."""
+"""Errors in a flow: retries, time limits, locked runs, other versions and configurations."""
 
 from __future__ import annotations
 
@@ -18,67 +18,72 @@ from tasks.stages import _concurrency_slot
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def test_another_version_of_the_code_is_said_or_refused(
-    tmp_path: Path, watched: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_another_version_of_the_code_is_a_notice_or_an_error(
+    tmp_path: Path, console_output: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tracked(tmp_path, "name=older", "rounds=0")
     train_flow(config)
     monkeypatch.setattr("ogls.store.run_store.code_version", lambda: {"version": "99.0", "revision": None})
     refusing = tracked(tmp_path, "name=older", "rounds=0", "execution.other_version=refuse")
-    with pytest.raises(StoreError, match=r"last carried out by ogls-sd 0\.2\.0, and this is 99\.0; install that one"):
+    with pytest.raises(
+        StoreError, match=r"last carried out by ogls-sd 0\.2\.0, and this is 99\.0; install that version"
+    ):
         train_flow(refusing)
     train_flow(config)
-    assert "this is 99.0: finished stages stay as they are" in watched.readouterr().out
-    watched.readouterr()
-    train_flow(refusing)  # it is that version's run now
-    assert "last carried out" not in watched.readouterr().out
+    assert "this is 99.0: finished stages are kept" in console_output.readouterr().out
+    console_output.readouterr()
+    train_flow(refusing)  # 99.0 is now the version that carried it out last
+    assert "last carried out" not in console_output.readouterr().out
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, errors: list[Exception]) -> list[int]:
-    """Make the sampler raise these errors in turn in evaluation (the probe of one request passes); counts its calls."""
+def fail_evaluation(monkeypatch: pytest.MonkeyPatch, errors: list[Exception]) -> list[int]:
+    """Make the sampler raise `errors` in order; returns a list with the number of its calls.
+
+    Calls with one request succeed and are not counted, because the probe is one request.
+    """
     from ogls.samplers.transformers import TransformersSampler
 
-    real, calls = TransformersSampler.sample, [0]
+    real_sample, calls = TransformersSampler.sample, [0]
 
     def sample(self: Any, requests: Any, sampling: Any) -> Any:
         if len(requests) > 1:
             calls[0] += 1
             if errors:
                 raise errors.pop(0)
-        return real(self, requests, sampling)
+        return real_sample(self, requests, sampling)
 
     monkeypatch.setattr(TransformersSampler, "sample", sample)
     return calls
 
 
-def test_an_error_that_may_heal_is_retried_and_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: pytest.CaptureFixture[str]
+def test_an_error_that_may_pass_is_retried_with_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console_output: pytest.CaptureFixture[str]
 ) -> None:
-    failing(monkeypatch, [ConnectionError("gone"), RuntimeError("CUDA out of memory")])
+    fail_evaluation(monkeypatch, [ConnectionError("gone"), RuntimeError("CUDA out of memory")])
     config = tracked(tmp_path, "name=heals", "rounds=0", "tracking.enabled=false")
     train_flow(config)
-    said = watched.readouterr().out
-    assert "evaluate r000: ConnectionError: gone; retrying" in said
-    assert "evaluate r000: RuntimeError: CUDA out of memory; retrying" in said
+    output = console_output.readouterr().out
+    assert "evaluate r000: ConnectionError: gone; retrying" in output
+    assert "evaluate r000: RuntimeError: CUDA out of memory; retrying" in output
     runs = {r.name: r for r in task_runs(newest_flow_run("train heals"))}
     assert runs["evaluate r000"].run_count == 3
     assert Run(config).records.manifest("scores", 0)
 
 
-def test_one_stage_at_a_time_holds_a_place_of_the_limit() -> None:
-    """Two runs on one machine: the second waits for the first's stage, not for the first."""
+def test_one_stage_at_a_time_occupies_the_slot_of_a_concurrency_limit() -> None:
+    """Two runs on one machine: the second waits for the stage of the first, not for the whole run."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name("one-device", 1)
-    inside: list[int] = []
+    holders: list[int] = []
 
     def hold(number: int) -> None:
         with _concurrency_slot("one-device"):
-            inside.append(number)
-            assert len(inside) == 1
+            holders.append(number)
+            assert len(holders) == 1
             time.sleep(1)
-            inside.remove(number)
+            holders.remove(number)
 
     with ThreadPoolExecutor(2) as pool:
         started = time.monotonic()
@@ -87,8 +92,8 @@ def test_one_stage_at_a_time_holds_a_place_of_the_limit() -> None:
     assert time.monotonic() - started >= 2
 
 
-def test_an_error_of_the_users_making_is_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = failing(monkeypatch, [DataError("bad rows")] * 5)
+def test_an_error_that_the_user_has_to_fix_is_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fail_evaluation(monkeypatch, [DataError("bad rows")] * 5)
     with pytest.raises(DataError, match="bad rows"):
         train_flow(tracked(tmp_path, "name=cannot-heal", "rounds=0"))
     assert calls == [1]
@@ -97,7 +102,7 @@ def test_an_error_of_the_users_making_is_not_retried(tmp_path: Path, monkeypatch
     assert {r.name: r.run_count for r in task_runs(flow_run)}["evaluate r000"] == 1
 
 
-def test_a_stage_past_its_limit_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_is_stopped_at_its_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
     from ogls.samplers.transformers import TransformersSampler
@@ -111,13 +116,13 @@ def test_a_stage_past_its_limit_is_stopped(tmp_path: Path, monkeypatch: pytest.M
     assert Run(config).records.manifest("scores", 0) is None
 
 
-def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path: Path) -> None:
+def test_a_second_process_gets_an_error_that_names_the_holder(tmp_path: Path) -> None:
     config = tracked(tmp_path, "name=held", "rounds=0")
     with Run(config).records.lock("train"), pytest.raises(RunLocked, match=r"run held is held by process \d+ on"):
         train_flow(config)
 
 
-def test_a_name_with_another_configuration_is_refused(trained: tuple) -> None:
+def test_a_run_name_with_another_configuration_is_an_error(trained: tuple) -> None:
     config, _, _ = trained
     other = config.model_copy(update={"seed": 5})
     with pytest.raises(StoreError, match="seed: 0 -> 5"):

@@ -1,4 +1,4 @@
-"""A training against a running Prefect server, from a process of its own."""
+"""`ogls train` in a separate process, with a running Prefect server and with one that does not respond."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import REPO, SMALL, TINY
-from upped import free_port
+from services_fixture import free_port
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Prefect server on a free port of loopback; yields the environment of its clients."""
+    """Start a Prefect server on a free loopback port and yield the environment of its clients."""
     port = free_port()
     environment = {
         **os.environ,
@@ -47,14 +47,14 @@ def server(tmp_path: Path) -> Iterator[dict[str, str]]:
         process.wait(timeout=30)
 
 
-def test_training_against_a_running_server(server: dict[str, str], tmp_path: Path) -> None:
+def test_training_with_a_running_server(server: dict[str, str], tmp_path: Path) -> None:
     sets = [p for s in (*SMALL, "name=served", "rounds=1", f"root={tmp_path}/store") for p in ("--set", s)]
     command = [sys.executable, "-m", "flows.cli", "train", str(TINY), *sets]
-    done = subprocess.run(command, cwd=REPO, env=server, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "temporary" not in done.stderr
+    result = subprocess.run(command, cwd=REPO, env=server, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "temporary" not in result.stderr
     address = server["PREFECT_API_URL"].removesuffix("/api")
-    assert f"open {address}" in done.stdout
+    assert f"open {address}" in result.stdout
     (run,) = httpx.post(f"{server['PREFECT_API_URL']}/flow_runs/filter", json={}).json()
     assert (run["name"], run["state_name"]) == ("train served", "Completed")
     assert run["parameters"]["config"]["name"] == "served"
@@ -64,7 +64,7 @@ def test_training_against_a_running_server(server: dict[str, str], tmp_path: Pat
     assert artifact["data"].startswith("# served, round 1")
 
 
-def test_a_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
+def test_a_server_that_does_not_respond_is_an_error(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "PREFECT_HOME": str(tmp_path / "prefect"),
@@ -72,7 +72,9 @@ def test_a_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
         "PREFECT_CLIENT_MAX_RETRIES": "0",
     }
     command = [sys.executable, "-m", "flows.cli", "train", str(TINY), "--set", f"root={tmp_path}/store"]
-    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 2, done.stderr
-    assert f"no Prefect server answers at {environment['PREFECT_API_URL']}" in done.stderr
-    assert "Traceback" not in done.stderr
+    result = subprocess.run(
+        command, cwd=REPO, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert result.returncode == 2, result.stderr
+    assert f"no Prefect server answers at {environment['PREFECT_API_URL']}" in result.stderr
+    assert "Traceback" not in result.stderr

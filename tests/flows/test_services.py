@@ -1,4 +1,4 @@
-"""Processes that are started, found again and stopped: only those, and nothing twice."""
+"""Services are started, found and stopped; other processes are never stopped."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.services import Service, Services, describe_port_owner, process_of
+from flows.services import Service, Services, describe_port_owner, find_process
 from ogls.errors import UserError
 
 
-def sleeper(services: Services, name: str = "sleeper") -> Service:
-    return services.start(name, ("timeit", "-n1", "-r1", "import time; time.sleep(60)"), "", {}, lambda: True)
+def start_sleeper(services: Services, url: str = "") -> Service:
+    """Start a service `sleeper`: a process that sleeps for a minute."""
+    return services.start("sleeper", ("timeit", "-n1", "-r1", "import time; time.sleep(60)"), url, {}, lambda: True)
 
 
-def test_what_was_started_is_found_and_stopped(tmp_path: Path) -> None:
+def test_a_started_service_is_found_and_stopped(tmp_path: Path) -> None:
     services = Services(tmp_path)
-    with services.held():
-        service = sleeper(services)
-        assert process_of(service)
+    with services.lock():
+        service = start_sleeper(services)
+        assert find_process(service)
         assert Services(tmp_path).running() == {"sleeper": service}
         assert services.stop("sleeper")
-        assert not psutil.pid_exists(service.pid) or process_of(service) is None
+        assert not psutil.pid_exists(service.pid) or find_process(service) is None
         assert services.recorded() == {}
         assert not services.stop("sleeper")
 
 
-def test_a_server_that_is_slow_to_answer_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_response_does_not_count_as_no_response(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     services = Services(tmp_path)
-    assert services.answering("sleeper", lambda url: True) is None
-    service = services.start("sleeper", ("timeit", "-n1", "import time; time.sleep(60)"), "here", {}, lambda: True)
-    answers = iter([False, False, True])
-    assert services.answering("sleeper", lambda url: next(answers)) == service.url == "here"
-    monkeypatch.setattr("flows.services._BUSY", 0.5)
-    assert services.answering("sleeper", lambda url: False) is None
+    assert services.responding_url("sleeper", lambda url: True) is None
+    service = start_sleeper(services, url="http://sleeper")
+    responses = iter([False, False, True])
+    assert services.responding_url("sleeper", lambda url: next(responses)) == service.url == "http://sleeper"
+    monkeypatch.setattr("flows.services._RESPONSE_SECONDS", 0.5)
+    assert services.responding_url("sleeper", lambda url: False) is None
     services.stop("sleeper")
 
 
-def test_a_process_that_only_has_the_number_is_left_alone(tmp_path: Path) -> None:
+def test_another_process_with_the_recorded_id_is_not_stopped(tmp_path: Path) -> None:
     services = Services(tmp_path)
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
@@ -54,36 +55,36 @@ def test_a_process_that_only_has_the_number_is_left_alone(tmp_path: Path) -> Non
         other.kill()
 
 
-def test_a_service_that_dies_tells_the_end_of_its_log(tmp_path: Path) -> None:
+def test_the_error_of_a_failed_start_has_the_end_of_the_log(tmp_path: Path) -> None:
     services = Services(tmp_path)
     with pytest.raises(
-        UserError, match=r"broken ended with 1; the end of .*broken\.log:\n.*No module named nothing_here"
+        UserError, match=r"broken exited with 1; the end of .*broken\.log:\n.*No module named nothing_here"
     ):
         services.start("broken", ("nothing_here",), "", {}, lambda: False)
     assert services.recorded() == {}
 
 
-def test_two_commands_do_not_meet(tmp_path: Path) -> None:
+def test_a_second_command_is_refused_while_the_first_one_runs(tmp_path: Path) -> None:
     with (
-        Services(tmp_path).held(),
+        Services(tmp_path).lock(),
         pytest.raises(UserError, match="another `ogls up` or `ogls down` is running"),
-        Services(tmp_path).held(),
+        Services(tmp_path).lock(),
     ):
         pass
 
 
-def test_a_damaged_record_is_an_empty_one(tmp_path: Path) -> None:
+def test_a_damaged_record_counts_as_empty(tmp_path: Path) -> None:
     (tmp_path / "services.json").write_text('{"prefect": {"pid"')
     assert Services(tmp_path).recorded() == {}
 
 
-def test_the_holder_of_a_port_is_named() -> None:
+def test_the_owner_of_a_port_is_named() -> None:
     import socket
 
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
         time.sleep(0.05)
-        assert "process" in (describe_port_owner(taken.getsockname()[1]) or "")
-        port = taken.getsockname()[1]
+        assert "process" in (describe_port_owner(used.getsockname()[1]) or "")
+        port = used.getsockname()[1]
     assert describe_port_owner(port) is None

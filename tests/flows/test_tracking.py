@@ -1,4 +1,4 @@
-"""What MLflow knows of a run, and what happens while it is away."""
+"""MLflow tracking: what is logged for a run, and that training continues while the server is unavailable."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tasks.progress import show_progress_on
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def test_one_mlflow_run_with_every_round_once(trained: tuple) -> None:
+def test_one_mlflow_run_has_every_round_once(trained: tuple) -> None:
     config, _, _ = trained
     assert [step for step, _ in metrics_of(config, "evaluate/accuracy")] == [0, 1, 2]
     records = Run(config).records
-    wanted = [records.read("summaries", r).to_pylist()[0]["accuracy"] for r in (0, 1, 2)]
-    assert [value for _, value in metrics_of(config, "evaluate/accuracy")] == pytest.approx(wanted)
+    expected = [records.read("summaries", r).to_pylist()[0]["accuracy"] for r in (0, 1, 2)]
+    assert [value for _, value in metrics_of(config, "evaluate/accuracy")] == pytest.approx(expected)
     assert [step for step, _ in metrics_of(config, "train/loss")] == [1, 2]
 
 
@@ -41,12 +41,12 @@ def test_mlflow_has_parameters_configuration_and_adapters(trained: tuple) -> Non
     assert run.data.params["train.learning_rate"] == str(config.train.learning_rate)
     files = {a.path for a in client.list_artifacts(run.info.run_id, "adapters/round=002")}
     assert {p.rsplit("/", 1)[1] for p in files} == {"adapter_config.json", "adapter_model.safetensors"}
-    local = client.download_artifacts(run.info.run_id, "adapters/round=002/adapter_model.safetensors")
-    assert Path(local).read_bytes() == Run(config).read_attachment(2, "adapter_model.safetensors")
+    path = client.download_artifacts(run.info.run_id, "adapters/round=002/adapter_model.safetensors")
+    assert Path(path).read_bytes() == Run(config).read_attachment(2, "adapter_model.safetensors")
     assert 'name = "flow-test"' in Path(client.download_artifacts(run.info.run_id, "config.toml")).read_text()
 
 
-def test_mlflow_has_the_data_and_what_ran_it(trained: tuple) -> None:
+def test_mlflow_has_datasets_tags_and_metric_groups(trained: tuple) -> None:
     config, _, _ = trained
     _, run = only_run(config)
     inputs = {i.dataset.name: i for i in run.inputs.dataset_inputs}
@@ -64,9 +64,7 @@ def test_mlflow_has_the_data_and_what_ran_it(trained: tuple) -> None:
     assert metrics_of(config, "system/cpu_utilization_percentage")
 
 
-def test_adapters_are_versions_of_a_model_that_plain_peft_loads(
-    trained: tuple, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adapters_are_model_versions_that_peft_loads(trained: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
     import torch
     from peft import PeftModel
@@ -75,7 +73,10 @@ def test_adapters_are_versions_of_a_model_that_plain_peft_loads(
     config, _, _ = trained
     client, _ = only_run(config)
     versions = client.search_model_versions("name='ogls-sd-flow-test'")
-    assert sorted(int(v.tags["ogls.round"]) for v in versions) == [1, 2]  # each once, although the run was resumed
+    assert sorted(int(v.tags["ogls.round"]) for v in versions) == [
+        1,
+        2,
+    ]  # once each, although the run was resumed
     best = Run(config).records.manifest("health", 2).metrics["best"]
     assert client.get_model_version_by_alias("ogls-sd-flow-test", "best").tags["ogls.round"] == str(best)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", config.tracking.uri)
@@ -87,8 +88,8 @@ def test_adapters_are_versions_of_a_model_that_plain_peft_loads(
         loaded = PeftModel.from_pretrained(base, folder)
         policy = Run(config).load_policy(round_)
         with torch.inference_mode():
-            wanted = policy.logits(policy.run_body(ids).last_hidden_state)
-            assert torch.allclose(loaded(input_ids=ids).logits, wanted, atol=1e-5)
+            expected = policy.logits(policy.run_body(ids).last_hidden_state)
+            assert torch.allclose(loaded(input_ids=ids).logits, expected, atol=1e-5)
 
 
 def test_the_report_is_in_mlflow_and_linked_from_the_last_round(trained: tuple) -> None:
@@ -100,34 +101,33 @@ def test_the_report_is_in_mlflow_and_linked_from_the_last_round(trained: tuple) 
     artifacts = {a.key: a.data for a in from_server("read_artifacts") if a.key and a.key.startswith("flow-test-r0")}
     assert "The report of the whole run" in artifacts["flow-test-r002"]
     assert "The report" not in artifacts["flow-test-r000"]
-    before = Path(Run(config).records.url("report.html")).stat().st_mtime_ns
-    write_report(Run(config))  # nothing has come since: it stays
-    assert Path(Run(config).records.url("report.html")).stat().st_mtime_ns == before
+    modified = Path(Run(config).records.url("report.html")).stat().st_mtime_ns
+    write_report(Run(config))  # the run has no new rounds, so the file is not rewritten
+    assert Path(Run(config).records.url("report.html")).stat().st_mtime_ns == modified
 
 
-def test_a_report_that_fails_leaves_the_training_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> str:
+def test_an_error_in_the_report_does_not_fail_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
         raise OSError("no room")
 
-    monkeypatch.setattr("ogls.analysis.report.write_report", broken)
-    watched = rich.console.Console(file=io.StringIO(), width=200)
-    show_progress_on(watched)
+    monkeypatch.setattr("ogls.analysis.report.write_report", fail)
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    show_progress_on(console)
     train_flow(tracked(tmp_path, "name=unreported", "rounds=1", "tracking.enabled=false", "tracking.report=plain"))
     show_progress_on(None)
-    assert (
-        "the report was not written (OSError: no room); `ogls report unreported` writes it" in watched.file.getvalue()
-    )
+    output = console.file.getvalue()
+    assert "the report was not written (OSError: no room); `ogls report unreported` writes it" in output
     assert newest_flow_run("train unreported").state_name == "Completed"
 
 
-def test_style_and_health_are_numbers_and_tags(trained: tuple) -> None:
+def test_style_is_logged_as_metrics_and_health_as_tags(trained: tuple) -> None:
     from mlflow.tracking import MlflowClient
 
     config, _, _ = trained
-    numbers = Run(config).records.manifest("style", 2).metrics["numbers"]
+    style_metrics = Run(config).records.manifest("style", 2).metrics["numbers"]
     for name in ("target_style_share", "direction_style_share", "reference_kl", "correct_kl_at_substance"):
         assert [step for step, _ in metrics_of(config, f"style/{name}")] == [1, 2]
-        assert metrics_of(config, f"style/{name}")[1][1] == pytest.approx(numbers[name])
+        assert metrics_of(config, f"style/{name}")[1][1] == pytest.approx(style_metrics[name])
     client = MlflowClient(tracking_uri=config.tracking.uri)
     (run,) = client.search_runs([client.get_experiment_by_name("ogls-sd").experiment_id])
     health = Run(config).records.manifest("health", 2).metrics
@@ -135,7 +135,7 @@ def test_style_and_health_are_numbers_and_tags(trained: tuple) -> None:
     assert run.data.tags["ogls.best_round"] == str(health["best"])
 
 
-def test_a_collapse_is_told_in_the_ui_and_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collapse_is_shown_in_prefect_and_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking import MlflowClient
 
     events: list[dict[str, Any]] = []
@@ -148,7 +148,7 @@ def test_a_collapse_is_told_in_the_ui_and_in_mlflow(tmp_path: Path, monkeypatch:
     flow = newest_flow_run("train collapse")
     assert flow.state_name == "Failed"
     assert "the median length fell" in flow.state.message
-    assert {r.name for r in task_runs(flow) if r.name.endswith("r002")} == set()  # it ended with round 1
+    assert {r.name for r in task_runs(flow) if r.name.endswith("r002")} == set()  # the run ended with round 1
     (artifact,) = [a for a in from_server("read_artifacts") if a.key == "collapse-r001"]
     assert "the run is stopped. Best so far: round 0, the base model" in artifact.data
     client = MlflowClient(tracking_uri=config.tracking.uri)
@@ -156,35 +156,35 @@ def test_a_collapse_is_told_in_the_ui_and_in_mlflow(tmp_path: Path, monkeypatch:
     assert run.info.status == "FAILED"
     assert run.data.tags["ogls.health"] == "stop"
     assert "the median length fell" in run.data.tags["ogls.health.why"]
-    named = [(e["event"], e["payload"].get("round")) for e in events]
-    assert named == [
+    names = [(e["event"], e["payload"].get("round")) for e in events]
+    assert names == [
         *(("ogls.round.finished", 0), ("ogls.round.best", 0)),
         *(("ogls.round.finished", 1), ("ogls.run.collapsed", 1)),
     ]
     assert events[-1]["resource"]["prefect.resource.id"] == "ogls.run.collapse"
     assert "the median length fell" in events[-1]["payload"]["notice"]
     Path(Run(config).records.url("scores/round=001/part-0000.parquet")).unlink()
-    with pytest.raises(HealthStop):  # the decision is on record: it stands when the run is started again
+    with pytest.raises(HealthStop):  # the recorded decision applies when the run is started again
         train_flow(config)
     (redone,) = [e["payload"] for e in events if e["event"] == "ogls.stage.redone"]
     assert (redone["stage"], redone["round"]) == ("evaluate", 1)
     assert "part-0000.parquet is missing" in redone["why"]
 
 
-def test_training_goes_on_with_one_warning_when_mlflow_is_away(
-    tmp_path: Path, watched: pytest.CaptureFixture[str]
+def test_training_continues_with_one_warning_if_mlflow_is_unavailable(
+    tmp_path: Path, console_output: pytest.CaptureFixture[str]
 ) -> None:
-    config = tracked(tmp_path, "name=away", "rounds=1", "tracking.uri=postgresql://user:secret@127.0.0.1:9/db")
+    config = tracked(tmp_path, "name=unavailable", "rounds=1", "tracking.uri=postgresql://user:secret@127.0.0.1:9/db")
     train_flow(config)
-    said = watched.readouterr().out
-    assert said.count("is unavailable") == 1
-    assert "MLflow at postgresql://127.0.0.1:9/db is unavailable" in said
-    assert "secret" not in said
-    assert newest_flow_run("train away").state_name == "Completed"
+    output = console_output.readouterr().out
+    assert output.count("is unavailable") == 1
+    assert "MLflow at postgresql://127.0.0.1:9/db is unavailable" in output
+    assert "secret" not in output
+    assert newest_flow_run("train unavailable").state_name == "Completed"
     assert Run(config).records.manifest("scores", 1)
 
 
-def test_rounds_missed_while_mlflow_was_away_are_logged_later(tmp_path: Path) -> None:
+def test_rounds_missing_in_mlflow_are_logged_later(tmp_path: Path) -> None:
     train_flow(tracked(tmp_path, "name=later", "rounds=1", "tracking.uri=http://127.0.0.1:9"))
     config = tracked(tmp_path, "name=later", "rounds=1")
     train_flow(config)

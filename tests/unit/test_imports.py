@@ -1,4 +1,4 @@
-"""The direction of imports (DESIGN section 3): contracts, circles, sizes, and what loads on a bare machine."""
+"""Imports (DESIGN section 3): contracts, cycles, module sizes, and imports without optional packages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 def imports_of(tree: ast.AST) -> set[str]:
-    """Every module of the project that a syntax tree imports, late imports included, type-checking imports not."""
+    """The project modules that a syntax tree imports, with imports inside functions, without TYPE_CHECKING imports."""
     found: set[str] = set()
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
@@ -37,21 +37,21 @@ def imports_of(tree: ast.AST) -> set[str]:
     return found & set(MODULES)
 
 
-def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Modules that can be reached from themselves, each with the path that leads back."""
-    found = []
+def find_cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """For each module on an import cycle, the path from the module back to itself."""
+    cycles = []
     for start in graph:
-        paths = [[start, then] for then in graph[start]]
+        paths = [[start, imported] for imported in graph[start]]
         seen: set[str] = set()
         while paths:
             path = paths.pop()
             if path[-1] == start:
-                found.append(path)
+                cycles.append(path)
                 break
             if path[-1] not in seen:
                 seen.add(path[-1])
-                paths += [[*path, then] for then in graph[path[-1]]]
-    return found
+                paths += [[*path, imported] for imported in graph[path[-1]]]
+    return cycles
 
 
 def test_import_contracts_hold() -> None:
@@ -60,33 +60,33 @@ def test_import_contracts_hold() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_no_circle_of_modules() -> None:
+def test_no_import_cycles() -> None:
     graph = {name: imports_of(ast.parse(path.read_text())) - {name} for name, path in MODULES.items()}
     assert len(graph["ogls.stages.train"]) > 5  # the graph is not empty
-    assert circles(graph) == []
+    assert find_cycles(graph) == []
 
 
-def test_a_circle_would_be_found() -> None:
-    late = ast.parse("def f():\n    from ogls.store import Store\n")
-    assert imports_of(late) == {"ogls.store"}
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"], ["c", "b", "c"]]
+def test_an_import_cycle_is_found() -> None:
+    lazy_import = ast.parse("def f():\n    from ogls.store import Store\n")
+    assert imports_of(lazy_import) == {"ogls.store"}
+    assert find_cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"], ["c", "b", "c"]]
 
 
 def test_modules_and_functions_stay_small() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
     assert {name: n for name, n in lengths.items() if n > 300} == {}
-    assert median(n for n in lengths.values() if n > 12) <= 130  # without the packages' docstrings
-    long = {
+    assert median(n for n in lengths.values() if n > 12) <= 130  # without __init__ files that have only a docstring
+    long_functions = {
         f"{name}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
         for name, path in MODULES.items()
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
     }
-    assert long == {}
+    assert long_functions == {}
 
 
-def test_ogls_imports_where_prefect_mlflow_duckdb_and_vllm_are_missing() -> None:
-    """A GPU machine may have torch, transformers, peft and pyarrow alone; every module must load there."""
+def test_ogls_imports_without_prefect_mlflow_duckdb_and_vllm() -> None:
+    """A GPU machine may have only torch, transformers, peft and pyarrow; every module of ogls must import there."""
     missing = ("prefect", "mlflow", "duckdb", "vllm", "typer", "rich", "scipy")
     names = [name for name in MODULES if name.startswith("ogls")]
     code = (

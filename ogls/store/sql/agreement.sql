@@ -1,4 +1,4 @@
--- Agreement of answers in a group: share of the commonest answer, different answers, and accuracy of the majority.
+-- Agreement within groups: share of the most frequent answer, different answers, accuracy of the majority answer.
 WITH answers AS (
     SELECT run, round, problem_id, answer, count(*) AS times, sum((outcome = 'correct')::INT) AS correct
     FROM verdicts GROUP BY run, round, problem_id, answer

@@ -1,4 +1,4 @@
--- Where in a rollout the direction is large: its norm, KL(target || base) and the base's entropy by position.
+-- Norm of the direction, KL(target || base) and entropy of the base pool, by position in the rollout.
 WITH places AS (
     SELECT run, position, count(*) AS tokens, sum(direction_norm) AS direction_norm, sum(kl) AS kl,
            sum(token_target_logprob) - sum(token_base_logprob) AS change, sum(base_entropy) AS entropy

@@ -1,4 +1,4 @@
--- Failed rollouts of problems that were mostly failed then and mostly solved when they were next rolled out.
+-- Failed rollouts of problems with accuracy below 0.5 in that round and above 0.5 in the next round that sampled them.
 WITH by_round AS (
     SELECT run, problem_id, round, avg((outcome = 'correct')::INT) AS accuracy
     FROM verdicts GROUP BY run, problem_id, round

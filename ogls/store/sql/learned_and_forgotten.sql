@@ -1,4 +1,4 @@
--- Problems learned and forgotten: accuracy on each benchmark problem at first and last, and in between.
+-- Learned and forgotten problems: first, last, best and worst accuracy on each benchmark problem.
 WITH by_round AS (
     SELECT run, benchmark, problem_id, round, avg((verdict = 'correct')::INT) AS accuracy
     FROM scores WHERE NOT greedy GROUP BY run, benchmark, problem_id, round

@@ -1,4 +1,4 @@
--- Tokens that the targets leave alone: least mean KL(target || base) of those seen at least 20 times in a run.
+-- Tokens that the targets change least: lowest mean KL(target || base) of tokens with 20 or more occurrences.
 SELECT run, any_value(token) AS token, token_id, count(*) AS times, avg(kl) AS mean_kl,
        avg(token_target_logprob - token_base_logprob) AS mean_logprob_change,
        avg(direction_norm) AS mean_direction_norm

@@ -1,4 +1,4 @@
--- Length against correctness: accuracy of training rollouts by tenth of their length, shortest first.
+-- Accuracy of training rollouts by decile of their length, shortest first.
 WITH by_length AS (
     SELECT run, n_tokens, count(*) AS rollouts, count(*) FILTER (outcome = 'correct') AS correct
     FROM trajectories JOIN verdicts USING (run, round, problem_id, sample) GROUP BY run, n_tokens

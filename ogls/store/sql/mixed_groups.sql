@@ -1,4 +1,4 @@
--- How many groups of a round had both outcomes, only correct or only failed rollouts.
+-- Number of groups per round with both outcomes, only correct rollouts or only failed rollouts.
 WITH groups AS (
     SELECT run, round, problem_id,
            bool_or(outcome = 'correct') AS any_correct, bool_or(outcome = 'failed') AS any_failed

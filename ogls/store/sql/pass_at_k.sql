@@ -1,4 +1,4 @@
--- Unbiased pass@k (arXiv 2107.03374, eq. 1) of every benchmark and round, for k = 1 .. samples.
+-- Unbiased pass@k (arXiv 2107.03374, eq. 1) by benchmark and round, for k = 1 .. samples.
 WITH problems AS (
     SELECT run, round, benchmark, problem_id, count(*) AS n, count(*) FILTER (verdict = 'correct') AS c
     FROM scores WHERE NOT greedy GROUP BY ALL

@@ -1,3 +1,3 @@
--- Accuracy by problem and round: the share of a group's rollouts that is correct.
+-- Accuracy by problem and round: the share of correct rollouts in the group.
 SELECT run, problem_id, round, count(*) AS rollouts, avg((outcome = 'correct')::INT) AS accuracy
 FROM verdicts GROUP BY run, problem_id, round ORDER BY run, problem_id, round

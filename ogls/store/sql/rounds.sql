@@ -1,4 +1,4 @@
--- The curve: evaluation on the first benchmark, and mixed groups, by run and round.
+-- Training curve: evaluation on the first benchmark and number of mixed groups, by run and round.
 WITH groups AS (
     SELECT run, round, problem_id,
            bool_or(outcome = 'correct') AND bool_or(outcome = 'failed') AS mixed

@@ -1,4 +1,4 @@
--- Time and tokens of each stage over a run: seconds, their share, rows, and tokens a second where a stage counts them.
+-- Cost of each stage over a run: seconds, share of the time, rows, and tokens per second if the stage counts tokens.
 SELECT run, stage, count(*) AS times, sum(seconds) AS seconds,
        sum(seconds) / sum(sum(seconds)) OVER (PARTITION BY run) AS share, sum(rows)::BIGINT AS rows,
        sum((metrics->>'tokens')::DOUBLE)::BIGINT AS tokens,

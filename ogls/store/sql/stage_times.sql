@@ -1,2 +1,2 @@
--- Wall time and rows of every finished stage, in the order in which they ended.
+-- Wall time and rows of every finished stage, in the order of completion.
 SELECT run, round, stage, round(seconds, 2) AS seconds, rows, written FROM stages ORDER BY written

@@ -1,4 +1,4 @@
--- Probability of the stop token where rollouts ended: under the base pool, under the target, and in evaluation.
+-- Probability of the stop token at the end of rollouts: under the base pool, under the target, and in evaluation.
 WITH trained AS (
     SELECT run, round, count(stop_base) AS rollouts, avg(stop_base) AS stop_base, avg(stop_target) AS stop_target
     FROM steered GROUP BY run, round

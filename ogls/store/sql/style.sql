@@ -1,4 +1,4 @@
--- Style against substance, by round: KL to the base of the target, the direction, the OPSD gap and the correct pool.
+-- Style share of KL(signal || base), by round: for the target, the direction, the OPSD gap and the correct pool.
 SELECT run, round, signal,
        sum(kl * tokens) / sum(tokens) AS kl,
        sum(style * tokens) / sum(tokens) AS style_kl,

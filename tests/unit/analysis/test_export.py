@@ -1,4 +1,4 @@
-"""Selections of rollouts as datasets: what is in them, that others can open them, that nothing is half-written."""
+"""Rollouts exported as datasets: their rows, loading in `datasets`, bad conditions, and atomic writes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ def test_sft_rows_are_correct_rollouts_under_their_own_prompt(store: Store, fini
     correct = {(v["problem_id"], v["sample"]) for v in verdicts if v["outcome"] == "correct"}
     assert {(r["problem_id"], r["sample"]) for r in rows} == correct
     texts = {p.problem_id: p.problem for p in finished.problems("train")}
-    said = {(t["problem_id"], t["sample"]): t["text"] for t in finished.records.read("trajectories", 2).to_pylist()}
+    completions = {
+        (t["problem_id"], t["sample"]): t["text"] for t in finished.records.read("trajectories", 2).to_pylist()
+    }
     for row in rows:
-        asked, answer = row["messages"]
-        assert asked == {"role": "user", "content": texts[row["problem_id"]]}
-        assert answer == {"role": "assistant", "content": said[row["problem_id"], row["sample"]]}
+        prompt, answer = row["messages"]
+        assert prompt == {"role": "user", "content": texts[row["problem_id"]]}
+        assert answer == {"role": "assistant", "content": completions[row["problem_id"], row["sample"]]}
 
 
 @pytest.mark.parametrize("pairs", [1, 9])
@@ -42,8 +44,8 @@ def test_preference_pairs_are_of_one_group(store: Store, finished: Run, pairs: i
         for v in finished.records.read("verdicts", r).to_pylist()
     }
     groups: dict[tuple[int, str], list[str]] = {}
-    for (round_, name, _), outcome in outcomes.items():
-        groups.setdefault((round_, name), []).append(outcome)
+    for (round_, problem_id, _), outcome in outcomes.items():
+        groups.setdefault((round_, problem_id), []).append(outcome)
     assert len(rows) == sum(min(g.count("correct"), g.count("failed"), pairs) for g in groups.values())
     for row in rows:
         assert outcomes[row["round"], row["problem_id"], row["chosen_sample"]] == "correct"
@@ -51,7 +53,7 @@ def test_preference_pairs_are_of_one_group(store: Store, finished: Run, pairs: i
         assert row["chosen"] != row["rejected"]
 
 
-def test_a_folder_opens_in_datasets(store: Store, tmp_path: Path) -> None:
+def test_a_dataset_folder_loads_in_datasets(store: Store, tmp_path: Path) -> None:
     from datasets import load_dataset
 
     table = select_rows(store, "preference")
@@ -61,21 +63,21 @@ def test_a_folder_opens_in_datasets(store: Store, tmp_path: Path) -> None:
     assert "From a test." in (tmp_path / "pairs" / "README.md").read_text()
 
 
-def test_the_command(store: Store, tmp_path: Path) -> None:
+def test_the_dataset_command(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "some" / "sft.jsonl"
     command = ["dataset", str(out), "--kind", "sft", "--where", "n_tokens < 40", "--root", store.root]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows == select_rows(store, "sft", "n_tokens < 40").to_pylist()
-    assert f"{len(rows)} rows" in done.output
+    assert f"{len(rows)} rows" in result.output
     again = CliRunner().invoke(app, command)
     assert isinstance(again.exception, UserError)
-    assert "exists already" in str(again.exception)
+    assert "already exists" in str(again.exception)
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("where", "message"),
     [
         ("round = 99", "no rows"),
         ("nonsense = 1", "nonsense"),
@@ -83,16 +85,16 @@ def test_the_command(store: Store, tmp_path: Path) -> None:
         ("text IN (SELECT content FROM read_text('/etc/hostname'))", "failed"),
     ],
 )
-def test_bad_selections(store: Store, where: str, said: str) -> None:
-    with pytest.raises((DataError, UserError), match=said):
+def test_a_bad_condition_raises(store: Store, where: str, message: str) -> None:
+    with pytest.raises((DataError, UserError), match=message):
         select_rows(store, "sft", where)
 
 
-def test_nothing_is_left_of_a_write_that_fails(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
+def test_a_failed_write_leaves_no_files(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_disk_full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pyarrow.parquet.write_table", full)
+    monkeypatch.setattr("pyarrow.parquet.write_table", raise_disk_full)
     with pytest.raises(UserError, match="No space left"):
         write_dataset(select_rows(store, "rollouts"), tmp_path / "out", "rollouts", "")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The report: one file, every section, nothing fetched, nothing of a run's words taken for markup."""
+"""The report: one HTML file with every section and without external links."""
 
 from __future__ import annotations
 
@@ -20,30 +20,29 @@ VOID = {"meta", "input", "br", "img", "link", "path", "use", "rect", "line", "ci
 
 
 class Outline(HTMLParser):
-    """Ids, links and balance of a page."""
+    """Ids, links and unclosed elements of a page."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ids: list[str] = []
         self.links: list[str] = []
-        self.open: list[str] = []
+        self.unclosed: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        if identity := given.get("id"):
-            self.ids.append(identity)
+        if element_id := dict(attrs).get("id"):
+            self.ids.append(element_id)
         self.links += [v for n, v in attrs if n in ("href", "src", "xlink:href") and v]
         if tag not in VOID:
-            self.open.append(tag)
+            self.unclosed.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:
-            assert self.open.pop() == tag
+            assert self.unclosed.pop() == tag
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A second run, by another method."""
+    """A second run with another method."""
     root = tmp_path_factory.mktemp("sibling")
     return carry_out(small_config(root, "name=sibling", "train.objective=grpo", "rounds=1"))
 
@@ -53,35 +52,35 @@ def page(finished: Run, other: Run) -> str:
     return render_report([finished, other])
 
 
-def test_it_is_one_file_with_every_section(page: str) -> None:
+def test_the_report_is_one_file_with_every_section(page: str) -> None:
     outline = Outline()
     outline.feed(page)
-    assert outline.open == []
-    wanted = {"summary", "curve", "health", "measures", "costs", "problems", "steering", "rollouts", "tokens"}
-    assert wanted | {"configuration"} <= set(outline.ids)
-    assert len(outline.ids) == len(set(outline.ids)), "two elements share an id"
+    assert outline.unclosed == []
+    sections = {"summary", "curve", "health", "measures", "costs", "problems", "steering", "rollouts", "tokens"}
+    assert sections | {"configuration"} <= set(outline.ids)
+    assert len(outline.ids) == len(set(outline.ids)), "two elements have the same id"
     for link in outline.links:
         assert link.startswith("#")
         if "/" not in link and "%2F" not in link:
             assert link[1:] in outline.ids
-    shown = page.split("Configuration, every value in force")[0]  # settings name servers; nobody asks them
-    addresses = set(re.findall(r"https?://[^\"' <)]+", shown))
+    before_settings = page.split("Configuration with all values")[0]  # settings contain addresses of servers
+    addresses = set(re.findall(r"https?://[^\"' <)]+", before_settings))
     assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert "default-src 'none'" in html.unescape(page)
 
 
-def test_it_says_what_the_runs_came_to(page: str, finished: Run, other: Run) -> None:
+def test_the_report_has_the_results_of_the_runs(page: str, finished: Run, other: Run) -> None:
     for run in (finished, other):
         last = run.records.read("summaries", run.config.rounds).to_pylist()[0]
         assert f"<td>{last['accuracy']:.3f}</td>" in page
     assert "train.objective" in page.split("Settings in which the runs differ")[1]
-    assert "Against tiny" in page
+    assert "Compared with tiny" in page
     assert page.count('<svg role="img"') == 5
     assert "ogls train sibling.toml --set name=sibling-again" in page
     assert "rank = 32" in page
 
 
-def test_a_run_against_itself_differs_by_nothing(finished: Run) -> None:
+def test_a_run_compared_with_itself_has_difference_zero(finished: Run) -> None:
     from ogls.analysis.report import _comparison
 
     (row,) = _comparison([finished, finished])
@@ -89,25 +88,25 @@ def test_a_run_against_itself_differs_by_nothing(finished: Run) -> None:
     assert row["problems"] == 8
 
 
-def test_what_cannot_be_reported_is_said(finished: Run, tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_reported_raises(finished: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="named twice"):
         render_report([finished, finished])
-    fresh = Run(small_config(tmp_path, "name=fresh"))
-    fresh.records.open(fresh.config)
+    new_run = Run(small_config(tmp_path, "name=fresh"))
+    new_run.records.open(new_run.config)
     with pytest.raises(UserError, match="fresh has not been evaluated yet"):
-        render_report([fresh])
+        render_report([new_run])
 
 
-def test_the_commands_write_their_files(finished: Run, tmp_path: Path) -> None:
+def test_report_and_view_write_their_files(finished: Run, tmp_path: Path) -> None:
     root = finished.store.root
     for command in (
         ["report", "tiny", "--no-tokens", "--out", str(tmp_path / "r.html"), "--root", root],
         ["view", "tiny", "--no-policy", "--most", "3", "--out", str(tmp_path / "v.html"), "--root", root],
     ):
-        done = CliRunner().invoke(app, command)
-        assert done.exit_code == 0, done.output
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
     assert "The token view was left out" in (tmp_path / "r.html").read_text()
     assert "token-data" in (tmp_path / "v.html").read_text()
     assert {p.name for p in tmp_path.iterdir()} == {"r.html", "v.html"}
-    wrong = CliRunner().invoke(app, ["view", "tiny", "--show", "pretty", "--root", root])
-    assert "all, steered, collapsed" in str(wrong.exception)
+    unknown = CliRunner().invoke(app, ["view", "tiny", "--show", "pretty", "--root", root])
+    assert "all, steered, collapsed" in str(unknown.exception)

@@ -1,4 +1,4 @@
-"""Studies: files that load, intervals, paired differences, and what is refused."""
+"""Studies: loading of files, intervals, paired differences, and errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ogls.analysis.study import (
     load_study,
     mean_and_interval,
     result_rows,
-    rounds_to_most,
+    rounds_to_share,
     tuning_rows,
 )
 from ogls.analysis.study_page import _method, write_study_page
@@ -25,7 +25,7 @@ HEAD = f'seeds = [0, 1]\n[[methods]]\nname = "ogls-sd"\nconfig = "{REPO}/deploym
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
-def test_shipped_studies_load_and_sample_alike(path: Path) -> None:
+def test_shipped_studies_load_and_have_equal_budgets(path: Path) -> None:
     study, tuning, runs = load_study(path)
     assert len(runs) == len(study.methods) * len(study.seeds)
     assert len({c.name for c in runs.values()}) == len(runs)
@@ -54,14 +54,14 @@ def test_shipped_studies_load_and_sample_alike(path: Path) -> None:
         (HEAD + "[tune]\nseeds = [1, 2]\n", "seeds [1] are used by the study and by tuning"),
     ],
 )
-def test_mistakes_in_a_study_are_said(tmp_path: Path, text: str, message: str) -> None:
+def test_a_mistake_in_a_study_raises(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "study.toml").write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_study(tmp_path / "study.toml")
     assert message in str(caught.value)
 
 
-def test_the_interval_over_seeds_is_students() -> None:
+def test_the_interval_over_seeds_is_students_t() -> None:
     mean, low, high = mean_and_interval([0.1, 0.2, 0.3])
     assert mean == pytest.approx(0.2)
     assert high - mean == pytest.approx(4.3026527 * 0.1 / 3**0.5)
@@ -98,11 +98,11 @@ def test_the_last_round_is_the_result_and_differences_are_paired() -> None:
     assert (ogls["rounds_to_90"], opsd["rounds_to_90"]) == (2, None)
 
 
-def test_rounds_to_ninety_percent_of_the_gain() -> None:
+def test_rounds_to_a_share_of_the_gain() -> None:
     curve = [{"round": r, "mean": m} for r, m in enumerate([0.5, 0.8, 0.87, 0.9])]
-    assert rounds_to_most(curve) == 2
-    assert rounds_to_most(curve, 0.5) == 1
-    assert rounds_to_most(curve[::-1]) is None
+    assert rounds_to_share(curve) == 2
+    assert rounds_to_share(curve, 0.5) == 1
+    assert rounds_to_share(curve[::-1]) is None
 
 
 def test_curves_and_their_figure() -> None:
@@ -111,17 +111,17 @@ def test_curves_and_their_figure() -> None:
         (m, r) for m in ("ogls-sd", "opsd") for r in (0, 1, 2)
     ]
     assert curves["accuracy"][1]["mean"] == pytest.approx(0.65)
-    passes = [{"method": "opsd", "k": k, "mean": 0.1 * k, "low": 0.0, "high": 0.5} for k in (1, 2)]
-    assert study_figure(curves, passes, 256, "t")[:4] == b"\x89PNG"
+    pass_rows = [{"method": "opsd", "k": k, "mean": 0.1 * k, "low": 0.0, "high": 0.5} for k in (1, 2)]
+    assert study_figure(curves, pass_rows, 256, "t")[:4] == b"\x89PNG"
 
 
-def test_the_best_value_of_a_grid_is_chosen_method_by_method() -> None:
+def test_the_best_value_is_selected_for_each_method() -> None:
     rows = tuning_rows({("a", 1e-4): [0.4, 0.6], ("a", 1e-3): [0.5, 0.7], ("b", 1e-4): [0.3], ("b", 1e-3): [0.3]})
     assert [(r["method"], r["value"]) for r in rows if r["chosen"]] == [("a", 1e-3), ("b", 1e-4)]
     assert rows[1]["accuracy"] == pytest.approx(0.6)
 
 
-def test_an_unfinished_run_is_no_result(tmp_path: Path) -> None:
+def test_an_unfinished_run_raises(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(f'root = "{tmp_path}/runs"\nout = "{tmp_path}/out"\n' + HEAD)
     study, _, runs = load_study(tmp_path / "study.toml")
     with pytest.raises(

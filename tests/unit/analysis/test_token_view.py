@@ -1,4 +1,4 @@
-"""The token view's numbers are the steering's own, at every recipe and strength, and its texts are safe to embed."""
+"""The numbers of the token view equal those of steering at every recipe and strength; its texts are safe to embed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import carry_out, small_config
 
-from ogls.analysis import token_numbers as tokenview
 from ogls.analysis.render import embed_json
+from ogls.analysis.token_numbers import ShownRecipe, TokenNumbers, compute_token_numbers, shown_recipes, token_texts
 from ogls.analysis.token_view import build_token_view, render_token_view
 from ogls.config import SteerConfig
 from ogls.distillation.steering import entropy, steer_tokens
@@ -24,46 +24,47 @@ from ogls.store.retention import drop_states
 V, D, T = 40, 8, 7
 
 
-def world(*pools: str) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+def random_rollout(*pools: str) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Return random states [T, D] by pool, token ids [T] and a head [V, D]."""
     generator = torch.Generator().manual_seed(0)
     states = {p: 2 * torch.randn(T, D, generator=generator) for p in pools}
     return states, torch.randint(0, V, (T,), generator=generator), torch.randn(V, D, generator=generator)
 
 
-def in_page(shown: tokenview.TokenNumbers, point: tokenview.ShownRecipe, t: int, k: int) -> float:
-    """What the page's script computes for token k of place t under a point."""
-    mixed = sum(w * shown.logprobs[d][t][k] for d, w in point.weights.items()) / point.temperature
-    return mixed - shown.points[point.name]["log_z"][t]
+def target_logprob(numbers: TokenNumbers, recipe: ShownRecipe, t: int, k: int) -> float:
+    """Return the log-prob of token k at position t under the target of a recipe, as the script of the page does."""
+    mixed = sum(w * numbers.logprobs[d][t][k] for d, w in recipe.weights.items()) / recipe.temperature
+    return mixed - numbers.points[recipe.name]["log_z"][t]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_every_target_in_the_page_is_the_steered_target(temperature: float) -> None:
-    states, ids, head = world("base", "reference", "correct", "incorrect")
+    states, ids, head = random_rollout("base", "reference", "correct", "incorrect")
     config = SteerConfig(strength=0.7, temperature=temperature)
-    points = tokenview.shown_recipes(config, {"base", "reference", "correct", "incorrect"}, trained=False)
-    assert {p.recipe for p in points} == {"ogls-sd", "contrastive", "sdpo", "opsd"}
-    shown = tokenview.compute_token_numbers(states, ids, points, head)
-    for point in points:
-        weights = dict.fromkeys(("base", "reference", "correct", "incorrect"), 0.0) | dict(point.weights)
-        recipe = SteerConfig.model_validate({"recipe": "custom", "weights": weights}).to_recipe()
-        wanted = steer_tokens(states, ids, recipe, head, V, temperature=point.temperature)
-        full = torch.zeros(T, V).scatter(-1, wanted.ids, wanted.target_logprobs)
-        assert shown.points[point.name]["kl"] == pytest.approx(wanted.kl.tolist(), abs=1e-4)
-        assert shown.points[point.name]["entropy"] == pytest.approx(wanted.target_entropy.tolist(), abs=1e-4)
+    recipes = shown_recipes(config, {"base", "reference", "correct", "incorrect"}, trained=False)
+    assert {r.recipe for r in recipes} == {"ogls-sd", "contrastive", "sdpo", "opsd"}
+    shown = compute_token_numbers(states, ids, recipes, head)
+    for recipe in recipes:
+        weights = dict.fromkeys(("base", "reference", "correct", "incorrect"), 0.0) | dict(recipe.weights)
+        pool_weights = SteerConfig.model_validate({"recipe": "custom", "weights": weights}).to_recipe()
+        steered = steer_tokens(states, ids, pool_weights, head, V, temperature=recipe.temperature)
+        full = torch.zeros(T, V).scatter(-1, steered.ids, steered.target_logprobs)
+        assert shown.points[recipe.name]["kl"] == pytest.approx(steered.kl.tolist(), abs=1e-4)
+        assert shown.points[recipe.name]["entropy"] == pytest.approx(steered.target_entropy.tolist(), abs=1e-4)
         for t in range(T):
             for k, token in enumerate(shown.ids[t]):
-                assert in_page(shown, point, t, k) == pytest.approx(float(full[t, token]), abs=3e-3)
-    assert shown.direction_norm == pytest.approx(wanted.direction_norm.tolist(), rel=1e-4)
+                assert target_logprob(shown, recipe, t, k) == pytest.approx(float(full[t, token]), abs=3e-3)
+    assert shown.direction_norm == pytest.approx(steered.direction_norm.tolist(), rel=1e-4)
 
 
-def test_the_sampled_token_and_what_is_likely_to_anything_can_be_shown() -> None:
-    states, ids, head = world("base", "correct", "incorrect", "trained")
-    points = tokenview.shown_recipes(SteerConfig(), {"base", "correct", "incorrect"}, trained=True)
-    shown = tokenview.compute_token_numbers(states, ids, points, head, batch_tokens=3)
-    whole = tokenview.compute_token_numbers(states, ids, points, head)
-    assert shown.ids == whole.ids  # however it is cut
-    for point in points:
-        assert shown.points[point.name]["log_z"] == pytest.approx(whole.points[point.name]["log_z"], abs=2e-4)
+def test_the_sampled_token_and_the_likely_tokens_can_be_shown() -> None:
+    states, ids, head = random_rollout("base", "correct", "incorrect", "trained")
+    recipes = shown_recipes(SteerConfig(), {"base", "correct", "incorrect"}, trained=True)
+    shown = compute_token_numbers(states, ids, recipes, head, batch_tokens=3)
+    whole = compute_token_numbers(states, ids, recipes, head)
+    assert shown.ids == whole.ids  # independent of batch_tokens
+    for recipe in recipes:
+        assert shown.points[recipe.name]["log_z"] == pytest.approx(whole.points[recipe.name]["log_z"], abs=2e-4)
     for t in range(T):
         assert shown.ids[t][0] == int(ids[t])
         assert len(set(shown.ids[t])) == len(shown.ids[t])
@@ -73,33 +74,33 @@ def test_the_sampled_token_and_what_is_likely_to_anything_can_be_shown() -> None
             assert shown.entropy[name][t] == pytest.approx(float(entropy(logprobs)), abs=1e-4)
 
 
-def test_points_that_need_what_is_not_there_are_left_out() -> None:
-    states, ids, head = world("base", "student", "trained")
-    points = tokenview.shown_recipes(SteerConfig(), {"base", "correct", "incorrect"}, trained=True)
-    shown = tokenview.compute_token_numbers(states, ids, points, head)
+def test_recipes_without_their_distributions_are_left_out() -> None:
+    states, ids, head = random_rollout("base", "student", "trained")
+    recipes = shown_recipes(SteerConfig(), {"base", "correct", "incorrect"}, trained=True)
+    shown = compute_token_numbers(states, ids, recipes, head)
     assert list(shown.points) == ["after training"]
     assert shown.direction_norm is None
-    assert [p.name for p in tokenview.shown_recipes(SteerConfig(), set(), trained=True)] == ["after training"]
+    assert [r.name for r in shown_recipes(SteerConfig(), set(), trained=True)] == ["after training"]
 
 
 @pytest.mark.parametrize("text", ["7+8=5\n", "a \u00e9\u4e2d\U0001f600 b", "<b>&\u202e\\boxed{3}"])
-def test_pieces_together_are_the_text(policy: Policy, text: str) -> None:
+def test_token_texts_join_to_the_text(policy: Policy, text: str) -> None:
     ids = [*policy.tokenizer(text, add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id]
-    pieces = tokenview.token_texts(policy.tokenizer, ids)
-    assert len(pieces) == len(ids)
-    assert "".join(pieces) == policy.tokenizer.decode(ids, skip_special_tokens=False)
-    assert pieces[-1] == policy.tokenizer.eos_token
+    texts = token_texts(policy.tokenizer, ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == policy.tokenizer.decode(ids, skip_special_tokens=False)
+    assert texts[-1] == policy.tokenizer.eos_token
 
 
 @pytest.fixture(scope="module")
 def data(finished: Run) -> dict:
-    return build_token_view(finished, most=10, each=1)
+    return build_token_view(finished, max_rollouts=10, per_round=1)
 
 
-def test_the_view_of_a_run_says_what_its_tables_say(finished: Run, data: dict) -> None:
+def test_the_view_has_the_numbers_of_the_tables(finished: Run, data: dict) -> None:
     own = data["points"][0]
     assert (own["name"], own["temperature"]) == ("own", finished.config.steer.temperature)
-    point = tokenview.ShownRecipe(**own)
+    recipe = ShownRecipe(**own)
     compared = 0
     for rollout in data["rollouts"]:
         key = rollout["problem_id"], rollout["sample"]
@@ -111,11 +112,11 @@ def test_the_view_of_a_run_says_what_its_tables_say(finished: Run, data: dict) -
         if not rows:
             assert "not scored" in rollout["note"]
             continue
-        shown = tokenview.TokenNumbers(**rollout["numbers"])
+        shown = TokenNumbers(**rollout["numbers"])
         for row in rows:
             t = row["position"]
             assert shown.ids[t][0] == row["token_id"]
-            assert in_page(shown, point, t, 0) == pytest.approx(row["token_target_logprob"], abs=2e-3)
+            assert target_logprob(shown, recipe, t, 0) == pytest.approx(row["token_target_logprob"], abs=2e-3)
             assert shown.logprobs["base"][t][0] == pytest.approx(row["token_base_logprob"], abs=2e-3)
             assert shown.points["own"]["kl"][t] == pytest.approx(row["kl"], abs=2e-3)
             assert shown.direction_norm[t] == pytest.approx(row["direction_norm"], rel=1e-3)
@@ -134,7 +135,7 @@ def test_the_student_is_the_policy_that_sampled(finished: Run, data: dict) -> No
             assert rollout["numbers"]["logprobs"]["trained"] != rollout["numbers"]["logprobs"]["student"]
 
 
-def test_why_each_is_shown(finished: Run, data: dict) -> None:
+def test_the_reasons_for_the_selection(finished: Run, data: dict) -> None:
     for rollout in data["rollouts"]:
         assert rollout["outcome"] in rollout["tags"]
         if "fixed" in rollout["tags"]:
@@ -142,45 +143,45 @@ def test_why_each_is_shown(finished: Run, data: dict) -> None:
             assert "solves it greedily" in rollout["later"]["how"]
     top = "SELECT problem_id, sample FROM steered ORDER BY kl DESC, round DESC, problem_id, sample LIMIT 1"
     steered = run_query(finished.store, top, run="tiny").to_pylist()
-    most = build_token_view(finished, show="steered", most=1)["rollouts"]
-    assert [(r["problem_id"], r["sample"]) for r in most] == [tuple(steered[0].values())]
-    only = build_token_view(finished, problem=most[0]["problem_id"], sample=most[0]["sample"], policy=False)
+    selected = build_token_view(finished, show="steered", max_rollouts=1)["rollouts"]
+    assert [(r["problem_id"], r["sample"]) for r in selected] == [tuple(steered[0].values())]
+    only = build_token_view(finished, problem=selected[0]["problem_id"], sample=selected[0]["sample"], policy=False)
     assert len(only["rollouts"]) == 1
     assert "trained" not in only["rollouts"][0]["numbers"]["logprobs"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ({"rounds": [9]}, "no verified rollouts in round 9; it has those of 1 to 2"),
-        ({"problem": "nobody"}, "no problem nobody in round 1 to 2 of run tiny"),
+        ({"rounds": [9]}, "no verified rollouts in round 9; verified rounds: 1 to 2"),
+        ({"problem": "nobody"}, "no rollouts of problem nobody in round 1 to 2 of run tiny"),
     ],
 )
-def test_what_is_not_there_is_said(finished: Run, arguments: dict, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_missing_round_or_problem_raises(finished: Run, arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         build_token_view(finished, **arguments)
 
 
-def test_without_states_the_student_is_still_shown(finished: Run, tmp_path: Path) -> None:
+def test_without_states_the_student_is_shown(finished: Run, tmp_path: Path) -> None:
     shutil.copytree(Path(finished.records.storage.path) / "tiny", tmp_path / "tiny")
     copy = Run(small_config(tmp_path))
     drop_states(copy.records, 1)
-    rollouts = build_token_view(copy, rounds=[1], most=5)["rollouts"]
-    assert any(r["exemplars"] for r in rollouts), "who read what is kept"
+    rollouts = build_token_view(copy, rounds=[1], max_rollouts=5)["rollouts"]
+    assert any(r["exemplars"] for r in rollouts), "the table contexts is kept"
     for rollout in rollouts:
         assert "dropped to save space" in rollout["note"]
         assert set(rollout["numbers"]["points"]) == {"after training"}
 
 
-def test_a_method_without_a_teacher_shows_what_training_did(tmp_path: Path) -> None:
+def test_a_method_without_a_teacher_shows_the_effect_of_training(tmp_path: Path) -> None:
     run = carry_out(small_config(tmp_path, "name=grpo", "train.objective=grpo", "rounds=1"))
-    data = build_token_view(run, most=5)
+    data = build_token_view(run, max_rollouts=5)
     assert [p["name"] for p in data["points"]] == ["after training"]
     assert data["method"] == "grpo"
     assert all(r["numbers"]["points"]["after training"]["kl"] for r in data["rollouts"])
 
 
-def test_nothing_embedded_can_end_its_element(data: dict) -> None:
+def test_embedded_text_cannot_end_its_element(data: dict) -> None:
     hostile = ["</script><script>hit()</script>", "<!--", "\u2028", "&amp;", "]]>"]
     text = str(embed_json(hostile))
     assert not set(text) & set("<>&\u2028")

@@ -1,4 +1,4 @@
-"""Style against substance: the split is exact, and says style where mass moves between classes."""
+"""Style and substance: the split is exact, and mass that moves between classes counts as style."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def logprobs(*shape: int, seed: int = 0) -> torch.Tensor:
     return (2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).log_softmax(-1)
 
 
-def test_the_split_is_the_chain_rule_written_out() -> None:
+def test_the_split_equals_the_chain_rule() -> None:
     p, q = logprobs(5, 16, seed=1), logprobs(5, 16, seed=2)
     total, style = styling.split_kl(p, q, DIGITS)
     for t in range(5):
@@ -36,7 +36,7 @@ def test_the_split_is_the_chain_rule_written_out() -> None:
         assert float(total[t]) == pytest.approx(between + within[0] + within[1], abs=1e-5)
 
 
-def test_another_digit_is_substance_and_a_word_for_a_digit_is_style() -> None:
+def test_another_digit_is_substance_and_a_word_instead_of_a_digit_is_style() -> None:
     base = torch.full((1, 16), 1e-4)
     base[0, 3] = 1
     other_digit, word = torch.full((1, 16), 1e-4), torch.full((1, 16), 1e-4)
@@ -54,39 +54,38 @@ def test_equal_distributions_have_no_shift() -> None:
     assert float(total.abs().max()) == float(style.abs().max()) == 0.0
 
 
-def test_the_target_is_the_steering_stages_own() -> None:
+def test_shifts_agree_with_the_steering_stage() -> None:
     generator = torch.Generator().manual_seed(0)
     states = {p: torch.randn(9, 8, generator=generator) for p in ("base", "reference", "correct", "incorrect")}
     head = torch.randn(16, 8, generator=generator)
     recipe = SteerConfig(strength=0.7).to_recipe()
-    wanted = styling.signal_recipes(tuple(states), recipe)
-    assert list(wanted) == ["target", "direction", "reference", "correct"]
+    recipes = styling.signal_recipes(tuple(states), recipe)
+    assert list(recipes) == ["target", "direction", "reference", "correct"]
     for batch in (100, 2):
-        got = styling.measure_shifts(states, wanted, DIGITS, head, batch, 0.5)["target"]
+        got = styling.measure_shifts(states, recipes, DIGITS, head, batch, 0.5)["target"]
         target = steer_tokens(states, torch.zeros(9, dtype=torch.long), recipe, head, 16, temperature=0.5)
         np.testing.assert_allclose(got.kl, target.kl, atol=1e-4)
-    again = styling.measure_shifts(states, {"direction": Recipe(base=1, correct=1, incorrect=-1)}, DIGITS, head)[
-        "direction"
-    ]
-    plain = steer_tokens(states, torch.zeros(9, dtype=torch.long), SteerConfig(strength=1).to_recipe(), head, 16)
-    np.testing.assert_allclose(again.norm, plain.direction_norm, rtol=1e-4)
+    direction = {"direction": Recipe(base=1, correct=1, incorrect=-1)}
+    shift = styling.measure_shifts(states, direction, DIGITS, head)["direction"]
+    target = steer_tokens(states, torch.zeros(9, dtype=torch.long), SteerConfig(strength=1).to_recipe(), head, 16)
+    np.testing.assert_allclose(shift.norm, target.direction_norm, rtol=1e-4)
 
 
-def test_tokens_are_classed_by_their_text(policy: Policy) -> None:
+def test_tokens_are_classified_by_their_text(policy: Policy) -> None:
     classes = [TokenClass(name="digit", pattern=r"^\d$"), TokenClass(name="operator", pattern=r"^([-+]|\\times)$")]
     ids = styling.classify(policy.tokenizer, 320, classes)
-    of = {policy.tokenizer.decode([i]): int(ids[i]) for i in range(len(policy.tokenizer))}
-    assert [of[t] for t in ("7", "+", r"\times", r"\boxed{", "\n")] == [1, 2, 2, 0, 0]
-    assert len(ids) == 320  # padded rows of the head are of the rest
+    class_of = {policy.tokenizer.decode([i]): int(ids[i]) for i in range(len(policy.tokenizer))}
+    assert [class_of[t] for t in ("7", "+", r"\times", r"\boxed{", "\n")] == [1, 2, 2, 0, 0]
+    assert len(ids) == 320  # rows of the head without a token belong to the rest
 
 
-def test_a_wrong_pattern_is_explained() -> None:
+def test_an_invalid_pattern_raises_a_config_error() -> None:
     message = r"the pattern '\[0-9' of token class substance is not a valid regular expression: unterminated"
     with pytest.raises(ConfigError, match=message):
         small_config("nowhere", 'style.classes=[{pattern="[0-9"}]')
 
 
-def test_a_round_has_its_numbers_and_rows(finished: Run) -> None:
+def test_rows_and_metrics_of_a_round_agree(finished: Run) -> None:
     manifest = finished.records.manifest("style", 1)
     assert manifest
     numbers = manifest.metrics["numbers"]
@@ -94,9 +93,9 @@ def test_a_round_has_its_numbers_and_rows(finished: Run) -> None:
     assert {r["signal"] for r in rows} == {"target", "direction", "reference", "correct"}
     assert {r["token_class"] for r in rows} == {"substance", "rest"}
     for signal in ("target", "reference"):
-        mine = [r for r in rows if r["signal"] == signal]
-        tokens = sum(r["tokens"] for r in mine)
-        assert sum(r["kl"] * r["tokens"] for r in mine) / tokens == pytest.approx(numbers[f"{signal}_kl"])
-        assert all(0 <= r["style"] <= r["kl"] * 1.0001 + 1e-6 for r in mine)
-    # The seed model's teacher answers at once where it has read a solution; steering takes most of that out.
+        signal_rows = [r for r in rows if r["signal"] == signal]
+        tokens = sum(r["tokens"] for r in signal_rows)
+        assert sum(r["kl"] * r["tokens"] for r in signal_rows) / tokens == pytest.approx(numbers[f"{signal}_kl"])
+        assert all(0 <= r["style"] <= r["kl"] * 1.0001 + 1e-6 for r in signal_rows)
+    # A teacher that has read the solution answers at once; the direction removes most of this shift of style.
     assert numbers["direction_style_share"] < numbers["reference_style_share"]

@@ -1,4 +1,4 @@
-"""Sweeps: measures by definition, no model but the head, and tables that say what a training would have met."""
+"""Sweeps: measures by definition, only the head of the model runs, and tables that agree with the stored targets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
 
 
-def test_auc_is_the_chance_of_being_above() -> None:
+def test_auc_is_the_probability_that_a_positive_value_is_above_a_negative_one() -> None:
     rng = np.random.default_rng(0)
     positive, negative = rng.integers(0, 6, 40) + 1.0, rng.integers(0, 6, 30).astype(float)
     pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
@@ -24,7 +24,7 @@ def test_auc_is_the_chance_of_being_above() -> None:
     assert sweeping.auc(np.ones(3), np.zeros(3)) == 1.0
 
 
-def test_the_grid_holds_what_the_cached_pools_allow() -> None:
+def test_the_grid_has_the_points_that_the_cached_pools_allow() -> None:
     points = sweeping.recipe_grid({"base", "correct", "incorrect"}, strengths=(0.5, 1.0))
     assert [p.name for p in points] == ["ogls-sd 0.5", "ogls-sd 1", "contrastive 0.5", "contrastive 1", "sdpo"]
     assert [p.name for p in sweeping.recipe_grid({"base", "reference"})] == ["opsd"]
@@ -37,15 +37,15 @@ def test_measures_agree_with_the_steering_stage() -> None:
     points = sweeping.recipe_grid(set(states), ("ogls-sd",), (0.5,))
     for batch in (100, 2):
         (got,) = sweeping.measure_points(states, ids, points, head, batch)
-        wanted = steer_tokens(states, ids, points[0].weights, head, 30)
-        np.testing.assert_allclose(got.kl, wanted.kl, atol=1e-5)
-        ratio = wanted.token_target_logprob - wanted.token_base_logprob
+        expected = steer_tokens(states, ids, points[0].weights, head, 30)
+        np.testing.assert_allclose(got.kl, expected.kl, atol=1e-5)
+        ratio = expected.token_target_logprob - expected.token_base_logprob
         np.testing.assert_allclose(got.ratio, ratio, atol=1e-5)
-        moved = wanted.token_target_logprob.exp() - wanted.token_base_logprob.exp()
+        moved = expected.token_target_logprob.exp() - expected.token_base_logprob.exp()
         np.testing.assert_allclose(got.moved, moved, atol=1e-6)
-        p = wanted.target_logprobs.exp()
-        np.testing.assert_allclose(got.entropy, -(p * wanted.target_logprobs).sum(-1), atol=1e-5)
-        assert (got.top == wanted.ids[:, 0].numpy()).all()
+        p = expected.target_logprobs.exp()
+        np.testing.assert_allclose(got.entropy, -(p * expected.target_logprobs).sum(-1), atol=1e-5)
+        assert (got.top == expected.ids[:, 0].numpy()).all()
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def swept(finished: Run, tmp_path) -> Run:
     return run
 
 
-def test_a_sweep_runs_no_model_but_the_head(finished: Run, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any forward of any module would raise; the head is a matrix product."""
+def test_a_sweep_runs_only_the_head(finished: Run, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calling any module raises an error; the head is a matrix product."""
     import shutil
 
     def refuse(*_: object, **__: object) -> None:
@@ -80,19 +80,19 @@ def test_the_tables_of_a_sweep(swept: Run) -> None:
     assert {r["recipe"] for r in rows} == {"ogls-sd", "contrastive", "sdpo", "opsd"}
     tokens = swept.records.read("targets", 1).num_rows
     assert {r["tokens"] for r in rows} == {tokens}
-    own = ogls[swept.config.steer.strength]
+    at_own_strength = ogls[swept.config.steer.strength]
     targets = swept.records.read("targets", 1)["kl"].to_numpy()
-    assert own["kl"] == pytest.approx(targets.mean(), rel=1e-3)
+    assert at_own_strength["kl"] == pytest.approx(targets.mean(), rel=1e-3)
     positions = swept.records.read("sweep_positions", 1).to_pylist()
-    one = [p for p in positions if (p["recipe"], p["strength"]) == ("ogls-sd", 0.5)]
-    assert sum(p["correct_tokens"] + p["failed_tokens"] for p in one) == tokens
+    one_point = [p for p in positions if (p["recipe"], p["strength"]) == ("ogls-sd", 0.5)]
+    assert sum(p["correct_tokens"] + p["failed_tokens"] for p in one_point) == tokens
     pairs = swept.records.read("sweep_agreement", 1).to_pylist()
     assert len(pairs) == len(rows) * (len(rows) - 1) // 2
     assert all(0 <= p["same_top"] <= 1 for p in pairs)
     assert swept.records.storage.read_bytes("tiny/figures/round=001/sweep.png")[:4] == b"\x89PNG"
 
 
-def test_a_sweep_is_not_done_twice_and_an_empty_round_is_said(swept: Run) -> None:
+def test_a_sweep_is_reused_and_missing_pools_raise_an_error(swept: Run) -> None:
     assert sweep(swept, 1).reused
     assert not sweep(swept, 1, strengths=(0.3,)).reused
     without = Run(swept.config.model_copy(update={"teacher": swept.config.teacher.model_copy(update={"pools": ()})}))

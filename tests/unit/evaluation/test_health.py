@@ -1,4 +1,4 @@
-"""Health: each check fails where it says, the gravest action wins, and a run stops or goes back by what was found."""
+"""Health checks: each check fails alone, the most severe action is taken, and a run stops or rolls back."""
 
 from __future__ import annotations
 
@@ -49,40 +49,41 @@ def test_each_check_fails_alone(check: str, change: dict[str, float]) -> None:
     assert not [f for f in run_checks(HealthConfig(), {0: WELL, 1: WELL}) if f.failed]
 
 
-def test_overlapping_intervals_are_no_fall() -> None:
+def test_overlapping_intervals_do_not_fail() -> None:
     lower = {**WELL, "accuracy": 0.42, "accuracy_low": 0.37, "accuracy_high": 0.47}
     assert not [f for f in run_checks(HealthConfig(), {0: WELL, 1: lower}) if f.failed]
 
 
-def test_what_is_not_known_fails_nothing() -> None:
+def test_an_unknown_value_does_not_fail() -> None:
     unknown = {**WELL, "kl_base": None}
-    found = {f.check: f for f in run_checks(HealthConfig(), {0: unknown, 1: unknown})}
-    assert found["kl_base"].failed is None
+    findings = {f.check: f for f in run_checks(HealthConfig(), {0: unknown, 1: unknown})}
+    assert findings["kl_base"].failed is None
 
 
 def test_the_best_round_is_the_earliest_of_equals() -> None:
     assert best_round({0: WELL, 1: {**WELL, "accuracy": 0.7}, 2: {**WELL, "accuracy": 0.7}}) == 1
 
 
-def decision(actions: dict[str, str], rollbacks: int = 0, rate: float = 1.0, top: int = 1) -> Decision:
+def decision(actions: dict[str, str], rollbacks: int = 0, rate: float = 1.0, best: int = 1) -> Decision:
+    """The decision after round 2, in which accuracy and median length fell."""
     config = HealthConfig.model_validate(actions)
     bad = {**WELL, "accuracy": 0.2, "accuracy_low": 0.15, "accuracy_high": 0.25, "length_p50": 20.0}
-    history = {0: WELL, top: {**WELL, "accuracy": 0.6}, 2: bad}
+    history = {0: WELL, best: {**WELL, "accuracy": 0.6}, 2: bad}
     return decide(config, run_checks(config, history), best_round(history), 2, rollbacks, rate)
 
 
-def test_the_gravest_action_is_taken() -> None:
+def test_the_most_severe_action_is_taken() -> None:
     assert decision({"accuracy": "off", "short": "off"}).state == "well"
     assert decision({"accuracy": "warn", "short": "off"}).state == "warn"
     assert decision({"accuracy": "warn", "short": "stop"}).state == "stop"
     assert decision({"accuracy": "rollback", "short": "stop"}).state == "stop"
-    back = decision({"accuracy": "rollback", "short": "warn"}, rate=0.5)
-    assert (back.state, back.restart, back.rate) == ("rollback", 1, 0.25)
-    assert "below the lower end of round 1's (0.25, limit 0.45)" in back.why
-    assert "the median length fell (20, limit 70)" in back.why
+    rollback = decision({"accuracy": "rollback", "short": "warn"}, rate=0.5)
+    assert (rollback.state, rollback.restart, rollback.rate) == ("rollback", 1, 0.25)
+    assert "below the lower end of round 1's (0.25, limit 0.45)" in rollback.why
+    assert "the median length fell (20, limit 70)" in rollback.why
 
 
-def test_rollbacks_end() -> None:
+def test_the_number_of_rollbacks_is_limited() -> None:
     stopped = decision({"accuracy": "rollback"}, rollbacks=2)
     assert (stopped.state, stopped.restart) == ("stop", None)
     assert "rolled back 2 times already" in stopped.why
@@ -94,14 +95,14 @@ def test_a_rollback_from_the_best_round_is_a_stop() -> None:
     assert decide(config, run_checks(config, history), 1, 1, 0, 1.0).state == "stop"
 
 
-def test_words_name_the_best_adapter() -> None:
+def test_the_description_names_the_best_adapter() -> None:
     text = describe_decision(Decision("stop", "it fell (1, limit 2)", 3, None, 1.0), 5, lambda r: f"adapter {r}")
     assert text == "health r005: it fell (1, limit 2): the run is stopped. Best so far: round 3, adapter 3"
     assert describe_decision(Decision("well", "", 3, None, 1.0), 5, str) == ""
 
 
 @pytest.mark.parametrize(
-    ("ids", "looped"),
+    ("ids", "loop"),
     [
         ([1, 2, 3, 4] * 4, True),
         ([9, 8, *[1, 2, 3, 4] * 4], True),
@@ -112,23 +113,23 @@ def test_words_name_the_best_adapter() -> None:
         ([*[1, 2] * 8, 7], False),
     ],
 )
-def test_loops_at_the_end_are_seen(ids: list[int], looped: bool) -> None:
-    assert ends_in_loop(ids) is looped
+def test_loops_at_the_end_are_detected(ids: list[int], loop: bool) -> None:
+    assert ends_in_loop(ids) is loop
 
 
 def collapsing(root: Path, *overrides: str) -> Run:
-    """OPSD at a high rate: the tiny world's sure way to a collapse, in one round."""
+    """OPSD at a high learning rate, which makes completions in the tiny world very short within one round."""
     settings = ("steer.recipe=opsd", "train.rollouts=all", "train.divergence=forward_kl", "train.learning_rate=5e-3")
     return Run(small_config(root, *settings, *overrides))
 
 
-def test_a_collapse_is_stopped_and_the_best_adapter_named(tmp_path: Path) -> None:
+def test_a_collapse_stops_the_run_and_names_the_best_adapter(tmp_path: Path) -> None:
     run = carry_out(collapsing(tmp_path, "health.short=stop").config, rounds=1)
     with pytest.raises(HealthStop, match=r"the median length fell \(4.*stopped\. Best so far: round 0, the base"):
         raise_if_stopped(run, 1)
 
 
-def test_a_collapse_is_rolled_back_at_half_the_rate(tmp_path: Path) -> None:
+def test_a_collapse_is_rolled_back_at_half_the_learning_rate(tmp_path: Path) -> None:
     run = carry_out(collapsing(tmp_path, "health.short=rollback").config, rounds=2)
     raise_if_stopped(run, 1)
     assert run.start_point(1) == StartPoint(0, 1.0)
@@ -137,12 +138,12 @@ def test_a_collapse_is_rolled_back_at_half_the_rate(tmp_path: Path) -> None:
     assert second
     assert second.metrics["policy"] == "base"
     rows = run.records.read("updates", 2).to_pylist()
-    assert rows[0]["step"] == 1  # the optimizer starts from the best round's state, here none
+    assert rows[0]["step"] == 1  # round 0 has no optimizer state, so the optimizer starts at step 0
     assert rows[0]["learning_rate"] == pytest.approx(2.5e-3)
     assert [STAGES[n](run, r).reused for r in (1, 2) for n in ROUND] == [True] * 16
 
 
-def test_evaluating_another_round_later_changes_no_decision(tmp_path: Path) -> None:
+def test_evaluating_another_round_later_does_not_change_a_decision(tmp_path: Path) -> None:
     run = Run(small_config(tmp_path))
     run.records.open(run.config)
     for name, round_ in (("prepare", 0), ("evaluate", 0), ("health", 0)):

@@ -188,10 +188,10 @@ def test_the_plan_command_and_its_errors() -> None:
 
 def test_the_doctor_reports_what_works_and_what_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    healthy = {f.what: f for f in examine(small_config(tmp_path))}
+    healthy = {f.name: f for f in examine(small_config(tmp_path))}
     assert {f.verdict for f in healthy.values()} <= {"ok", "note"}
-    assert healthy["engine"].said == "transformers"
-    assert "stops at '<|im_end|>'" in healthy["model"].said
+    assert healthy["engine"].message == "transformers"
+    assert "stops at '<|im_end|>'" in healthy["model"].message
     assert list(tmp_path.iterdir()) == []  # the file of the write test is removed
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -204,11 +204,11 @@ def test_the_doctor_reports_what_works_and_what_does_not(tmp_path: Path, monkeyp
         "tracking.uri=http://127.0.0.1:9",
     )
     all_findings = examine(small_config(tmp_path, *overrides))
-    assert "nowhere.jsonl does not exist" in [f.said for f in all_findings]
-    findings = {f.what: f for f in all_findings}
-    assert "there is a file where a folder is needed" in findings["store"].said
-    assert "torch sees no CUDA device" in findings["device"].said
-    assert "exceed the context of 512: lower max_tokens" in findings["max_tokens"].said
+    assert "nowhere.jsonl does not exist" in [f.message for f in all_findings]
+    findings = {f.name: f for f in all_findings}
+    assert "there is a file where a folder is needed" in findings["store"].message
+    assert "torch sees no CUDA device" in findings["device"].message
+    assert "exceed the context of 512: lower max_tokens" in findings["max_tokens"].message
     assert findings["tracking"].verdict == "note"
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     command = [sys.executable, "-m", "flows.cli", "doctor", str(TINY)]

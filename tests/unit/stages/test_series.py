@@ -1,4 +1,4 @@
-"""Continual training: each run has only new problems, starts from the last good adapter, and is finished before the next."""
+"""Continual training: each run trains only new problems and starts from the last good adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that an older release wrote opens in this one: read, queried, gone on with and looked at."""
+"""This release reads, queries and continues a run that an older release wrote."""
 
 from __future__ import annotations
 
@@ -41,33 +41,34 @@ def test_every_table_is_read_with_the_columns_of_this_release(old: Run) -> None:
 @pytest.mark.parametrize("name", named_queries())
 def test_named_queries_answer(name: str) -> None:
     answer = run_query(Store(str(OLD)), named_queries()[name])
-    assert answer.num_rows > 0 or name == "failed_then_fixed"  # whose problems were not posed twice and mended
+    # failed_then_fixed: no problem of this run was failed first and solved later
+    assert answer.num_rows > 0 or name == "failed_then_fixed"
 
 
-def test_what_it_lacks_is_made_from_what_it_has(old: Run) -> None:
+def test_missing_tables_are_computed_from_existing_ones(old: Run) -> None:
     rows = run_query(old.store, "SELECT * FROM steered WHERE round = 2 ORDER BY problem_id, sample").to_pylist()
     targets = old.records.read("targets", 2).to_pylist()
     keys = sorted({(t["problem_id"], t["sample"]) for t in targets})
     assert [(r["problem_id"], r["sample"]) for r in rows] == keys
     for row, key in zip(rows, keys, strict=True):
-        mine = [t for t in targets if (t["problem_id"], t["sample"]) == key]
-        most = max(mine, key=lambda t: t["kl"])
-        assert row["tokens"] == len(mine)
-        assert row["kl"] == pytest.approx(sum(t["kl"] for t in mine) / len(mine), rel=1e-5)
-        assert (row["kl_max"], row["kl_max_position"]) == (most["kl"], most["position"])
-        gains = [t["token_target_logprob"] - t["token_base_logprob"] for t in mine]
-        assert row["gain"] == pytest.approx(sum(gains) / len(mine), rel=1e-4, abs=1e-7)
+        rollout_targets = [t for t in targets if (t["problem_id"], t["sample"]) == key]
+        largest = max(rollout_targets, key=lambda t: t["kl"])
+        assert row["tokens"] == len(rollout_targets)
+        assert row["kl"] == pytest.approx(sum(t["kl"] for t in rollout_targets) / len(rollout_targets), rel=1e-5)
+        assert (row["kl_max"], row["kl_max_position"]) == (largest["kl"], largest["position"])
+        gains = [t["token_target_logprob"] - t["token_base_logprob"] for t in rollout_targets]
+        assert row["gain"] == pytest.approx(sum(gains) / len(rollout_targets), rel=1e-4, abs=1e-7)
         assert row["base_entropy"] is row["stop_base"] is None
 
 
-def test_nothing_that_is_finished_is_done_again(old: Run) -> None:
-    assert old.records.open(old.config)  # says that another version began it
+def test_finished_stages_are_reused(old: Run) -> None:
+    assert old.records.open(old.config)  # the notice that another version ran it last
     for name, round_ in [("prepare", 0), ("evaluate", 0), *((n, r) for r in (1, 2) for n in ROUND)]:
         result = STAGES[name](Run(old.config), round_)
         assert (name, result.reused, result.redone) == (name, True, "")
 
 
-def test_it_goes_on_in_this_release(old: Run) -> None:
+def test_the_run_continues_in_this_release(old: Run) -> None:
     for name in ("sample", "verify", "teach", "steer"):
         STAGES[name](old, 3)
     rows = run_query(old.store, "SELECT round, count(base_entropy) > 0 AS new FROM targets GROUP BY 1 ORDER BY 1")

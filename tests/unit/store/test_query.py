@@ -1,4 +1,4 @@
-"""Queries: every named one answers, over one run or all; nothing but reading the store is possible."""
+"""Queries: every named query works, over one run or all runs; a query can only read the store."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def store(finished: Run) -> Store:
 
 
 @pytest.mark.parametrize("name", named_queries())
-def test_named_queries_answer(store: Store, name: str) -> None:
+def test_named_queries_return_rows(store: Store, name: str) -> None:
     answer = run_query(store, named_queries()[name])
-    assert answer.num_rows > 0 or name == "failed_then_fixed"  # no problem is posed twice in two rounds
+    assert answer.num_rows > 0 or name == "failed_then_fixed"  # no problem is sampled in two rounds
 
 
 @pytest.mark.parametrize("name", named_queries())
-def test_named_queries_answer_before_there_is_anything(tmp_path: Path, name: str) -> None:
+def test_named_queries_work_on_an_empty_store(tmp_path: Path, name: str) -> None:
     assert run_query(Store(str(tmp_path)), named_queries()[name]).num_rows == 0
 
 
-def test_the_rounds_query_is_the_curve(store: Store, finished: Run) -> None:
+def test_the_rounds_query_equals_the_summaries(store: Store, finished: Run) -> None:
     table = run_query(store, named_queries()["rounds"])
     assert table.schema.names == [
         *("run", "round", "accuracy", "accuracy_low", "accuracy_high"),
@@ -48,26 +48,26 @@ def test_the_rounds_query_is_the_curve(store: Store, finished: Run) -> None:
     assert [r["mixed_groups"] for r in rows][:2] == [None, verdicts.metrics["mixed_groups"]]
 
 
-def test_pass_at_k_in_sql_is_pass_at_k(store: Store, finished: Run) -> None:
+def test_pass_at_k_in_sql_equals_pass_at_k(store: Store, finished: Run) -> None:
     rows = [r for r in finished.records.read("scores", 2).to_pylist() if not r["greedy"]]
     by_problem: dict[str, list[bool]] = {}
     for r in rows:
         by_problem.setdefault(r["problem_id"], []).append(r["verdict"] == "correct")
-    got = run_query(store, named_queries()["pass_at_k"]).to_pylist()
+    rows_by_k = run_query(store, named_queries()["pass_at_k"]).to_pylist()
     for k in (1, 2):
-        wanted = sum(pass_at_k(2, sum(v), k) for v in by_problem.values()) / len(by_problem)
-        (found,) = [r["pass_at_k"] for r in got if r["round"] == 2 and r["k"] == k]
-        assert found == pytest.approx(wanted)
+        expected = sum(pass_at_k(2, sum(v), k) for v in by_problem.values()) / len(by_problem)
+        (actual,) = [r["pass_at_k"] for r in rows_by_k if r["round"] == 2 and r["k"] == k]
+        assert actual == pytest.approx(expected)
 
 
 def test_every_table_has_its_columns_with_and_without_rows(store: Store, tmp_path: Path) -> None:
     for table in ALL_TABLES:
-        for where in (store, Store(str(tmp_path))):
-            got = run_query(where, f"SELECT * FROM {table.name} LIMIT 1")
-            assert set(got.schema.names) == {"run", "round", *table.schema.names}
+        for source in (store, Store(str(tmp_path))):
+            result = run_query(source, f"SELECT * FROM {table.name} LIMIT 1")
+            assert set(result.schema.names) == {"run", "round", *table.schema.names}
 
 
-def test_views_hold_committed_rows_only(tmp_path: Path, finished: Run) -> None:
+def test_views_contain_only_committed_rows(tmp_path: Path, finished: Run) -> None:
     store = Store(str(tmp_path))
     run = store.run("r")
     run.open(small_config(tmp_path, "name=r"))
@@ -80,7 +80,7 @@ def test_views_hold_committed_rows_only(tmp_path: Path, finished: Run) -> None:
     assert run_query(store, "SELECT count(*) AS n FROM verdicts")["n"][0].as_py() == len(rows)
 
 
-def test_all_runs_or_one(tmp_path: Path, finished: Run) -> None:
+def test_a_query_reads_all_runs_or_one(tmp_path: Path, finished: Run) -> None:
     store = Store(str(tmp_path))
     rows = finished.records.read("verdicts", 1)
     for name in ("a", "b"):
@@ -96,7 +96,7 @@ def test_all_runs_or_one(tmp_path: Path, finished: Run) -> None:
         run_query(store, sql, "c")
 
 
-def test_a_store_that_is_no_directory_is_queried_too(finished: Run) -> None:
+def test_a_store_that_is_not_a_directory_can_be_queried(finished: Run) -> None:
     store = Store(f"memory://{uuid4().hex}")
     run = store.run("r")
     run.open(small_config(store.root, "name=r"))
@@ -125,12 +125,12 @@ def test_a_store_that_is_no_directory_is_queried_too(finished: Run) -> None:
         "SELECT nonsense FROM verdicts",
     ],
 )
-def test_what_a_query_may_not_do(store: Store, sql: str) -> None:
+def test_forbidden_and_invalid_queries_are_refused(store: Store, sql: str) -> None:
     with pytest.raises(UserError):
         run_query(store, sql.replace("{root}", store.storage.path))
 
 
-def test_the_python_api_gives_arrow_that_pandas_and_polars_take(store: Store) -> None:
+def test_the_result_converts_to_pandas_and_polars(store: Store) -> None:
     import polars
 
     table = run_query(
@@ -141,28 +141,28 @@ def test_the_python_api_gives_arrow_that_pandas_and_polars_take(store: Store) ->
     assert frame["problem_id"].to_list() == table.to_pandas()["problem_id"].tolist() == table["problem_id"].to_pylist()
 
 
-def test_the_exported_file_answers_in_any_client(store: Store, finished: Run, tmp_path: Path) -> None:
+def test_the_exported_file_can_be_queried_by_any_client(store: Store, finished: Run, tmp_path: Path) -> None:
     import duckdb
 
     path = tmp_path / "views.duckdb"
-    for _ in range(2):  # the second replaces the first
+    for _ in range(2):  # the second export replaces the first
         export_database(store, path)
     with duckdb.connect(str(path), read_only=True) as con:
         for table in ALL_TABLES:
             assert {"run", "round"} < {row[0] for row in con.execute(f"DESCRIBE {table.name}").fetchall()}
-        wanted = sum(len(finished.records.read("trajectories", r)) for r in (1, 2))
-        assert con.execute("SELECT count(*) FROM trajectories").fetchall() == [(wanted,)]
+        expected = sum(len(finished.records.read("trajectories", r)) for r in (1, 2))
+        assert con.execute("SELECT count(*) FROM trajectories").fetchall() == [(expected,)]
         for name, sql in named_queries().items():
             rows = con.execute(f"SELECT count(*) FROM named.{name}").fetchall()
             assert rows == [(run_query(store, sql).num_rows,)]
     assert [p.name for p in tmp_path.iterdir()] == ["views.duckdb"]
     with pytest.raises(UserError, match="cannot write"):
-        export_database(store, path / "beneath-a-file" / "x.duckdb")
+        export_database(store, path / "under-a-file" / "x.duckdb")
     with pytest.raises(UserError, match="a store in a directory"):
         export_database(Store("memory://x"), path)
 
 
-def test_failed_then_fixed_finds_what_was_mended(tmp_path: Path) -> None:
+def test_failed_then_fixed_finds_problems_that_are_solved_later(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     run = store.run("r")
     run.open(small_config(tmp_path, "name=r"))
@@ -189,14 +189,14 @@ def test_failed_then_fixed_finds_what_was_mended(tmp_path: Path) -> None:
     assert [r["accuracy"] for r in agreement] == [4 / 12, 4 / 12]
 
 
-def test_a_misspelt_table_is_told_what_there_is(store: Store) -> None:
+def test_the_error_for_an_unknown_table_lists_the_tables(store: Store) -> None:
     with pytest.raises(
         UserError, match=r"trajectory does not exist[\s\S]*the tables are stages, problems, trajectories"
     ):
         run_query(store, "SELECT * FROM trajectory")
 
 
-def test_nothing_is_left_of_a_query(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_leaves_no_temporary_files(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "secret.csv").write_text("a\n1\n")
     run_query(store, "SELECT count(*) FROM verdicts")

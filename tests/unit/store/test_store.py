@@ -1,4 +1,4 @@
-"""The store: manifests prove, damage is found, writes are whole, one process a run."""
+"""The store: manifests mark finished stages, damage is detected, writes are atomic, one process holds a run."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunStore:
     return Store(root).run("r")
 
 
-def write(run: RunStore, wanted: str = "f", shards: int = 2) -> None:
-    writer = StageWriter(run, VERDICTS, 1, wanted)
+def write(run: RunStore, fingerprint: str = "f", shards: int = 2) -> None:
+    writer = StageWriter(run, VERDICTS, 1, fingerprint)
     for i in range(shards):
         if i not in writer.finished:
             writer.write_shard(i, rows(3, 3 * i), {"n": 3})
     writer.commit("verify", {"extra": "yes"})
 
 
-def test_a_stage_is_done_when_its_manifest_says_so(run: RunStore) -> None:
+def test_a_stage_is_done_when_its_manifest_exists(run: RunStore) -> None:
     assert run.status("verdicts", 1, "f").state == "missing"
     writer = StageWriter(run, VERDICTS, 1, "f")
     writer.write_shard(0, rows(3), {"n": 3})
@@ -89,20 +89,20 @@ def test_shards_of_another_fingerprint_are_not_kept(run: RunStore) -> None:
 def test_damage_is_found(run: RunStore, damage: str) -> None:
     write(run)
     part = "r/verdicts/round=001/part-0001.parquet"
-    whole = run.storage.read_bytes(part)
+    content = run.storage.read_bytes(part)
     if damage == "missing":
         run.storage.remove(part)
     elif damage == "truncated":
-        run.storage.write_bytes(part, whole[:-5])
+        run.storage.write_bytes(part, content[:-5])
     elif damage == "flipped":
-        run.storage.write_bytes(part, whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
+        run.storage.write_bytes(part, content[:50] + bytes([content[50] ^ 1]) + content[51:])
     else:
         manifest = run.storage.read_bytes("r/verdicts/round=001/manifest.json")
         run.storage.write_bytes("r/verdicts/round=001/manifest.json", manifest[: len(manifest) // 2])
     status = run.status("verdicts", 1, "f")
     assert status.state == "damaged"
-    said = {"missing": "is missing", "truncated": "bytes instead of", "flipped": "another checksum"}
-    assert said.get(damage, "cannot be read") in status.why
+    reasons = {"missing": "is missing", "truncated": "bytes instead of", "flipped": "another checksum"}
+    assert reasons.get(damage, "cannot be read") in status.why
 
 
 def test_the_same_rows_give_the_same_bytes(run: RunStore) -> None:
@@ -113,15 +113,15 @@ def test_the_same_rows_give_the_same_bytes(run: RunStore) -> None:
     assert run.manifest("verdicts", 1).digest == first.digest
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partly_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Store(str(tmp_path)).run("r")
     writer = StageWriter(run, VERDICTS, 1, "f")
     writer.write_shard(0, rows(3))
 
-    def full(_fd: int) -> None:
+    def raise_disk_full(_fd: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", raise_disk_full)
     with pytest.raises(StoreError, match=r"part-0001\.parquet: the disk is full: free some space, then run the same"):
         writer.write_shard(1, rows(3))
     monkeypatch.undo()
@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     assert list(StageWriter(run, VERDICTS, 1, "f").finished) == [0]
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = Store(str(tmp_path / "file"))
     with pytest.raises(StoreError, match="set root to another folder"):
@@ -139,13 +139,13 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 def test_rows_that_do_not_fit_the_schema_are_refused() -> None:
-    good = rows(1).to_pylist()[0]
+    valid_row = rows(1).to_pylist()[0]
     with pytest.raises(DataError, match=r"verdicts: missing \['answer'\], unknown \['anwser'\]"):
-        to_arrow(VERDICTS, [{"anwser" if k == "answer" else k: v for k, v in good.items()}])
+        to_arrow(VERDICTS, [{"anwser" if k == "answer" else k: v for k, v in valid_row.items()}])
     with pytest.raises(DataError, match=r"verdicts\.verdict: 1 of 1 values are null"):
-        to_arrow(VERDICTS, [{**good, "verdict": None}])
+        to_arrow(VERDICTS, [{**valid_row, "verdict": None}])
     with pytest.raises(DataError, match="verdicts"):
-        to_arrow(VERDICTS, [{**good, "sample": "three"}])
+        to_arrow(VERDICTS, [{**valid_row, "sample": "three"}])
 
 
 def test_a_name_with_another_configuration_is_refused(run: RunStore) -> None:
@@ -163,10 +163,10 @@ def test_runs_are_listed_oldest_first(tmp_path: Path) -> None:
     assert [r.name for r in store.runs()] == ["b", "c", "a"]
 
 
-def test_a_held_run_is_refused_and_the_holder_named(run: RunStore) -> None:
+def test_a_held_run_is_refused_with_the_name_of_the_holder(run: RunStore) -> None:
     second = Store(run.storage.root).run("r")
     with run.lock("train"):
-        if run.storage.local:  # a lease is its owner's own, whoever asks in the same process
+        if run.storage.local:
             assert f"process {os.getpid()}" in run.describe_holder()
         with pytest.raises(RunLocked, match=rf"process {os.getpid()} on .*\(train, since"), second.lock("second"):
             pass

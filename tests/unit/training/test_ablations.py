@@ -1,5 +1,8 @@
-"""Each setting of the method changes what it says, and nothing else. Exemplar caps, token cap, anchors and teacher
-weights are in test_teacher and test_stages; divergences and supports in test_losses."""
+"""Each setting of the target and the loss changes what its description says, and nothing else.
+
+test_teacher and test_stages test exemplar limits, the token limit, anchors and teacher weights; test_losses tests
+divergences and supports.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from ogls.training.trainer import Trainer
 
 
 def random_inputs(k: int = 4) -> tuple[LossInputs, torch.Tensor, torch.Tensor]:
-    """Stored targets on a support of k, with the full target and student logits behind them."""
+    """Stored targets on a support of k tokens, and the full teacher and student logits that they come from."""
     generator = torch.Generator().manual_seed(0)
     teacher, student = (torch.randn(8, 12, generator=generator).mul(2) for _ in range(2))
     top = teacher.log_softmax(-1).topk(k)
@@ -45,13 +48,13 @@ def test_without_the_tail_bucket_only_the_support_is_compared() -> None:
     inputs, teacher, student = random_inputs()
     p = teacher.gather(1, inputs.target_ids).log_softmax(-1)
     q = student.gather(1, inputs.target_ids).log_softmax(-1)
-    wanted = (p.exp() * (p - q)).sum(-1)
+    expected = (p.exp() * (p - q)).sum(-1)
     got = distillation(inputs, "forward_kl", tail_bucket=False)
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(got, distillation(inputs, "forward_kl"), atol=1e-2)
 
 
-def test_the_token_clip_bounds_a_token_after_its_sum() -> None:
+def test_the_token_clip_limits_a_token_after_the_sum() -> None:
     inputs, _, _ = random_inputs()
     whole = distillation(inputs, "reverse_kl")
     limit = whole.median().item()
@@ -60,9 +63,9 @@ def test_the_token_clip_bounds_a_token_after_its_sum() -> None:
     assert 0 < (got < whole).sum() < len(whole)
 
 
-def test_the_pointwise_clip_bounds_every_term_and_so_reverses_gradients() -> None:
-    """OPSD's clip, written out. Raising a token that the target wants cannot lower the loss once its term is clipped,
-    while the other terms, which then rise, still count: the gradient pushes the wanted token down."""
+def test_the_pointwise_clip_limits_every_term_and_reverses_gradients() -> None:
+    """The clip of OPSD by its definition. The clipped term of a token that the target prefers has no gradient, while
+    raising that token raises the other terms: the gradient lowers the preferred token."""
     target = torch.tensor([[0.9, 0.1]]).log()
     logits = torch.tensor([[-2.0, 2.0]], requires_grad=True)
     inputs = LossInputs(logits, torch.eye(2), None, target, None)
@@ -70,25 +73,25 @@ def test_the_pointwise_clip_bounds_every_term_and_so_reverses_gradients() -> Non
     q = logits.log_softmax(-1)[0]
     terms = [0.9 * (target[0, 0] - q[0]), 0.1 * (target[0, 1] - q[1])]
     assert got.item() == pytest.approx(min(terms[0].item(), 0.05) + min(terms[1].item(), 0.05))
-    (clipped,) = torch.autograd.grad(got.sum(), logits)
-    (honest,) = torch.autograd.grad(distillation(inputs, "forward_kl").sum(), logits)
-    assert honest[0, 0] < 0 < clipped[0, 0]
+    (clipped_gradient,) = torch.autograd.grad(got.sum(), logits)
+    (exact_gradient,) = torch.autograd.grad(distillation(inputs, "forward_kl").sum(), logits)
+    assert exact_gradient[0, 0] < 0 < clipped_gradient[0, 0]
 
 
-def test_the_pointwise_clip_is_for_the_forward_kl_and_is_warned_of(finished: Run, tmp_path) -> None:
+def test_the_pointwise_clip_requires_the_forward_kl_and_logs_a_warning(finished: Run, tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"pointwise_clip requires train\.divergence = 'forward_kl'"):
         load_config(TINY, ["train.pointwise_clip=0.05"])
     config = small_config(tmp_path, "train.pointwise_clip=0.05", "train.divergence=forward_kl")
     run = Run(config)
     run.records.open(config)
     STAGES["prepare"](run, 0)
-    said = [STAGES[name](run, 1).notice for name in ("sample", "verify", "teach", "steer", "train")]
-    assert "reverses the gradient of clipped terms; use it for reproduction only" in said[-1]
+    notices = [STAGES[name](run, 1).notice for name in ("sample", "verify", "teach", "steer", "train")]
+    assert "reverses the gradient of clipped terms; use it for reproduction only" in notices[-1]
 
 
 @pytest.mark.parametrize(("weights", "column"), [("kl", "kl"), ("direction", "direction_norm"), ("uniform", None)])
-def test_token_weights_weigh_the_mean(finished: Run, weights: str, column: str | None) -> None:
-    """The step's loss is sum(w l) / sum(w), with w from the targets table."""
+def test_the_loss_is_a_mean_with_token_weights(finished: Run, weights: str, column: str | None) -> None:
+    """The token loss of a step is sum(w l) / sum(w), with w from the table targets."""
     config = small_config("x", f"train.token_weights={weights}")
     groups = columns.to_rollouts(finished.records.read("trajectories", 1), finished.records.read("verdicts", 1))
     targets = finished.records.read("targets", 1)
@@ -103,15 +106,15 @@ def test_token_weights_weigh_the_mean(finished: Run, weights: str, column: str |
     for (problem, sample), rows in table.groupby(["problem_id", "sample"], sort=False):
         batch = collate([by_key[problem, int(sample)]])
         with torch.no_grad():
-            states = policy.run_body(batch.ids, batch.mask).last_hidden_state[batch.row, batch.place]
+            states = policy.run_body(batch.ids, batch.mask).last_hidden_state[batch.row, batch.position]
             losses = trainer.token_losses(batch, slice(0, len(states)), states)
         w = torch.tensor(rows[column].to_numpy()) if column else torch.ones(len(rows))
         total, weight = total + float((losses * w).sum()), weight + float(w.sum())
     assert trainer.optimizer_step(items)["token_loss"] == pytest.approx(total / weight, rel=1e-4)
 
 
-def test_settings_of_the_target_reach_the_adapter(tmp_path) -> None:
-    """Every one of them ends in another adapter than the plain run."""
+def test_settings_of_target_and_loss_change_the_adapter(tmp_path) -> None:
+    """Each of these settings trains a different adapter."""
     plain = carry_out(small_config(tmp_path), rounds=1).policy_hash(1)
     overrides = ["steer.temperature=0.5", "train.token_weights=kl", "train.token_clip=0.01", "steer.support=2"]
     hashes = {

@@ -1,6 +1,6 @@
-"""Losses against their definitions written out, and against values worked by hand.
+"""Losses compared with their definitions and with values computed by hand.
 
-Where the head is the identity, states are logits.
+The head is the identity, so states are logits.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ P = [0.5, 0.3, 0.2]
 Q = [0.2, 0.3, 0.5]
 
 
-def logs(values: list[float]) -> torch.Tensor:
+def log_row(values: list[float]) -> torch.Tensor:
     return torch.tensor([values]).log()
 
 
 def test_forward_and_reverse_by_hand() -> None:
     forward = sum(p * math.log(p / q) for p, q in zip(P, Q, strict=True))
     reverse = sum(q * math.log(q / p) for p, q in zip(P, Q, strict=True))
-    assert divergence("forward_kl", logs(P), logs(Q)).item() == pytest.approx(forward, rel=1e-5)
-    assert divergence("reverse_kl", logs(P), logs(Q)).item() == pytest.approx(reverse, rel=1e-5)
+    assert divergence("forward_kl", log_row(P), log_row(Q)).item() == pytest.approx(forward, rel=1e-5)
+    assert divergence("reverse_kl", log_row(P), log_row(Q)).item() == pytest.approx(reverse, rel=1e-5)
     assert forward == pytest.approx(0.27489, abs=1e-5)
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
 def test_generalised_jsd_by_definition(beta: float) -> None:
     mixture = [beta * p + (1 - beta) * q for p, q in zip(P, Q, strict=True)]
-    wanted = beta * sum(p * math.log(p / m) for p, m in zip(P, mixture, strict=True))
-    wanted += (1 - beta) * sum(q * math.log(q / m) for q, m in zip(Q, mixture, strict=True))
-    assert divergence("jsd", logs(P), logs(Q), beta).item() == pytest.approx(wanted, rel=1e-5)
+    expected = beta * sum(p * math.log(p / m) for p, m in zip(P, mixture, strict=True))
+    expected += (1 - beta) * sum(q * math.log(q / m) for q, m in zip(Q, mixture, strict=True))
+    assert divergence("jsd", log_row(P), log_row(Q), beta).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_unknown_divergence_is_refused() -> None:
-    with pytest.raises(ValueError, match="no divergence tv"):
-        divergence("tv", logs(P), logs(Q))
+def test_an_unknown_divergence_raises_an_error() -> None:
+    with pytest.raises(ValueError, match="unknown divergence tv: use forward_kl, reverse_kl or jsd"):
+        divergence("tv", log_row(P), log_row(Q))
 
 
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
-def test_the_gradient_vanishes_where_student_and_target_agree(kind: str) -> None:
+def test_loss_and_gradient_are_zero_if_student_and_target_are_equal(kind: str) -> None:
     logits = torch.randn(5, 20, requires_grad=True)
     target = logits.detach().log_softmax(-1)
     loss = divergence(kind, target, logits.log_softmax(-1)).sum()
@@ -57,21 +57,24 @@ def test_stored_targets_and_the_full_vocabulary_agree_at_k_equal_v() -> None:
     stored = LossInputs(logits, torch.eye(12), top.indices, top.values.half().float(), torch.zeros(6))
     full = LossInputs(logits, torch.eye(12), None, target, None)
     for kind in ("forward_kl", "reverse_kl", "jsd"):
-        got, wanted = distillation(stored, kind), distillation(full, kind)
-        torch.testing.assert_close(got, wanted, atol=2e-3, rtol=1e-3)  # log-probs are stored as fp16
+        got, expected = distillation(stored, kind), distillation(full, kind)
+        torch.testing.assert_close(got, expected, atol=2e-3, rtol=1e-3)  # log-probs are stored as fp16
 
 
-# --- each relative's own loss, written out naively ------------------------------------------------
+# --- the losses of related methods, computed naively -----------------------------------------------
 
 
 def naive_bins(logits: torch.Tensor, ids: list[int]) -> list[float]:
-    """Probabilities of the ids and of everything else, one token."""
+    """The probabilities of `ids` and of all other tokens together, for one token."""
     p = logits.softmax(-1).tolist()
     return [*(p[i] for i in ids), 1 - sum(p[i] for i in ids)]
 
 
-def test_opsd_is_the_generalised_jsd_against_the_teacher_that_read_the_solution() -> None:
-    """2601.18734: mean over tokens of JSD_beta(teacher(. | x, solution, y<t), student(. | x, y<t)), full vocabulary."""
+def test_opsd_is_the_generalised_jsd_to_the_teacher_with_the_solution() -> None:
+    """arXiv 2601.18734: the mean over tokens of JSD_beta(teacher(. | x, solution, y<t), student(. | x, y<t)).
+
+    The divergence is over the full vocabulary.
+    """
     teacher, student, beta = torch.randn(6, 15), torch.randn(6, 15), 0.3
     total = 0.0
     for t in range(6):
@@ -84,7 +87,7 @@ def test_opsd_is_the_generalised_jsd_against_the_teacher_that_read_the_solution(
 
 
 def test_sdpo_is_top_k_with_a_tail_bucket() -> None:
-    """2601.20802: the divergence over the teacher's top-K tokens and one bucket for all the rest."""
+    """arXiv 2601.20802: the divergence over the top-K tokens of the teacher and one bucket for all other tokens."""
     teacher, student = torch.randn(6, 15), torch.randn(6, 15)
     top = teacher.log_softmax(-1).topk(4)
     total = 0.0
@@ -99,7 +102,7 @@ def test_sdpo_is_top_k_with_a_tail_bucket() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0.2, 0.2), (0.1, 0.28)])
 def test_grpo_is_the_clipped_surrogate(low: float, high: float) -> None:
-    """2402.03300, eq. 3, without its KL term; means over tokens and two clips as in 2503.14476."""
+    """arXiv 2402.03300, eq. 3, without its KL term; a mean over tokens and two clips as in arXiv 2503.14476."""
     generator = torch.Generator().manual_seed(0)
     logits, ids = torch.randn(40, 9, generator=generator), torch.randint(0, 9, (40,), generator=generator)
     old = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0] + 0.4 * torch.randn(40, generator=generator)
@@ -109,9 +112,9 @@ def test_grpo_is_the_clipped_surrogate(low: float, high: float) -> None:
     for t in range(40):
         ratio = logits[t].softmax(-1)[ids[t]].item() / math.exp(old[t].item())
         a = advantages[t].item()
-        wanted = min(ratio * a, max(min(ratio, 1 + high), 1 - low) * a)
+        expected = min(ratio * a, max(min(ratio, 1 + high), 1 - low) * a)
         clipped += not 1 - low <= ratio <= 1 + high
-        assert -got[t].item() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+        assert -got[t].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert 5 < clipped < 35
 
 
@@ -130,5 +133,5 @@ def test_the_first_step_of_grpo_is_the_plain_policy_gradient() -> None:
     loss = policy_gradient(PolicyInputs(logits, torch.eye(7), ids, old, advantages), 0.2, 0.2).sum()
     (got,) = torch.autograd.grad(loss, logits)
     plain = torch.nn.functional.cross_entropy(logits, ids, reduction="none")
-    (wanted,) = torch.autograd.grad((plain * advantages).sum(), logits)
-    torch.testing.assert_close(got, wanted)
+    (expected,) = torch.autograd.grad((plain * advantages).sum(), logits)
+    torch.testing.assert_close(got, expected)

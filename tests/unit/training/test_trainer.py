@@ -1,4 +1,4 @@
-"""The training round: a pinned loss curve, optimizer state that survives, learning-rate warm-up."""
+"""The trainer: golden loss curve, saved optimizer state, learning-rate warm-up, order, chunks and dtypes."""
 
 from __future__ import annotations
 
@@ -24,42 +24,43 @@ CONFIG = TrainConfig(learning_rate=1e-3, batch_rollouts=4, epochs=2, tail_weight
 
 @pytest.fixture
 def fresh(policy: Policy):
+    """The policy with its initial adapter."""
     policy.use_adapter(None)
     yield policy
     policy.use_adapter(None)
 
 
 def test_the_loss_curve_is_golden(fresh: Policy) -> None:
-    """Pinned numbers of a short training: a change here is a change of what every run computes."""
+    """Recorded losses and gradient norms of a short training. If they change, the results of every run change."""
     rows = Trainer(fresh, CONFIG).train_round(random_items(), seed=1)
-    wanted = json.loads(GOLDEN.read_text())
-    assert [r["loss"] for r in rows] == pytest.approx(wanted["loss"], rel=1e-3)
-    assert [r["grad_norm"] for r in rows] == pytest.approx(wanted["grad_norm"], rel=1e-2)
+    expected = json.loads(GOLDEN.read_text())
+    assert [r["loss"] for r in rows] == pytest.approx(expected["loss"], rel=1e-3)
+    assert [r["grad_norm"] for r in rows] == pytest.approx(expected["grad_norm"], rel=1e-2)
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_optimizer_state_survives_being_saved(fresh: Policy) -> None:
-    """Two steps in one trainer equal one step, save, load, one step: bit for bit."""
+def test_training_continues_exactly_from_a_saved_optimizer_state(fresh: Policy) -> None:
+    """Two steps equal one step, save, load, and one more step, to the bit; without the state they differ."""
     items = random_items()
     start = fresh.copy_adapter()
     whole = Trainer(fresh, CONFIG)
     whole.optimizer_step(items[:6])
     middle, state = fresh.copy_adapter(), load(save(whole.state()))
     whole.optimizer_step(items[6:])
-    wanted = fresh.copy_adapter()
+    expected = fresh.copy_adapter()
     fresh.use_adapter(middle)
     resumed = Trainer(fresh, CONFIG, state)
     assert resumed.step == 1
     row = resumed.optimizer_step(items[6:])
     assert row["step"] == 2
-    assert fresh.copy_adapter().hash == wanted.hash != middle.hash != start.hash
-    forgetful = Trainer(fresh, CONFIG)
+    assert fresh.copy_adapter().hash == expected.hash != middle.hash != start.hash
+    without_state = Trainer(fresh, CONFIG)
     fresh.use_adapter(middle)
-    forgetful.optimizer_step(items[6:])
-    assert fresh.copy_adapter().hash != wanted.hash
+    without_state.optimizer_step(items[6:])
+    assert fresh.copy_adapter().hash != expected.hash
 
 
-def test_warm_up_is_linear_and_goes_on_across_rounds(fresh: Policy) -> None:
+def test_warm_up_is_linear_and_continues_across_rounds(fresh: Policy) -> None:
     config = CONFIG.model_copy(update={"warmup_steps": 5, "epochs": 1})
     first = Trainer(fresh, config)
     rates = [r["learning_rate"] for r in first.train_round(random_items(), seed=1)]
@@ -67,7 +68,7 @@ def test_warm_up_is_linear_and_goes_on_across_rounds(fresh: Policy) -> None:
     assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3])
 
 
-def test_the_order_is_seeded(fresh: Policy) -> None:
+def test_the_order_depends_on_the_seed(fresh: Policy) -> None:
     hashes = []
     for seed in (1, 1, 2):
         fresh.use_adapter(None)
@@ -76,7 +77,7 @@ def test_the_order_is_seeded(fresh: Policy) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_a_non_finite_tail_names_its_rollout_and_changes_no_weight(fresh: Policy) -> None:
+def test_a_non_finite_loss_names_its_rollout_and_changes_no_weight(fresh: Policy) -> None:
     items = random_items()
     items[2] = replace(items[2], logprobs=torch.full_like(items[2].logprobs, float("nan")))
     before = fresh.copy_adapter().hash
@@ -86,21 +87,21 @@ def test_a_non_finite_tail_names_its_rollout_and_changes_no_weight(fresh: Policy
 
 
 @pytest.mark.parametrize("rollouts", [1, 5, 12, 100])
-def test_every_item_is_seen_once_an_epoch(fresh: Policy, rollouts: int) -> None:
+def test_every_item_is_trained_once_per_epoch(fresh: Policy, rollouts: int) -> None:
     items = random_items()
-    seen: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     trainer = Trainer(fresh, CONFIG.model_copy(update={"batch_rollouts": rollouts}))
-    rows = trainer.train_round(items, 1, lambda done, total: seen.append((done, total)))
+    rows = trainer.train_round(items, 1, lambda done, total: reported.append((done, total)))
     for epoch in (0, 1):
-        part = [r for r in rows if r["epoch"] == epoch]
-        assert sum(r["rollouts"] for r in part) == 12
-        assert sum(r["tokens"] for r in part) == sum(i.trained for i in items)
-    assert seen[-1] == (len(rows), len(rows))
+        epoch_rows = [r for r in rows if r["epoch"] == epoch]
+        assert sum(r["rollouts"] for r in epoch_rows) == 12
+        assert sum(r["tokens"] for r in epoch_rows) == sum(i.trained for i in items)
+    assert reported[-1] == (len(rows), len(rows))
 
 
 @pytest.mark.parametrize("objective", ["distil", "full"])
-def test_chunks_of_the_head_and_checkpoints_change_nothing(policy: Policy, objective: str) -> None:
-    """The gradient is that of all logits at once, however few are alive; and of layers that are run again."""
+def test_head_chunks_and_gradient_checkpointing_do_not_change_the_gradient(policy: Policy, objective: str) -> None:
+    """The gradient equals that of all logits at once, with small chunks and with recomputed layers."""
     items = random_items()
     if objective == "full":
         generator = torch.Generator().manual_seed(1)
@@ -114,26 +115,28 @@ def test_chunks_of_the_head_and_checkpoints_change_nothing(policy: Policy, objec
         policy.use_adapter(None)
         trainer = Trainer(policy, TrainConfig(tail_weight=0.1, max_grad_norm=1e9, **settings))
         trainer.optimizer.step = lambda: None
-        kept: list[torch.Tensor] = []
-        trainer.optimizer.zero_grad = lambda **_: kept.extend(policy.parameters[n].grad.clone() for n in trainer.names)
+        gradients: list[torch.Tensor] = []
+        trainer.optimizer.zero_grad = lambda **_: gradients.extend(
+            policy.parameters[n].grad.clone() for n in trainer.names
+        )
         loss = trainer.optimizer_step(items)["loss"]
         for n in trainer.names:
             policy.parameters[n].grad = None
-        return loss, kept
+        return loss, gradients
 
     whole = gradient(head_tokens=100_000)
     for settings in ({"head_tokens": 5}, {"head_tokens": 1}, {"gradient_checkpointing": True}):
         loss, grads = gradient(**settings)
         assert loss == pytest.approx(whole[0], abs=1e-6)
-        for got, wanted in zip(grads, whole[1], strict=True):
-            torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
+        for got, expected in zip(grads, whole[1], strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
     layers = [m for m in policy.body.modules() if hasattr(m, "gradient_checkpointing")]
     assert layers
     assert not any(m.training or m.gradient_checkpointing for m in layers)
 
 
-def test_a_checkpointed_policy_teaches_as_before(fresh: Policy) -> None:
-    """Right after its training, and within the same process."""
+def test_gradient_checkpointing_does_not_change_the_teacher_pass(fresh: Policy) -> None:
+    """The same policy scores rollouts before and after a training with gradient checkpointing."""
     scored = [ScoredRollout(("p", 0), "correct", (7, 8, 9), ((Context("teacher", (4, 5, 6)), 1.0),), (1,))]
     before = score_rollouts(fresh, scored, 64)
     Trainer(fresh, CONFIG.model_copy(update={"gradient_checkpointing": True})).optimizer_step(random_items())
@@ -143,8 +146,8 @@ def test_a_checkpointed_policy_teaches_as_before(fresh: Policy) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_small_updates_of_a_bfloat16_model_count(kind: str) -> None:
-    """AdamW's first step moves a weight by the rate, which bfloat16 would round away."""
+def test_small_updates_of_a_bfloat16_model_are_not_lost(kind: str) -> None:
+    """The first step of AdamW changes a weight by the learning rate, which is lost if weights are bfloat16."""
     policy = Policy(ModelConfig(path=str(REPO / "data/tiny/model"), dtype="bfloat16"), AdapterConfig(kind=kind))
     before = policy.copy_adapter()
     Trainer(policy, CONFIG.model_copy(update={"learning_rate": 1e-6})).optimizer_step(random_items())
@@ -156,18 +159,19 @@ def test_small_updates_of_a_bfloat16_model_count(kind: str) -> None:
     assert policy.copy_adapter().hash == before.hash
 
 
-def test_a_bfloat16_model_trains_fp32_adapters_and_keeps_no_fp32_copies() -> None:
-    """LoRA's small updates count in fp32; its products run, and are kept for the backward pass, in the model's type."""
-    found, peaks = {}, {}
+def test_a_bfloat16_model_trains_fp32_adapters_without_fp32_activations() -> None:
+    """LoRA weights are fp32, so small updates count; its products run and are saved for the backward pass in the dtype
+    of the model."""
+    updates, peaks = {}, {}
     for dtype in ("float32", "bfloat16"):
         policy = Policy(ModelConfig(path=str(REPO / "data/tiny/model"), dtype=dtype), AdapterConfig())
         assert {p.dtype for p in policy.parameters.values()} == {torch.float32}
         trainer = Trainer(policy, CONFIG)
-        found[dtype] = trainer.optimizer_step(random_items())
+        updates[dtype] = trainer.optimizer_step(random_items())
         peaks[dtype] = peak_bytes(lambda trainer=trainer: trainer.optimizer_step(random_items()))
         with torch.inference_mode():
             assert policy.run_body(torch.tensor([[4, 5]])).last_hidden_state.dtype == getattr(torch, dtype)
-    exact, half = found["float32"], found["bfloat16"]
+    exact, half = updates["float32"], updates["bfloat16"]
     assert half["loss"] == pytest.approx(exact["loss"], rel=0.02)
     assert half["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.05)
     assert peaks["bfloat16"] < 0.75 * peaks["float32"]

@@ -1,2 +1,2 @@
--- The table contexts of rounds that a release before schema version 3 wrote, from their states.
+-- The table `contexts`, computed from teacher states that a release before schema version 3 wrote.
 SELECT run, round, problem_id, sample, pool, exemplars FROM ({teacher_states})

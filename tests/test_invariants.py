@@ -156,7 +156,7 @@ def test_continuations_of_a_shared_prefix_equal_full_sequences(policy: Policy, b
 
 
 def test_the_loss_does_not_depend_on_micro_batches(policy: Policy) -> None:
-    """One step with one micro-batch, with several, and with one per item: equal loss (1e-6) and gradient norm (1e-5)."""
+    """One step with one, several and one-item micro-batches: equal loss (to 1e-6) and gradient norm (to 1e-5)."""
     start, results = policy.copy_adapter(), []
     for tokens in (10_000, 40, 1):
         policy.use_adapter(start)

@@ -1,4 +1,4 @@
-"""Concatenating dataclasses whose fields are arrays or tensors over tokens."""
+"""Concatenation of dataclasses with fields that are arrays or tensors over tokens."""
 
 from __future__ import annotations
 

@@ -69,11 +69,12 @@ def bootstrap_interval(values: np.ndarray, resamples: int, seed: int, level: flo
         np.mean,
         n_resamples=resamples,
         batch=max(1, _RESAMPLED_AT_ONCE // len(values)),
-        confidence_level=level,
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    # Not result.confidence_interval: its quantiles differ from numpy's in the last bit, and old summaries have numpy's.
+    low, high = np.quantile(result.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def ends_in_loop(token_ids: Sequence[int], repeats: int = 4, min_tokens: int = 16, max_ngram: int = 64) -> bool:

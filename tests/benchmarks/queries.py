@@ -45,7 +45,7 @@ def measure(root: str) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds["(ogls runs)"] = measured.median_seconds(lambda: CliRunner().invoke(app, ["runs", "--root", root]))
     steered_from_targets = (
-        (files("ogls") / "sql" / "older" / "steered.sql").read_text().replace("{targets}", "FROM targets")
+        (files("ogls.store") / "sql" / "older" / "steered.sql").read_text().replace("{targets}", "FROM targets")
     )
     max_kl = "SELECT max(kl) FROM "
 

@@ -36,6 +36,11 @@ class Table:
         """The table in whose folder the manifest of this table is stored: `owner`, or this table."""
         return self.owner or self.name
 
+    @property
+    def stored_schema(self) -> pa.Schema:
+        """The schema as it is written: without descriptions, so that a reworded description changes no checksum."""
+        return pa.schema([field.remove_metadata() for field in self.schema], metadata=self.schema.metadata)
+
 
 def column(name: str, type_: pa.DataType, about: str, nullable: bool = False) -> pa.Field:
     """An Arrow field with its description in the metadata key `about`."""

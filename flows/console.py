@@ -174,9 +174,8 @@ def prefect_address() -> str:
 def _wait_for_prefect(address: str) -> None:
     from flows.services import responds
 
-    err.print(
-        f"the Prefect server at {address} does not respond; waiting for it; finished stages are kept", style="yellow"
-    )
+    message = f"the Prefect server at {address} does not respond; waiting for it; finished stages are kept"
+    err.print(message, style="yellow", soft_wrap=True)
     deadline = time.monotonic() + _RECONNECT_SECONDS
     while not responds(f"{address}/health", "true"):
         if time.monotonic() > deadline:

@@ -72,9 +72,9 @@ class ServiceStack:
 
     def start_deployment(self, config: RunConfig, deployment: str = "tiny") -> str:
         """Create a flow run of a deployment, which the worker starts. Returns its id."""
-        (match,) = [d for d in self.ask("POST", "/deployments/filter", {}) if d["name"] == deployment]
+        (match,) = [d for d in self.request("POST", "/deployments/filter", {}) if d["name"] == deployment]
         body = {"parameters": {"config": config.model_dump(mode="json")}, "state": {"type": "SCHEDULED"}}
-        return str(self.ask("POST", f"/deployments/{match['id']}/create_flow_run", body)["id"])
+        return str(self.request("POST", f"/deployments/{match['id']}/create_flow_run", body)["id"])
 
     def wait_for_end(self, flow_run: str, seconds: float = 240) -> dict[str, Any]:
         """Wait until a flow run has ended, and return it."""
@@ -83,14 +83,14 @@ class ServiceStack:
     def wait_for_state(self, flow_run: str, *types: str, seconds: float = 240) -> dict[str, Any]:
         """Wait until the state of a flow run has one of these types, and return the flow run."""
         deadline = time.monotonic() + seconds
-        while (run := self.ask("GET", f"/flow_runs/{flow_run}"))["state_type"] not in types:
+        while (run := self.request("GET", f"/flow_runs/{flow_run}"))["state_type"] not in types:
             assert time.monotonic() < deadline, (run["state"], (self.folder / "worker.log").read_text()[-2000:])
             time.sleep(0.5)
         return dict(run)
 
     def flow_run_states(self, name: str) -> list[str]:
         """The states of the flow runs with a name, oldest first."""
-        runs = self.ask("POST", "/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
+        runs = self.request("POST", "/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
         return [r["state_name"] for r in sorted(runs, key=lambda r: r["created"])]
 
     @property

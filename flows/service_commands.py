@@ -130,12 +130,15 @@ def _find_running(
     None if no server responds; then a recorded process that does not respond has been stopped.
     """
     if running := services.responding_url(name, alive):
-        err.print(f"{ours} is already running: {running}")
+        err.print(f"{ours} is already running: {running}", soft_wrap=True)
         return running
     services.stop(name)
     if not alive(url):
         return None
-    err.print(f"{other} that was not started here responds at {url}: it is used, and `ogls down` will not stop it")
+    err.print(
+        f"{other} that was not started here responds at {url}: it is used, and `ogls down` will not stop it",
+        soft_wrap=True,
+    )
     return url
 
 
@@ -203,7 +206,10 @@ def _update_automations() -> int:
         spec = yaml.safe_load(path.read_text())
         missing = [name for action in spec["actions"] if (name := _fill_block(action))]
         if missing:
-            err.print(f"skipped {path}: no block {missing[0]}; create it in the Prefect UI, then run `ogls up` again")
+            err.print(
+                f"skipped {path}: no block {missing[0]}; create it in the Prefect UI, then run `ogls up` again",
+                soft_wrap=True,
+            )
             continue
         automation = Automation.model_validate(spec)
         try:

@@ -47,7 +47,7 @@ def data_dictionary() -> str:
 
 
 def _table(table: Table) -> str:
-    lines = [f"### {table.name}\n", f"{table.about} Written by the stage `{table.stage}`.\n"]
+    lines = [f"### {table.name}\n", f"{table.about} Written by `{table.stage}`.\n"]
     lines += ["| column | type | description |", "| --- | --- | --- |"]
     for column in table.schema:
         about = column.metadata[b"about"].decode() + (" May be null." if column.nullable else "")

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from ogls.config import SteerConfig
 from ogls.distillation.steering import centred_norm, entropy
-from ogls.distillation.sweep import RECIPES, recipe_grid
+from ogls.distillation.sweep import RECIPES, STRENGTHS, recipe_grid
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
 
-STRENGTHS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 _TOP, _TOP_TARGET = 6, 3  # most likely tokens of a distribution, and of a target, that a page shows
 _DIGITS = 4  # decimals of a log-prob; the error is at most 5e-5 nats
 

@@ -70,8 +70,8 @@ class TrainConfig(Section):
     pointwise_clip: float = setting(
         0.0,
         "forward_kl: clip each vocabulary term of the divergence at this value (OPSD's tau = 0.05); 0 disables it. "
-        "Use it only to reproduce OPSD: it reverses the gradient of clipped terms, and training ends in loops of "
-        "repeated text.",
+        "Use it only to reproduce OPSD: clipped terms have no gradient, which can reverse the gradient of the "
+        "token, and training ends in loops of repeated text.",
         ge=0,
     )
     tail_weight: float = setting(

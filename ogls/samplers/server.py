@@ -21,7 +21,7 @@ from ogls.records import Completion, Request
 from ogls.samplers.base import make_completion
 from ogls.samplers.vllm import request_settings
 
-_ATTEMPTS, _WAIT_SECONDS = 5, 2.0  # retries of a request: half a minute in total
+_ATTEMPTS, _WAIT_SECONDS = 5, 2.0  # attempts at a request; 20 s of waiting between them in total
 
 
 class ServerSampler:

@@ -58,6 +58,7 @@ def check_probe(run: Run, sampler: Sampler, prompter: Prompter, round_: int) -> 
     error, equal, total = compare_probe(probe, completion)
     if error > TOLERANCE[run.config.model.dtype]:
         raise StoreError(
-            f"the engine has other weights than round {round_} ended with: a greedy answer differs by {error:.3g} nats "
-            f"in {equal} of {total} tokens; run the training again, or set rollout.engine = transformers"
+            f"the engine has other weights than round {round_} ended with: of a greedy answer the first {equal} of "
+            f"{total} tokens are equal, with log-probs up to {error:.3g} nats apart; "
+            "run the training again, or set rollout.engine = transformers"
         )

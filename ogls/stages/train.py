@@ -26,7 +26,7 @@ from ogls.training.trainer import Trainer
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CLIP_WARNING = "train.pointwise_clip reverses the gradient of clipped terms; use it for reproduction only"
+_CLIP_WARNING = "train.pointwise_clip removes the gradient of clipped terms; use it for reproduction only"
 
 
 def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:

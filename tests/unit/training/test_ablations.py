@@ -86,7 +86,7 @@ def test_the_pointwise_clip_requires_the_forward_kl_and_logs_a_warning(finished:
     run.records.open(config)
     STAGES["prepare"](run, 0)
     notices = [STAGES[name](run, 1).notice for name in ("sample", "verify", "teach", "steer", "train")]
-    assert "reverses the gradient of clipped terms; use it for reproduction only" in notices[-1]
+    assert "removes the gradient of clipped terms; use it for reproduction only" in notices[-1]
 
 
 @pytest.mark.parametrize(("weights", "column"), [("kl", "kl"), ("direction", "direction_norm"), ("uniform", None)])

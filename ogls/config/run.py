@@ -10,7 +10,7 @@ from ogls.config.model import AdapterConfig, ModelConfig
 from ogls.config.operations import ExecutionConfig, HealthConfig, StorageConfig, StyleConfig, TrackingConfig
 from ogls.config.sampling import RolloutConfig
 from ogls.config.section import Section, setting
-from ogls.config.teacher import Pool, SteerConfig, TeacherConfig
+from ogls.config.teacher import POOLS, Pool, SteerConfig, TeacherConfig
 from ogls.config.training import TrainConfig
 
 
@@ -59,6 +59,5 @@ class RunConfig(Section):
 
     def pools(self) -> tuple[Pool, ...]:
         """Return the pools that the teacher pass caches: base, the recipe's pools, and teacher.pools."""
-        order: tuple[Pool, ...] = ("base", "reference", "correct", "incorrect")
         cached = {"base", *self.steer.to_recipe().pools(), *self.teacher.pools}
-        return tuple(p for p in order if p in cached)
+        return tuple(p for p in POOLS if p in cached)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import model_validator
 
 from ogls.config.section import Section, setting
 
 Pool = Literal["base", "reference", "correct", "incorrect"]
+POOLS: tuple[Pool, ...] = get_args(Pool)  # in the order of every list of pools
 
 
 class TeacherConfig(Section):
@@ -78,8 +79,7 @@ class Recipe(Section):
 
     def pools(self) -> tuple[Pool, ...]:
         """Return the pools with a nonzero weight, in a fixed order."""
-        order: tuple[Pool, ...] = ("base", "reference", "correct", "incorrect")
-        return tuple(p for p in order if getattr(self, p) != 0)
+        return tuple(p for p in POOLS if getattr(self, p) != 0)
 
     def weights(self) -> dict[str, float]:
         """Return the nonzero weights by pool."""

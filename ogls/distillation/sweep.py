@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ogls.config import Pool, Recipe, SteerConfig
+from ogls.config import POOLS, Pool, Recipe, SteerConfig
 from ogls.distillation.concatenate import concatenate
 from ogls.distillation.steering import combine_states, entropy
 
@@ -145,7 +145,7 @@ def summary_rows(
         yield {
             "recipe": point.recipe,
             "strength": point.strength,
-            **{f"w_{pool}": getattr(point.weights, pool) for pool in ("base", "reference", "correct", "incorrect")},
+            **{f"w_{pool}": getattr(point.weights, pool) for pool in POOLS},
             "tokens": len(m.kl),
             "kl": float(m.kl.mean()),
             "entropy": float(m.entropy.mean()),

@@ -223,6 +223,7 @@ def test_an_engine_killed_in_a_stage_loses_only_its_batch(
     def call(self: VllmProcess, command: str, payload: object, seconds: float) -> object:
         calls.append(command)
         if calls.count("sample") == 3 and command == "sample":  # after the probe and the first shard
+            os.kill(self.process.pid, signal.SIGSTOP)  # so that it cannot finish the batch before it dies
             threading.Timer(0.1, self.process.kill).start()
         return original_call(self, command, payload, seconds)
 

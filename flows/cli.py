@@ -177,7 +177,7 @@ def stage(
     show_progress_on(err)
     run = Run(loaded)
     with run.records.lock(f"stage {name}"):
-        if notice := run.records.open(loaded):
+        if notice := run.open():
             err.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
         with terminal_progress(name, round_) as progress:
             result = STAGES[name](run, 0 if name == "prepare" else round_, progress)

@@ -16,7 +16,7 @@ from ogls.analysis import report as htmlreport
 from ogls.analysis import rounds as report
 from ogls.analysis.figures import run_figure
 from ogls.config import RunConfig
-from ogls.stages.health import is_last_round
+from ogls.stages.resume import is_last_round
 from ogls.stages.run import Run
 from tasks.artifacts import artifact_key
 from tasks.events import emit_round

@@ -24,7 +24,7 @@ from ogls.config import RunConfig, to_toml
 from ogls.config.fingerprint import flatten
 from ogls.config.redact import redact_credentials
 from ogls.revision import code_version
-from ogls.stages.health import is_last_round
+from ogls.stages.resume import is_last_round
 from ogls.stages.run import POLICY, Run
 from ogls.stages.summaries import read_first_summary
 from tasks.progress import print_line

@@ -17,7 +17,8 @@ from ogls.config.fingerprint import flatten
 from ogls.errors import StoreError
 from ogls.evaluation.metrics import pass_at_k
 from ogls.records.stages import STAGES
-from ogls.stages.run import Run, is_complete
+from ogls.stages.resume import is_complete
+from ogls.stages.run import Run
 from ogls.stages.summaries import read_first_summary
 
 _MAX_K = 16

@@ -52,10 +52,13 @@ class TeacherConfig(Section):
         "the base pool at steer.temperature. Has an effect only with train.rollouts = all or correct.",
     )
     batch_tokens: int = setting(
-        16384, "Maximum number of tokens, padding included, in one forward pass. Lower it to save memory.", ge=1
+        16384,
+        "Maximum number of tokens, padding included, in one forward pass. Lower it to save memory.",
+        ge=1,
+        numerics=True,
     )
     shard_groups: int = setting(
-        8, "Groups per shard. The hidden states of one shard are in memory at the same time.", ge=1
+        8, "Groups per shard. The hidden states of one shard are in memory at the same time.", ge=1, numerics=True
     )
     state_dtype: Literal["float16", "bfloat16", "float32"] = setting(
         "float16", "Data type of cached hidden states. Use bfloat16 if they overflow float16."
@@ -111,6 +114,7 @@ class SteerConfig(Section):
         1024,
         "Maximum number of tokens whose full-vocabulary logits are in memory at once. Lower it to save memory.",
         ge=1,
+        numerics=True,
     )
 
     @model_validator(mode="after")

@@ -10,7 +10,8 @@ import re
 
 from ogls.config import RunConfig
 from ogls.problems.load import Exclusions, load_problems, normalize_text
-from ogls.stages.run import POLICY, is_finished, open_run
+from ogls.stages.resume import is_finished
+from ogls.stages.run import POLICY, open_run
 from ogls.store import RunStore, Store
 
 

@@ -14,7 +14,8 @@ from ogls.models.adapter import BASE, adapter_files
 from ogls.models.policy import Policy
 from ogls.stages import series
 from ogls.stages.registry import STAGES
-from ogls.stages.run import Run, is_finished
+from ogls.stages.resume import is_finished
+from ogls.stages.run import Run
 
 ROWS = [json.loads(line) for line in (REPO / "data/tiny/train.jsonl").read_text().splitlines()[:24]]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import service_commands, store_commands
+from flows import run_commands, service_commands, store_commands
 from flows.console import (
     Config,
     Interrupted,
@@ -266,6 +266,7 @@ def doctor(
 
 
 store_commands.register(app)
+run_commands.register(app)
 service_commands.register(app)
 
 

@@ -23,6 +23,7 @@ from tasks.events import emit_round
 from tasks.progress import print_line, terminal_progress
 from tasks.tracking import REPORT_ARTIFACT, track
 
+PUBLISHED = "published.json"  # in the run's folder: what was published of each round
 _MAX_TEXT = 2000  # characters of a rollout that the artifact shows
 
 
@@ -44,9 +45,18 @@ def write_report(config: RunConfig) -> None:
 
 @task(task_run_name="publish r{round_:03d}", cache_policy=NO_CACHE, persist_result=False)
 def publish(config: RunConfig, round_: int) -> None:
-    """Publish the table of rounds up to `round_`, a few rollouts of the round, and its metrics."""
+    """Publish the table of rounds up to `round_`, a few rollouts of the round, and its metrics.
+
+    A resumed run publishes nothing again, except a round that was evaluated since.
+    """
     run = Run(config)
     records = run.records
+    published = records.read_json(PUBLISHED) or {}
+    stages = (records.manifest(table, round_) for table in ("updates", "scores"))
+    occasion = "/".join(manifest.digest if manifest else "" for manifest in stages)
+    if published.get(str(round_)) == occasion:
+        track(config, round_)  # rounds that MLflow lacks, for example because it was unavailable
+        return
     rows = report.read_rounds(records, round_)
     key = artifact_key(f"{config.name}-r{round_:03d}")
     mlflow_page = track(config, round_)
@@ -62,8 +72,9 @@ def publish(config: RunConfig, round_: int) -> None:
     )
     create_markdown_artifact(text, key=key, description=f"{config.name}: rounds 0 to {round_}")
     if rows and rows[-1].round == round_:
-        emit_round(config, rows[-1])
+        emit_round(config, rows[-1], occasion, new=str(round_) not in published)
         print_line(report.round_line(rows[-1]))
+    records.write_json(PUBLISHED, {**published, str(round_): occasion})
 
 
 def _report_link(run: Run, mlflow_page: str | None) -> str:

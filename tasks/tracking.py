@@ -26,7 +26,7 @@ from ogls.config.redact import redact_credentials
 from ogls.revision import code_version
 from ogls.stages.resume import is_last_round
 from ogls.stages.run import POLICY, Run
-from ogls.stages.summaries import read_first_summary
+from ogls.stages.summaries import read_deciding_summary
 from tasks.progress import print_line
 
 _RUN_ID_FILE = "mlflow.json"  # in the run's folder: the tracking URI and the id of its MLflow run
@@ -84,9 +84,12 @@ def _track(run: Run, round_: int, status: str | None) -> str | None:
     client = MlflowClient(tracking_uri=tracking.uri)
     run_id = _find_run(client, run) or _create_run(client, run)
     logged = {m.step for m in client.get_metric_history(run_id, "rounds_logged")}
+    evaluated = {m.step for m in client.get_metric_history(run_id, "evaluate/accuracy")}
     for row in read_rounds(run.records, round_):
         if row.round not in logged:
             _log_round(client, run_id, run, row)
+        elif row.summary and row.round not in evaluated:  # it was evaluated after it was logged
+            _log_evaluation(client, run_id, run, row)
     if status:
         _end_run(client, run_id, status)
     else:
@@ -164,7 +167,7 @@ def _dataset(run: Run, split: str, source: str) -> Any:
 
 
 def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
-    """Log the metrics of a round, its health tags and its adapter."""
+    """Log the metrics of a round, its evaluation and its adapter."""
     from mlflow.entities import Metric
 
     values: dict[str, float | None] = {
@@ -176,17 +179,27 @@ def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
         "train/groups": row.groups,
         **{f"tokens/{stage}": tokens for stage, tokens in row.tokens.items()},
         **{f"seconds/{stage}": seconds for stage, seconds in row.seconds.items()},
-        **{f"evaluate/{n}": v for n, v in (row.summary or {}).items() if isinstance(v, float)},
     }
-    if row.health:
-        _tag_health(client, run_id, row)
     now = int(time.time() * 1000)
     metrics = [Metric(n, float(v), now, row.round) for n, v in values.items() if v is not None]
     if row.round and run.records.manifest("updates", row.round):
         _log_adapter(client, run_id, run, row.round)
-        _register_adapter(client, run_id, run, row)
+    _log_evaluation(client, run_id, run, row)
     # rounds_logged comes last, so a round that was interrupted is logged again.
     client.log_batch(run_id, metrics=[*metrics, Metric("rounds_logged", row.round, now, row.round)])
+
+
+def _log_evaluation(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
+    """Log the evaluation of a round and its health tags, and register its adapter."""
+    from mlflow.entities import Metric
+
+    if row.health:
+        _tag_health(client, run_id, row)
+    if row.round and run.records.manifest("updates", row.round):
+        _register_adapter(client, run_id, run, row)
+    now = int(time.time() * 1000)
+    values = {n: v for n, v in (row.summary or {}).items() if isinstance(v, float)}
+    client.log_batch(run_id, metrics=[Metric(f"evaluate/{n}", v, now, row.round) for n, v in values.items()])
 
 
 def _tag_health(client: Any, run_id: str, row: RoundRow) -> None:
@@ -227,12 +240,14 @@ def _register_adapter(client: Any, run_id: str, run: Run, row: RoundRow) -> None
     if row.round not in versions:
         tags = {_ROUND_TAG: str(row.round), _NAME_TAG: run.config.name}
         if row.summary:
-            tags[_ACCURACY_TAG] = str(row.summary["accuracy"])
+            tags[_ACCURACY_TAG] = str(read_deciding_summary(run.records, row.round)["accuracy"])
         source = f"runs:/{run_id}/adapters/round={row.round:03d}"
         created = client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0)
         versions[row.round] = created.version
     best = row.health.get("best")
-    if best in versions and _gets_best_alias(client, name, run_id, read_first_summary(run.records, best)["accuracy"]):
+    if best in versions and _gets_best_alias(
+        client, name, run_id, read_deciding_summary(run.records, best)["accuracy"]
+    ):
         client.set_registered_model_alias(name, "best", versions[best])
 
 

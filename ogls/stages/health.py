@@ -19,7 +19,7 @@ def health(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
     """Compare the evaluation of a round with the base model's and the best one; decide whether and how to continue."""
     config = run.config.health
     before = run.health_before(round_)
-    if run.is_closed(round_) and run.records.manifest("health", round_) is None:
+    if run.is_closed(round_) and not run.may_redo_closed and run.records.manifest("health", round_) is None:
         raise StoreError(
             f"run {run.config.name} round {round_} has no health decision, and round {round_ + 1} has begun: a "
             "decision now would change rounds that are done; `ogls stage evaluate` evaluates the round"

@@ -40,6 +40,8 @@ class StartPoint(NamedTuple):
 class Run:
     """What the stages of a run share. Cheap to create: a model is loaded only when a stage needs it."""
 
+    may_redo_closed = False  # whether stages of closed rounds may be redone: only to restore files (`stages.check`)
+
     def __init__(self, config: RunConfig):
         self.config = config
         self.store = Store(config.root)
@@ -218,7 +220,8 @@ class Run:
             return StageResult(name, round_, status.manifest.rows, seconds, status.manifest.metrics, reused=True)
         self.check_identity()
         stage = STAGES_BY_NAME.get(name)
-        if status.why and stage and not stage.diagnostic and self.is_closed(round_):
+        closed = self.is_closed(round_) and not self.may_redo_closed
+        if status.why and stage and not stage.diagnostic and closed:
             raise StoreError(
                 f"run {self.config.name} round {round_}: {name} cannot be redone ({status.why}), because later rounds "
                 f"are built on it; `ogls check {self.config.name} --repair` restores what can be restored"

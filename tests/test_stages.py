@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROUND, again, carry_out, content, small_config
 
 from ogls.config import TrainConfig
 from ogls.errors import ConfigError, DataError, ModelError, StoreError
+from ogls.models.adapter import Adapter
 from ogls.stages import columns
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
@@ -271,6 +273,32 @@ def test_teacher_weights_change_the_targets(tmp_path: Path) -> None:
     assert np.abs(frozen[0] - live[0]).max() < 1e-2 > np.abs(frozen[0] - ema[0]).max()  # fp16 states
     means = [np.mean(t[1]) for t in (frozen, live, ema)]
     assert len({round(float(m), 4) for m in means}) == 3
+
+
+def test_the_first_teacher_of_a_run_with_a_start_adapter(finished: Run, tmp_path: Path) -> None:
+    """Live and averaged teachers begin with the start adapter; the frozen one is the base model."""
+    start = f"adapter.start={finished.records.url('policy/round=002')}"
+    targets, averages = {}, {}
+    for weights in ("frozen", "live", "ema"):
+        overrides = (start, f"teacher.weights={weights}", "teacher.ema_decay=0.5", "teacher.anchor=teacher")
+        run = carry_out(small_config(tmp_path / weights, *overrides, "train.learning_rate=5e-3"), rounds=1)
+        targets[weights] = run.records.read("targets", 1)["token_base_logprob"].to_numpy()
+        averages[weights] = run
+    sampled = averages["live"].records.read("trajectories", 1)
+    keys = zip(sampled["problem_id"].to_pylist(), sampled["sample"].to_pylist(), strict=True)
+    logprobs = dict(zip(keys, sampled["logprobs"].to_pylist(), strict=True))
+    rows = averages["live"].records.read("targets", 1).to_pylist()
+    drawn = [logprobs[r["problem_id"], r["sample"]][r["position"]] for r in rows]
+    assert np.abs(targets["live"] - drawn).max() < 5e-2  # the policy that sampled; fp16 states
+    assert np.array_equal(targets["live"], targets["ema"])
+    assert np.abs(targets["frozen"] - drawn).max() > 0.1
+    run = averages["ema"]
+    ema = Adapter.from_bytes(run.read_attachment(1, "ema.safetensors")).weights
+    first, last = run.load_adapter(0), run.load_adapter(1)
+    assert first
+    assert last
+    for name, weight in ema.items():
+        torch.testing.assert_close(weight, (first.weights[name] + last.weights[name]) / 2)
 
 
 def test_an_unknown_source_is_an_error_before_anything_is_written(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ class TeacherConfig(Section):
 
     weights: Literal["frozen", "live", "ema"] = setting(
         "frozen",
-        "Teacher weights. frozen: the base model. live: the current policy. ema: an exponential moving average of the "
-        "policies.",
+        "Teacher weights. frozen: the base model, also if adapter.start is set. live: the current policy. ema: an "
+        "exponential moving average of the policies, which begins with adapter.start.",
     )
     ema_decay: float = setting(
         0.9, "ema: share of the previous average that is kept per round. Higher: a slower teacher.", ge=0, lt=1
@@ -48,8 +48,8 @@ class TeacherConfig(Section):
     unanimous: Literal["skip", "anchor"] = setting(
         "skip",
         "What to do with correct rollouts of groups without a failed rollout. skip: leave them out if the recipe uses "
-        "the incorrect pool. anchor: train them with a direction of zero, so that for recipe ogls-sd their target is "
-        "the base pool at steer.temperature. Has an effect only with train.rollouts = all or correct.",
+        "the incorrect pool. anchor: train them with a direction of zero: with no weight on the reference pool, their "
+        "target is the base pool at steer.temperature. Has an effect only with train.rollouts = all or correct.",
     )
     batch_tokens: int = setting(
         16384,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Sequence
+from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import Artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from rich.markup import escape
@@ -70,7 +71,9 @@ def publish(config: RunConfig, round_: int) -> None:
             rollouts_markdown(report.sample_rollouts(records, round_)),
         ]
     )
-    create_markdown_artifact(text, key=key, description=f"{config.name}: rounds 0 to {round_}")
+    existing: Any = Artifact.get(key)
+    if existing is None or existing.data != text:  # an interrupted attempt may have created it
+        create_markdown_artifact(text, key=key, description=f"{config.name}: rounds 0 to {round_}")
     if rows and rows[-1].round == round_:
         emit_round(config, rows[-1], occasion, new=str(round_) not in published)
         print_line(report.round_line(rows[-1]))

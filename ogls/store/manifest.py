@@ -37,6 +37,7 @@ class Manifest:
     written: str
     version: str
     schema_version: int = SCHEMA_VERSION
+    epoch: int = 0  # of the lease under which it was written or sealed (`lease.py`); 0 on a local disk
     dropped: str = ""  # when `retention` deleted the states (the stage stays done); empty if they were not deleted
 
     @property

@@ -23,7 +23,7 @@ removed (`RunStore.void` empties it).
 
 Data files are written without conditions, into a folder of the epoch (`round=003/e7/part-0000.parquet`). A former
 holder can only add files to folders of its own epoch, which no manifest lists, and removes none of a later epoch.
-What can be made again from the records (report, figures) is written after `check` only.
+The report page, which is made from the records, is written without a condition too.
 """
 
 from __future__ import annotations

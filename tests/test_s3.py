@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,8 +17,11 @@ from s3server import CREDENTIALS, S3Server
 from survivor import attempt
 
 from ogls.errors import ConfigError, RunLocked, StoreError, StoreUnavailable, UserError
+from ogls.records import VERDICTS
+from ogls.records.schema import to_arrow
 from ogls.stages.run import Run
-from ogls.store import Store, lease, run_query
+from ogls.store import RunStore, Store, lease, run_query
+from ogls.store.writer import StageWriter
 
 pytestmark = pytest.mark.slow
 
@@ -67,9 +72,9 @@ def test_a_killed_run_resumes_to_the_same_result(finished: Run, root: str, stage
 def test_an_upload_that_is_cut_leaves_no_object(server: S3Server, root: str) -> None:
     """The writer of a multipart upload is killed between two parts: neither the object nor a part of it exists."""
     script = (
-        "import os, sys, signal; from ogls.store import Store\n"
-        "out = Store(sys.argv[1]).storage.fs.open(Store(sys.argv[1]).storage.path + '/big', 'wb')\n"
-        "out.write(b'x' * (24 << 20)); out.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import obstore, os, sys, signal; from ogls.store import Store\n"
+        "parts = (b'x' * (6 << 20) if i < 9 else os.kill(os.getpid(), signal.SIGKILL) for i in range(10))\n"
+        "obstore.put(Store(sys.argv[1]).storage.store, 'runs/big', parts, max_concurrency=1)\n"
     )
     answered_before = server.counts["answered"]
     killed = subprocess.run([sys.executable, "-c", script, root], check=False, cwd=REPO)
@@ -81,7 +86,7 @@ def test_an_upload_that_is_cut_leaves_no_object(server: S3Server, root: str) -> 
 
 
 def test_a_server_that_does_not_respond_raises_store_unavailable(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ogls.store.storage._ATTEMPTS", 1)
+    monkeypatch.setattr("ogls.store.storage._RETRIES", 0)
     unreachable = Store("s3://bucket/runs?endpoint_override=http://127.0.0.1:1")
     for operation in (
         lambda: unreachable.storage.read_bytes("x"),
@@ -90,7 +95,7 @@ def test_a_server_that_does_not_respond_raises_store_unavailable(root: str, monk
     ):
         with pytest.raises(StoreUnavailable, match="s3://bucket/runs/x"):
             operation()
-    with pytest.raises(StoreError, match="NO_SUCH_BUCKET") as missing_bucket:
+    with pytest.raises(StoreError, match="NoSuchBucket; create the bucket") as missing_bucket:
         Store(root.replace("bucket-", "no-bucket-")).storage.write_bytes("x", b"1")
     assert not isinstance(missing_bucket.value, StoreUnavailable)  # a retry cannot succeed
 
@@ -127,7 +132,64 @@ def test_a_live_holder_keeps_its_run_when_the_clock_jumps(
 
 def test_the_lease_of_a_dead_holder_expires_whatever_the_clock(root: str, short_lease: None) -> None:
     run = Store(root).run("held")
-    claim = b'{"pid": 1, "host": "gone", "purpose": "train", "since": "-", "held": true, "expires": 9999999999}'
-    run.storage.write_bytes("held/lock/gone.json", claim)
+    dead = b'{"pid": 1, "host": "gone", "purpose": "train", "since": "-", "epoch": 3, "expires": 9999999999}'
+    run.storage.write_bytes("held/lease.json", dead)
     with run.lock("train"):
         pass
+
+
+_STOPPED_IN_COMMIT = """
+import os, signal, sys
+from test_s3 import write_stage
+from ogls.store import Store, lease
+from ogls.store.storage import Storage
+lease.LEASE_SECONDS, lease.RENEW_SECONDS = 2.0, 0.5
+real = Storage._put_if
+def put(self, path, data, tag):
+    if path.endswith("manifest.json") and b'"stage": "verify"' in data:
+        os.kill(os.getpid(), signal.SIGSTOP)  # every check is done; the request is not sent yet
+    return real(self, path, data, tag)
+Storage._put_if = put
+run = Store(sys.argv[1]).run("held")
+with run.lock("first"):
+    write_stage(run, "first")
+"""
+
+
+def write_stage(run: RunStore, answer: str) -> None:
+    row = {"problem_id": "p", "sample": 0, "verdict": "correct", "outcome": "correct", "answer": answer}
+    writer = StageWriter(run, VERDICTS, 1, "f")
+    writer.write_shard(0, to_arrow(VERDICTS, [row]))
+    writer.commit("verify", {})
+
+
+def test_a_holder_that_wakes_up_in_a_commit_after_its_successor_writes_nothing(root: str, short_lease: None) -> None:
+    """The process is stopped for longer than its lease, just before it sends its manifest."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPO), str(REPO / "tests")])}
+    command = [sys.executable, "-c", _STOPPED_IN_COMMIT, root]
+    with subprocess.Popen(command, cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True) as first:
+        assert os.WIFSTOPPED(os.waitpid(first.pid, os.WUNTRACED)[1])
+        run = Store(root).run("held")
+        with pytest.raises(RunLocked, match=f"process {first.pid} on"), run.lock("too early"):
+            pass
+        time.sleep(2.0)
+        with run.lock("second"):
+            write_stage(run, "second")
+            before = {name: run.storage.read_bytes(name) for name in run.storage.list_files("")}
+            os.kill(first.pid, signal.SIGCONT)
+            _, errors = first.communicate(timeout=60)
+            after = {name: run.storage.read_bytes(name) for name in run.storage.list_files("")}
+    assert first.returncode == 1
+    assert "this process lost run held: it did not renew its lease in time, and process" in errors
+    assert json.loads(after.pop("held/lease.json") or b"")["epoch"] == 2
+    before.pop("held/lease.json")
+    assert after == before
+    assert run.read("verdicts", 1)["answer"].to_pylist() == ["second"]
+
+
+def test_looking_at_the_runs_writes_nothing(root: str) -> None:
+    run = Store(root).run("held")
+    with run.lock("train"):
+        lease = run.storage.read_bytes("held/lease.json")
+        assert "process" in str(Store(root).run("held").describe_holder())
+        assert run.storage.read_bytes("held/lease.json") == lease

@@ -310,7 +310,7 @@ def test_an_unknown_source_is_an_error_before_anything_is_written(tmp_path: Path
 
 
 def test_a_run_in_a_store_that_is_not_a_directory(finished: Run) -> None:
-    """The store can be any fsspec URL; the records have the same bits as on a disk."""
+    """The store can be an object store; the records have the same bits as on a disk."""
     from uuid import uuid4
 
     run = carry_out(small_config(f"memory://{uuid4().hex}"))

@@ -19,7 +19,9 @@ class RunConfig(Section):
 
     name: str = setting("run", "Name of the run, and of its folder in the store.", pattern=r"^[a-z0-9][a-z0-9._-]*$")
     root: str = setting(
-        "data/runs", "The store: a local folder, s3://bucket/path, or another fsspec URL.", operational=True
+        "data/runs",
+        "The store: a local folder, s3://bucket/path, gs://bucket/path or az://container/path.",
+        operational=True,
     )
     seed: int = setting(0, "Seed of the run; all other seeds are derived from it.", ge=0)
     rounds: int = setting(8, "Number of training rounds. Raise it to continue a finished run.", ge=0, operational=True)

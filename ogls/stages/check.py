@@ -108,19 +108,29 @@ def _compute_again(run: Run, stage: str, round_: int, folder: str) -> tuple[RunS
 
 def _restore(run: Run, damage: Damage, fresh: RunStore, computed: Manifest) -> str:
     """Write the computed bytes of a damaged file, if they are those that its manifest lists."""
-    entries = {entry.path: entry for entry in computed.files}
+    by_name = {_name(entry): entry for entry in computed.files}
     if damage.path.endswith("/manifest.json"):
-        stored = [run.records.find_damage(entry) for entry in computed.files]
-        if any(stored):
-            return "computed again, the stage gives other files than the stored ones"
-        content = fresh.storage.read_bytes(f"{fresh.name}/{damage.path}") or b""
-    else:
-        expected, entry = _listed(run, damage), entries.get(damage.path)
-        if entry is None or entry.sha256 != expected.sha256:
-            return "computed again, it has other bytes (another device, or other versions of the libraries)"
-        content, _ = fresh.read_verified(entry)
+        return _restore_manifest(run, damage.path, fresh, computed)
+    expected = _listed(run, damage)
+    entry = by_name.get(_name(expected))
+    if entry is None or entry.sha256 != expected.sha256:
+        return "computed again, it has other bytes (another device, or other versions of the libraries)"
+    content, _ = fresh.read_verified(entry)
     run.records.storage.write_bytes(f"{run.records.name}/{damage.path}", content)
     return ""
+
+
+def _restore_manifest(run: Run, path: str, fresh: RunStore, computed: Manifest) -> str:
+    """Write the computed manifest, if the files that it lists are those in the store."""
+    if any(run.records.find_damage(entry) for entry in computed.files):
+        return "computed again, the stage gives other files than the stored ones"
+    run.records.write_json(path, fresh.read_json(path) or {})
+    return ""
+
+
+def _name(entry: FileEntry) -> tuple[str, str]:
+    """What identifies a file within a stage; its folder may have the epoch of a lease."""
+    return entry.table, entry.path.rsplit("/", 1)[1]
 
 
 def _listed(run: Run, damage: Damage) -> FileEntry:

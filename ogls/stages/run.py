@@ -24,7 +24,7 @@ from ogls.stages import columns
 from ogls.stages.contents import Contents, by_content, local_paths, read_contents, settle
 from ogls.store import Store
 from ogls.store.manifest import Manifest
-from ogls.store.storage import open_root
+from ogls.store.storage import Storage
 from ogls.store.writer import StageWriter
 
 POLICY = "policy"  # the folder of adapters and optimizer states, listed in the manifest of updates
@@ -144,14 +144,12 @@ class Run:
         manifest = self.records.manifest("problems", 0)
         if manifest and manifest.files_of(POLICY):
             return Adapter.from_bytes(self._read_file(manifest, WEIGHTS[self.config.adapter.kind]))
-        fs, path = open_root(self.config.adapter.start)
-        name, config_path = WEIGHTS[self.config.adapter.kind], f"{path}/adapter_config.json"
-        try:
-            if self.config.adapter.kind == "lora" and fs.exists(config_path):
-                check_adapter_config(json.loads(fs.cat_file(config_path)), self.config)
-            return Adapter.from_bytes(fs.cat_file(f"{path}/{name}"))
-        except OSError:
-            raise ModelError(f"adapter.start: {self.config.adapter.start} has no file {name}") from None
+        folder, name = Storage(self.config.adapter.start), WEIGHTS[self.config.adapter.kind]
+        if self.config.adapter.kind == "lora" and (adapter_config := folder.read_bytes("adapter_config.json")):
+            check_adapter_config(json.loads(adapter_config), self.config)
+        if (content := folder.read_bytes(name)) is None:
+            raise ModelError(f"adapter.start: {self.config.adapter.start} has no file {name}")
+        return Adapter.from_bytes(content)
 
     def policy_hash(self, round_: int) -> str:
         """The hash of the adapter that a round ended with, as recorded when it was trained.

@@ -19,18 +19,18 @@ def holder_info(purpose: str) -> dict[str, Any]:
     }
 
 
-def parse_holder(raw: bytes) -> dict[str, Any]:
-    """Parse a record. Returns an empty dict if it is not a JSON object."""
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """The parsed JSON object; an empty dict if it is not one."""
     try:
-        info = json.loads(raw)
+        value = json.loads(raw)
     except ValueError:
         return {}
-    return info if isinstance(info, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def describe_holder(raw: bytes) -> str:
     """Format a record as one line: process id, host, purpose and start time."""
-    info = parse_holder(raw)
+    info = parse_object(raw)
     try:
         return f"process {info['pid']} on {info['host']} ({info['purpose']}, since {info['since']})"
     except KeyError:

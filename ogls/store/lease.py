@@ -1,14 +1,29 @@
-"""A lease on a run, for stores that have no locks and whose writes cannot be made conditional.
+"""A lease on a run in an object store: one holder, and no write of a former holder lands.
 
-Every process that requests the run writes a claim and then reads the claims of the others (after Lamport's bakery
-algorithm, 1974; a list must return everything written before, as on S3, GCS and Azure). Of two processes, the one that
-reads last sees the claim of the other, even after a long pause between the two steps, so two processes never hold the
-run. Among processes that do not hold it yet, the one with the smallest claim name continues and the others withdraw.
+    <root>/<run>/lease.json    epoch, holder, expiry, and `writing`: the control files that the holder may be writing
 
-    <root>/<run>/lock/<name>.json      a claim: process, purpose, expiry, and whether the run is held
+Every write of the lease is conditional: it succeeds only if the object is still the version that the writer has seen.
+A process takes the run by writing the lease with the next epoch, so of several processes one succeeds. Clocks only
+decide when a lease may be taken, not whether two processes hold it: a lease that has expired by the clock of this
+machine is taken after it has not been renewed for longer than RENEW_SECONDS.
 
-Clocks differ between machines and can jump. So a claim that has expired by the clock of this machine is ignored only
-after it has not been renewed for longer than RENEW_SECONDS. A process that pauses longer than the lease loses the run.
+A conditional write of one object says nothing about another one, so a former holder that wakes up could still write a
+manifest. `Lease.write`, the only way to write a control file (a manifest, partial.json, run.json), rules this out:
+
+1. It reads the version of the file.
+2. It writes the lease with `writing` = this file. This fails if the run was taken; then the holder stops.
+3. It writes the file, on the condition that it is still the version of step 1.
+
+A successor takes the lease, reads in it which file its predecessor may be writing, and rewrites that file with its own
+epoch (`_seal`) before it does anything else. Let a former holder wake up at any point. Before step 2: step 2 fails,
+because the lease is another version. After step 2: the successor has found the file in `writing` and sealed it, so step
+3 fails; or step 3 came before the seal, and thus before the successor read anything: then the write is complete and
+belongs to the predecessor. No version comes back: every control file contains the epoch of its writer, and none is
+removed (`RunStore.void` empties it).
+
+Data files are written without conditions, into a folder of the epoch (`round=003/e7/part-0000.parquet`). A former
+holder can only add files to folders of its own epoch, which no manifest lists, and removes none of a later epoch.
+The report page, which is made from the records, is written without a condition too.
 """
 
 from __future__ import annotations
@@ -22,55 +37,81 @@ from typing import Any
 from uuid import uuid4
 
 from ogls.errors import RunLocked, StoreError
-from ogls.store.holder import describe_holder, parse_holder
-from ogls.store.storage import Storage
+from ogls.store.holder import describe_holder, parse_object
+from ogls.store.storage import ObjectChanged, Storage, Tag
 
 LEASE_SECONDS = 120.0
 RENEW_SECONDS = LEASE_SECONDS / 4
+_held: dict[tuple[str, str], Lease] = {}  # the leases of this process, by URL of the store and name of the run
+
+
+def held_lease(storage: Storage, run: str) -> Lease | None:
+    """The lease of this process on a run; None on a local disk, and if this process has not locked the run."""
+    return _held.get((storage.url, run))
 
 
 @contextlib.contextmanager
 def hold_lease(storage: Storage, run: str, info: Mapping[str, Any]) -> Iterator[None]:
     """Hold a run while the block runs. Raises RunLocked, naming the holder, if a live process holds it."""
-    claim = _Claim(storage, run, info)
-    claim.write()
-    with claim.renewed():
-        dead = claim.wait_for_rivals()
-        claim.held = True
-        claim.write()
-        for name in dead:
-            storage.remove(f"{run}/lock/{name}")
-        yield
+    lease = Lease(storage, run, info)
+    lease.take()
+    with lease.renewed():
+        _held[storage.url, run] = lease
+        try:
+            yield
+        finally:
+            del _held[storage.url, run]
 
 
-def active_claim(storage: Storage, run: str) -> bytes | None:
-    """A claim that has not expired by the clock of this machine, if possible that of the holder; None without one."""
-    claims = [raw for raw in _claims(storage, run).values() if _is_active(raw)]
-    return max(claims, key=_is_held, default=None)
+def active_lease(storage: Storage, run: str) -> bytes | None:
+    """The lease of a run, if it has not expired by the clock of this machine; else None. Writes nothing."""
+    raw = storage.read_bytes(f"{run}/lease.json")
+    return raw if raw and _is_active(raw) else None
 
 
-class _Claim:
-    """The claim of this process on a run."""
+class Lease:
+    """The lease of this process on a run."""
 
     def __init__(self, storage: Storage, run: str, info: Mapping[str, Any]):
-        self.storage, self.run, self.info = storage, run, info
-        self.name, self.held = f"{uuid4().hex}.json", False
-        self._writing = threading.Lock()
+        self.storage, self.run = storage, run
+        self.path = f"{run}/lease.json"
+        self.epoch = 0
+        self._content = {**info, "holder": uuid4().hex}
+        self._writing: set[str] = set()  # stays until the write has an outcome: a request may arrive late
+        self._tag: Tag | None = None
+        self._renewed = 0.0  # when the last renewal began, on the monotonic clock
+        self._lock, self._write_lock = threading.Lock(), threading.Lock()
 
-    def write(self) -> None:
-        with self._writing:  # so that the renewing thread never overwrites a newer claim
-            claim = {**self.info, "held": self.held, "expires": time.time() + LEASE_SECONDS}
-            self.storage.write_bytes(f"{self.run}/lock/{self.name}", json.dumps(claim).encode())
+    def take(self) -> None:
+        """Take the lease, and seal the files that the previous holder may be writing.
+
+        Raises RunLocked if a live process holds the run, StoreError if the store ignores conditional writes.
+        """
+        raw, self._tag = self.storage.read_tagged(self.path)
+        if raw and not _is_free(raw) and (_is_active(raw) or self._is_renewed()):
+            raise self._locked()
+        before = parse_object(raw or b"{}")
+        self.epoch = int(before.get("epoch", 0)) + 1
+        self._writing = set(before.get("writing", ()))  # in case that this process ends before it has sealed them
+        try:
+            self._put()
+        except ObjectChanged:  # another process was faster
+            raise self._locked() from None
+        self.storage.require_conditions(self.path)
+        for path in self._writing:
+            self._seal(path)
+        self._writing.clear()
 
     @contextlib.contextmanager
     def renewed(self) -> Iterator[None]:
-        """Renew the claim while the block runs, then withdraw it."""
+        """Renew the lease while the block runs, then free it."""
         stop = threading.Event()
 
         def renew() -> None:
             while not stop.wait(RENEW_SECONDS):
-                with contextlib.suppress(StoreError):  # a lease outlasts several missed renewals
-                    self.write()
+                # `check` raises in the thread that writes; a store that does not respond may respond the next time.
+                with contextlib.suppress(StoreError):
+                    self._renew()
 
         thread = threading.Thread(target=renew, daemon=True)
         thread.start()
@@ -79,50 +120,103 @@ class _Claim:
         finally:
             stop.set()
             thread.join()
-            self.storage.remove(f"{self.run}/lock/{self.name}")
+            with contextlib.suppress(StoreError):  # it was taken, or expires
+                self._renew(free=True)
 
-    def wait_for_rivals(self) -> set[str]:
-        """Wait until no other claim is live. Returns the names of the dead claims.
+    def check(self) -> None:
+        """Raise RunLocked if another process has taken the run. Renews a lease whose last renewal has failed.
 
-        Raises RunLocked if another process holds the run or has a smaller claim name, or after LEASE_SECONDS.
+        Raises StoreUnavailable if it cannot be renewed.
         """
-        dead: dict[str, bytes] = {}
-        deadline = time.monotonic() + LEASE_SECONDS
-        while True:
-            others = {name: raw for name, raw in _claims(self.storage, self.run).items() if name != self.name}
-            rivals = {name: raw for name, raw in others.items() if _is_active(raw)}
-            if not rivals and (expired := {name: raw for name, raw in others.items() if dead.get(name) != raw}):
-                rivals = self._find_renewed(expired)
-                dead |= {name: raw for name, raw in expired.items() if name not in rivals}
-            if not rivals:
-                return set(dead)
-            first = max(rivals, key=lambda name: (_is_held(rivals[name]), name < self.name))
-            if _is_held(rivals[first]) or first < self.name or time.monotonic() > deadline:
-                advice = f"wait until it ends; if it was killed, retry after {LEASE_SECONDS:g} s"
-                raise RunLocked(f"run {self.run} is held by {describe_holder(rivals[first])}; {advice}")
-            time.sleep(RENEW_SECONDS / 20)  # the owner of a larger name withdraws, or already holds the run
+        if time.monotonic() - self._renewed > 2 * RENEW_SECONDS:
+            self._renew()
 
-    def _find_renewed(self, expired: Mapping[str, bytes]) -> dict[str, bytes]:
-        """The first claims of `expired` that are renewed within 1.5 * RENEW_SECONDS; empty if all are dead."""
+    def write(self, path: str, value: Mapping[str, Any]) -> None:
+        """Write a control file, stamped with the epoch, if this process still holds the run (see the module).
+
+        `path` is relative to the run. Raises RunLocked if another process has taken the run.
+        """
+        full = f"{self.run}/{path}"
+        with self._write_lock:
+            _, tag = self.storage.read_tagged(full)
+            self._writing.add(path)
+            self._renew()
+            try:
+                self.storage.replace_bytes(full, _stamp(value, self.epoch), tag)
+            except ObjectChanged:
+                self._renew()  # raises if this process has lost the run
+                raise StoreError(
+                    f"{self.storage.url}/{full} was changed by a process that does not hold run {self.run}; end it, "
+                    "then run the same command again"
+                ) from None
+            self._writing.discard(path)
+
+    def _renew(self, free: bool = False) -> None:
+        """Write the lease anew. Raises RunLocked if another process has taken it."""
+        try:
+            self._put(free)
+        except ObjectChanged:
+            raise self._lost() from None
+
+    def _put(self, free: bool = False) -> None:
+        """Write the next version of the lease. Raises ObjectChanged if another process has written it."""
+        with self._lock:
+            content = {**self._content, "epoch": self.epoch, "writing": sorted(self._writing)}
+            while True:
+                started = time.monotonic()
+                content["expires"] = 0 if free else time.time() + LEASE_SECONDS
+                content["version"] = uuid4().hex  # two versions always differ
+                try:
+                    self._tag = self.storage.replace_bytes(self.path, json.dumps(content).encode(), self._tag)
+                    self._renewed = started
+                    return
+                except ObjectChanged:
+                    raw, tag = self.storage.read_tagged(self.path)
+                    if parse_object(raw or b"").get("holder") != self._content["holder"]:
+                        raise
+                    self._tag = tag  # an earlier write of this process has arrived late
+
+    def _seal(self, path: str) -> None:
+        """Rewrite a control file with the epoch of this process, which voids a write that is on its way."""
+        full = f"{self.run}/{path}"
+        while True:
+            raw, tag = self.storage.read_tagged(full)
+            with contextlib.suppress(ObjectChanged):  # that write has arrived: seal its result
+                self.storage.replace_bytes(full, _stamp(parse_object(raw or b"{}"), self.epoch), tag)
+                return
+
+    def _is_renewed(self) -> bool:
+        """Whether the lease that was read is renewed within 1.5 * RENEW_SECONDS."""
         deadline = time.monotonic() + 1.5 * RENEW_SECONDS
         while time.monotonic() < deadline:
             time.sleep(RENEW_SECONDS / 20)
-            current = _claims(self.storage, self.run)
-            if renewed := {name: current[name] for name, raw in expired.items() if current.get(name, raw) != raw}:
-                return renewed
-        return {}
+            if self.storage.read_tagged(self.path)[1] != self._tag:
+                return True
+        return False
+
+    def _locked(self) -> RunLocked:
+        advice = f"wait until it ends; if it was killed, retry after {LEASE_SECONDS:g} s"
+        holder = describe_holder(self.storage.read_bytes(self.path) or b"")
+        return RunLocked(f"run {self.run} is held by {holder}; {advice}")
+
+    def _lost(self) -> RunLocked:
+        raw = self.storage.read_bytes(self.path) or b""
+        return RunLocked(
+            f"this process lost run {self.run}: it did not renew its lease in time, and {describe_holder(raw)} has "
+            f"taken the run (epoch {parse_object(raw).get('epoch')}, this process had {self.epoch}); this process "
+            "writes nothing more, the other one continues the run"
+        )
 
 
-def _claims(storage: Storage, run: str) -> dict[str, bytes]:
-    read = {name: storage.read_bytes(f"{run}/lock/{name}") for name in storage.list_names(f"{run}/lock")}
-    return {name: raw for name, raw in read.items() if raw is not None}
+def _stamp(value: Mapping[str, Any], epoch: int) -> bytes:
+    return json.dumps({**value, "epoch": epoch}, indent=1).encode()
+
+
+def _is_free(raw: bytes) -> bool:
+    return parse_object(raw).get("expires") == 0
 
 
 def _is_active(raw: bytes) -> bool:
-    """Whether a claim expires in the future by the clock of this machine, but within LEASE_SECONDS."""
-    expires = parse_holder(raw).get("expires")
+    """Whether a lease expires in the future by the clock of this machine, but within LEASE_SECONDS."""
+    expires = parse_object(raw).get("expires")
     return isinstance(expires, int | float) and 0 < expires - time.time() <= LEASE_SECONDS
-
-
-def _is_held(raw: bytes) -> bool:
-    return bool(parse_holder(raw).get("held"))

@@ -1,6 +1,6 @@
 """The lock of a run: only one live process holds it.
 
-On a local disk it is an flock, which the kernel releases when its holder ends or is killed. On other stores it is a
+On a local disk it is an flock, which the kernel releases when its holder ends or is killed. In an object store it is a
 lease, which its holder renews and which expires.
 """
 
@@ -10,11 +10,14 @@ import contextlib
 import fcntl
 import json
 import os
+import random
+import time
 from collections.abc import Iterator
+from typing import IO
 
 from ogls.errors import RunLocked, StoreError
 from ogls.store.holder import describe_holder, holder_info
-from ogls.store.lease import active_claim, hold_lease
+from ogls.store.lease import active_lease, hold_lease
 from ogls.store.storage import Storage
 
 
@@ -28,8 +31,8 @@ def hold_run(storage: Storage, run: str, purpose: str) -> Iterator[None]:
 def find_holder(storage: Storage, run: str) -> str | None:
     """The process that holds the run, as one line; None if the run is free."""
     if not storage.local:
-        claim = active_claim(storage, run)
-        return describe_holder(claim) if claim else None
+        lease = active_lease(storage, run)
+        return describe_holder(lease) if lease else None
     try:
         with open(_lock_path(storage, run), "rb") as file:
             try:
@@ -39,6 +42,21 @@ def find_holder(storage: Storage, run: str) -> str | None:
     except FileNotFoundError:
         pass
     return None
+
+
+def _lock_exclusively(file: IO[bytes]) -> bool:
+    """Lock the file, unless a process holds it. `find_holder` locks it for a moment to look: that is waited for."""
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False  # held exclusively
+            fcntl.flock(file, fcntl.LOCK_UN)
+            time.sleep(random.uniform(0.001, 0.01))
 
 
 def _lock_path(storage: Storage, run: str) -> str:
@@ -54,11 +72,9 @@ def _flock(storage: Storage, run: str, purpose: str) -> Iterator[None]:
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}; set root to a folder that can be written") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock_exclusively(file):
             file.seek(0)
-            raise RunLocked(f"run {run} is held by {describe_holder(file.read())}; wait for it or stop it") from None
+            raise RunLocked(f"run {run} is held by {describe_holder(file.read())}; wait for it or stop it")
         file.truncate(0)
         file.write(json.dumps(holder_info(purpose)).encode())
         file.flush()

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from ogls.store.storage import Storage
+from ogls.store.storage import Storage, Tag
 
 
 class Overlay(Storage):
-    """Reads from `base`, except for what was written or removed through the overlay, which `scratch` holds."""
+    """Reads from `base`, except for what was written or removed through the overlay, which `scratch` holds.
+
+    It is not covered by a lease on the run in `base`, because nothing is written there.
+    """
 
     def __init__(self, base: Storage, scratch: Storage):
         self.base, self.scratch = base, scratch
-        self.root, self.fs, self.path, self.local = base.root, base.fs, base.path, base.local
+        self.root, self.local, self.url = base.root, True, f"overlay of {base.url}"
         self.removed: set[str] = set()
 
-    def read_bytes(self, path: str) -> bytes | None:
+    def read_tagged(self, path: str) -> tuple[bytes | None, Tag | None]:
         if path in self.removed:
-            return None
+            return None, None
         content = self.scratch.read_bytes(path)
-        return self.base.read_bytes(path) if content is None else content
+        return (self.base.read_bytes(path) if content is None else content), None
 
     def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
         self.scratch.write_bytes(path, data)
@@ -31,4 +34,8 @@ class Overlay(Storage):
 
     def list_names(self, path: str) -> list[str]:
         names = {*self.base.list_names(path), *self.scratch.list_names(path)}
+        return sorted(n for n in names if f"{path}/{n}" not in self.removed)
+
+    def list_files(self, path: str) -> list[str]:
+        names = {*self.base.list_files(path), *self.scratch.list_files(path)}
         return sorted(n for n in names if f"{path}/{n}" not in self.removed)

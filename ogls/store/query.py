@@ -126,7 +126,7 @@ def define_views(
         if not runs:
             raise StoreError(f"no run {run} in {store.root}; existing runs: {existing}")
     if not store.storage.local:
-        con.register_filesystem(store.storage.fs)
+        con.register_filesystem(store.storage.file_system())
     for table in (t for n, t in TABLES.items() if n in names):
         parts = [p for r in runs for p in _selects(r, table, r.manifests(table.name))]
         con.execute(f"CREATE VIEW {table.name} AS {' UNION ALL BY NAME '.join([_empty_select(table), *parts])}")
@@ -138,8 +138,7 @@ def define_views(
 
 
 def _restrict_access(con: duckdb.DuckDBPyConnection, store: Store) -> None:
-    root = store.storage.path if store.storage.local else store.storage.fs.unstrip_protocol(store.storage.path)
-    con.execute(f"SET allowed_directories=[{quote(root)}]")
+    con.execute(f"SET allowed_directories=[{quote(store.storage.url)}]")
     con.execute("SET enable_external_access=false")
     con.execute("SET lock_configuration=true")
 

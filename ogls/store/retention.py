@@ -31,9 +31,10 @@ def list_droppable(run: RunStore, keep: int) -> list[DroppableStates]:
     trained = [r for r in run.rounds(DROPPABLE) if run.manifest("updates", r)]
     droppable = []
     for round_ in trained[:-keep]:
-        present = set(run.storage.list_names(f"{run.name}/{run.folder(DROPPABLE, round_)}"))
+        folder = run.folder(DROPPABLE, round_)
+        present = {f"{folder}/{name}" for name in run.storage.list_files(f"{run.name}/{folder}")}
         manifest = run.manifest(DROPPABLE, round_)
-        entries = [e for e in _states(manifest) if e.path.rsplit("/", 1)[1] in present] if manifest else []
+        entries = [e for e in _states(manifest) if e.path in present] if manifest else []
         if entries:
             droppable.append(DroppableStates(run.name, round_, len(entries), sum(e.bytes for e in entries)))
     return droppable

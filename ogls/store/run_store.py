@@ -19,6 +19,8 @@ from ogls.records import TABLES
 from ogls.records.schema import RESULT_VERSION, upgrade_schema
 from ogls.records.stages import STAGES
 from ogls.revision import code_version
+from ogls.store.holder import parse_object
+from ogls.store.lease import Lease, held_lease
 from ogls.store.lock import find_holder, hold_run
 from ogls.store.manifest import DROPPABLE, FileEntry, Manifest, Status, parse_manifest, utc_now
 from ogls.store.storage import Storage
@@ -110,7 +112,23 @@ class RunStore:
         return _json(self.storage.read_bytes(f"{self.name}/{name}"))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        self.storage.write_bytes(f"{self.name}/{name}", json.dumps(value, indent=1).encode())
+        """Write a JSON object. Raises RunLocked if this process has lost the run to another one (`lease.py`)."""
+        if lease := self.lease:
+            lease.write(name, value)
+        else:
+            self.storage.write_bytes(f"{self.name}/{name}", json.dumps(value, indent=1).encode())
+
+    def void(self, name: str) -> None:
+        """Remove a JSON object; in an object store, empty it, because a removal cannot be conditional."""
+        if lease := self.lease:
+            lease.write(name, {})
+        else:
+            self.storage.remove(f"{self.name}/{name}")
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease by which this process holds the run in an object store; None on a local disk or without a lock."""
+        return held_lease(self.storage, self.name)
 
     # --- stages ---------------------------------------------------------------------------------
 
@@ -120,8 +138,7 @@ class RunStore:
 
     def url(self, path: str) -> str:
         """The absolute path or URL of `path`, a path relative to the run's folder."""
-        full = f"{self.storage.path}/{self.name}/{path}"
-        return full if self.storage.local else self.storage.fs.unstrip_protocol(full)
+        return f"{self.storage.url}/{self.name}/{path}"
 
     def manifest(self, table: str, round_: int) -> Manifest | None:
         """The manifest of the stage that writes `table`; None if the stage is not done."""
@@ -155,11 +172,10 @@ class RunStore:
         """
         owner = TABLES[table].manifest_table
         raw = self.storage.read_bytes(f"{self.name}/{self.folder(owner, round_)}/manifest.json")
-        if raw is None:
-            return Status("missing")
         data = _json(raw)
         if data is None:
-            return Status("damaged", "its manifest cannot be read")
+            void = raw is None or parse_object(raw).keys() == {"epoch"}
+            return Status("missing") if void else Status("damaged", "its manifest cannot be read")
         manifest = parse_manifest(data)
         older = manifest.result_version < RESULT_VERSION
         if self._has_newer_input(manifest) if older else manifest.fingerprint != fingerprint:
@@ -242,9 +258,6 @@ def _changed_numerics(before: Mapping[str, Any], config: RunConfig) -> list[str]
 
 
 def _json(raw: bytes | None) -> dict[str, Any] | None:
-    """The parsed JSON object; None if there is no file or it is incomplete."""
-    try:
-        value = json.loads(raw) if raw else None
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+    """The parsed JSON object; None if there is no file, or it is incomplete or void (nothing but an epoch)."""
+    value = parse_object(raw or b"")
+    return value if value.keys() - {"epoch"} else None

@@ -1,100 +1,218 @@
-"""Reads and writes files under a root: a directory, `s3://bucket/path` or any other fsspec URL.
+"""Reads and writes files under a root: a directory, or an object store (`s3://bucket/path`, `gs://`, `az://`).
 
-S3 uses the client of pyarrow. The endpoint comes from the environment (`AWS_ENDPOINT_URL`) or from the URL, in the
-syntax of pyarrow: `s3://bucket/path?endpoint_override=http://127.0.0.1:9000&region=us-east-1`. Credentials come from
-the environment or from the role of the machine, as for the AWS tools.
+Object stores are accessed with obstore. Credentials come from the environment or from the role of the machine. The
+endpoint of S3 comes from the environment (`AWS_ENDPOINT_URL`) or from the URL:
+`s3://bucket/path?endpoint_override=http://127.0.0.1:9000&region=us-east-1`. `memory://name` is for tests.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-import fsspec
-import pyarrow as pa
-from fsspec import AbstractFileSystem
-from fsspec.implementations.local import LocalFileSystem
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import MemoryStore, S3Store, from_url
 
 from ogls.errors import ConfigError, StoreError, StoreUnavailable
 from ogls.store.atomic import replace_atomically
 
-_ATTEMPTS = 8  # about a minute in total, for stores that throttle requests (SlowDown)
-_CONNECT_SECONDS, _REQUEST_SECONDS = 10, 60
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_RETRIES = 10  # with the back-off of obstore about a minute in total, for stores that throttle requests (SlowDown)
+_CONDITIONAL_ATTEMPTS = 4  # obstore does not repeat a conditional write whose connection was lost
+_TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "30m", "allow_http": True}
 _S3_OPTIONS = ("endpoint_override", "region", "scheme")
+_MEMORY = MemoryStore()  # the objects of all memory:// roots of this process
+_ERRORS = (OSError, BaseError, NotImplementedError)
+_NO_CONDITIONS = (
+    "the store ignores or refuses conditional writes, so two processes could hold one run; use a store that has them "
+    "(S3, Google Cloud Storage, Azure, MinIO) or a local folder"
+)
+
+
+Tag = dict[str, str]  # a version of an object, as obstore names it: `e_tag` (S3, Azure), `version` (Google)
+
+
+class ObjectChanged(Exception):
+    """A conditional write was refused: another process has written the object."""
 
 
 class Storage:
-    """The files under one root, by relative path."""
+    """The files under one root, by relative path. `url` is the absolute path or URL of the root."""
 
     def __init__(self, root: str):
         self.root = root
-        self.fs, self.path = open_root(root)
-        self.local = isinstance(self.fs, LocalFileSystem)
+        self.scheme = root.partition("://")[0] if "://" in root else "file"
+        self.local = self.scheme == "file"
+        if self.local:
+            self.path = self.url = os.path.abspath(root.removeprefix("file://"))
+        else:
+            self.store, self.path, self.url = _open_store(root)
 
     def read_bytes(self, path: str) -> bytes | None:
         """The content of a file, or None if it does not exist.
 
         Raises StoreUnavailable if a remote store does not respond.
         """
-        full = f"{self.path}/{path}"
+        return self.read_tagged(path)[0]
+
+    def read_tagged(self, path: str) -> tuple[bytes | None, Tag | None]:
+        """The content of a file and the tag of this version; (None, None) if it does not exist.
+
+        A file on a local disk has no tag. Raises as `read_bytes`.
+        """
         try:
-            content: bytes = Path(full).read_bytes() if self.local else self.fs.cat_file(full)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
-        except OSError as error:
-            raise self._failure("read", full, error) from error
-        return content
+            if self.local:
+                return Path(self._full(path)).read_bytes(), None
+            found = obstore.get(self.store, self._full(path))
+            return bytes(found.bytes()), _tag(found.meta)
+        except (NotADirectoryError, IsADirectoryError):
+            return None, None
+        except FileNotFoundError as error:
+            if _is_missing_bucket(error):
+                raise self._failure("read", path, error) from error
+            return None, None
+        except _ERRORS as error:
+            raise self._failure("read", path, error) from error
 
     def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
         """Write a file completely or not at all.
 
         Raises StoreError if the disk is full or read-only, StoreUnavailable if a remote store does not respond.
         """
-        full = f"{self.path}/{path}"
+        full = self._full(path)
         try:
             if not self.local:
-                self.fs.pipe_file(full, bytes(data))
+                obstore.put(self.store, full, memoryview(data).cast("B"))
                 return
             with replace_atomically(Path(full)) as temporary, open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise self._failure("write", full, error) from error
+        except _ERRORS as error:
+            raise self._failure("write", path, error) from error
+
+    def replace_bytes(self, path: str, data: bytes, tag: Tag | None) -> Tag:
+        """Write an object if its version is still `tag` (None: if it does not exist). Returns its new tag.
+
+        Only for remote stores. No other process may write the same `data`: after a lost response, the object is read to
+        find out which write arrived. Raises ObjectChanged if another process has written it; else as `write_bytes`.
+        """
+        for attempt in range(1, _CONDITIONAL_ATTEMPTS + 1):
+            try:
+                return self._put_if(path, data, tag)
+            except _ERRORS as error:
+                content, found = self.read_tagged(path)
+                if content == data and found:  # this write arrived, its response did not
+                    return found
+                if found != tag or isinstance(error, AlreadyExistsError | PreconditionError):
+                    raise ObjectChanged(path) from error
+                if attempt == _CONDITIONAL_ATTEMPTS:
+                    raise self._failure("write", path, error) from error
+            time.sleep(0.2 * attempt)
+        raise AssertionError
+
+    def require_conditions(self, path: str) -> None:
+        """Raise StoreError if the store ignores the conditions of writes. `path` is a JSON object that exists."""
+        content = (self.read_bytes(path) or b"") + b"\n"  # not harmful where it is written
+        for wrong_tag in (None, {"e_tag": f'"{"0" * 32}"', "version": "1"}):
+            with suppress(ObjectChanged):
+                self.replace_bytes(path, content, wrong_tag)
+                raise StoreError(f"{self.url}: {_NO_CONDITIONS}")
+
+    def _put_if(self, path: str, data: bytes, tag: Tag | None) -> Tag:
+        mode: Any = tag or "create"
+        return _tag(obstore.put(self.store, self._full(path), data, mode=mode))
 
     def remove(self, path: str) -> None:
         """Remove a file, if it exists. Raises StoreError as `write_bytes` does."""
-        full = f"{self.path}/{path}"
         try:
-            self.fs.rm_file(full)
+            if self.local:
+                Path(self._full(path)).unlink()
+            else:
+                obstore.delete(self.store, self._full(path))
         except FileNotFoundError:
             pass
-        except OSError as error:
-            raise self._failure("remove", full, error) from error
+        except _ERRORS as error:
+            raise self._failure("remove", path, error) from error
 
     def list_names(self, path: str) -> list[str]:
         """The names of the files and folders in a folder, sorted; empty if the folder does not exist."""
-        full = f"{self.path}/{path}".rstrip("/")
         try:
             if self.local:
-                return sorted(os.listdir(full))
-            return sorted(Path(p).name for p in self.fs.ls(full, detail=False, refresh=True))
+                return sorted(os.listdir(self._full(path)))
+            listed = obstore.list_with_delimiter(self.store, self._full(path))
+            paths = [*listed["common_prefixes"], *(found["path"] for found in listed["objects"])]
+            return sorted(p.rsplit("/", 1)[-1] for p in paths)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        except OSError as error:
-            raise self._failure("list", full, error) from error
+        except _ERRORS as error:
+            raise self._failure("list", path, error) from error
 
-    def _failure(self, action: str, path: str, error: OSError) -> StoreError:
+    def list_files(self, path: str) -> list[str]:
+        """The paths of all files below a folder, relative to the folder."""
+        full = self._full(path)
+        try:
+            if self.local:
+                return [str(p.relative_to(full)) for p in Path(full).rglob("*") if p.is_file()]
+            return [str(m["path"])[len(full) + 1 :] for batch in obstore.list(self.store, full) for m in batch]
+        except _ERRORS as error:
+            raise self._failure("list", path, error) from error
+
+    def file_system(self) -> Any:
+        """A remote store as a file system of fsspec, for DuckDB; it opens URLs that begin with `url`."""
+        from obstore.fsspec import FsspecStore
+
+        store = self.store
+
+        class Files(FsspecStore):
+            def _construct_store(self, bucket: str) -> Any:
+                return store
+
+        return Files(self.scheme)  # type: ignore[call-overload]
+
+    def _full(self, path: str) -> str:
+        return f"{self.path}/{path}".strip("/") if not self.local else f"{self.path}/{path}".rstrip("/")
+
+    def _failure(self, action: str, path: str, error: Exception) -> StoreError:
         """The error to raise: StoreError for a local disk, StoreUnavailable if a retry may succeed (remote stores)."""
-        if self.local or isinstance(error, FileNotFoundError | PermissionError):
-            return StoreError(_local_failure(action, path, error))
-        summary = " ".join(str(error).split())[:300]
-        return StoreUnavailable(f"cannot {action} {self.fs.unstrip_protocol(path)}: {summary}; finished work is kept")
+        if self.local:
+            return StoreError(_local_failure(action, self._full(path), error))
+        # obstore appends the debugging form of the error
+        summary = " ".join(str(error).partition("Debug source")[0].split())[:300]
+        text = f"cannot {action} {self.url}/{path}: {summary}"
+        if isinstance(error, NotImplementedError | NotSupportedError):
+            return StoreError(f"{text}: {_NO_CONDITIONS}")
+        if _is_missing_bucket(error):
+            return StoreError(f"{text}: NoSuchBucket; create the bucket, or set root to another one")
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
+            return StoreError(f"{text}; check the credentials, then run the same command again; finished work is kept")
+        return StoreUnavailable(f"{text}; finished work is kept")
 
 
-def _local_failure(action: str, path: str, error: OSError) -> str:
+def _tag(meta: Any) -> Tag:
+    return {key: meta[key] for key in ("e_tag", "version") if meta[key] is not None}
+
+
+def _is_missing_bucket(error: Exception) -> bool:
+    return "NoSuchBucket" in str(error)
+
+
+def _local_failure(action: str, path: str, error: Exception) -> str:
     advice = {
         errno.ENOSPC: "the disk is full: free some space",
         errno.EDQUOT: "the disk quota is used up: free some space",
@@ -103,32 +221,36 @@ def _local_failure(action: str, path: str, error: OSError) -> str:
         errno.EPERM: "permission denied: set root to a folder that can be written",
         errno.ENOTDIR: "there is a file where a folder is needed: set root to another folder",
         errno.EEXIST: "there is a file where a folder is needed: set root to another folder",
-    }.get(error.errno or 0, str(error))
+    }.get(getattr(error, "errno", None) or 0, str(error))
     return f"cannot {action} {path}: {advice}, then run the same command again; finished work is kept"
 
 
-def open_root(root: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of `root`, and the path of `root` in it.
+def _open_store(root: str) -> tuple[obstore.store.ObjectStore, str, str]:
+    """The store of `root`, the path of `root` in it, and its URL without options.
 
-    Raises ConfigError for an S3 URL with an unknown option.
+    Raises ConfigError for an unknown scheme, an unknown option, or credentials in the URL.
     """
-    if not root.startswith("s3://"):
-        fs, path = fsspec.core.url_to_fs(root)
-        return fs, str(path)
-    from fsspec.implementations.arrow import ArrowFSWrapper
-    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
-
     url = urlsplit(root)
-    options = dict(parse_qsl(url.query))
-    if unknown := sorted(set(options) - set(_S3_OPTIONS)) or ([url.username] if url.username else []):
+    base, path = f"{url.scheme}://{url.netloc}{url.path}".rstrip("/"), url.path.strip("/")
+    if url.scheme == "memory":
+        return _MEMORY, f"{url.netloc}/{path}".rstrip("/"), base
+    if url.scheme not in ("s3", "gs", "az"):
         raise ConfigError(
-            f"root: {unknown[0]} is not allowed in an S3 URL (allowed: {', '.join(_S3_OPTIONS)}); credentials come "
-            "from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            f"root: {url.scheme}:// is not supported; set root to a local folder, s3://bucket/path, gs://bucket/path "
+            "or az://container/path"
         )
-    s3 = S3FileSystem(
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
-        connect_timeout=_CONNECT_SECONDS,
-        request_timeout=_REQUEST_SECONDS,
-        **options,
-    )
-    return ArrowFSWrapper(s3), (url.netloc + url.path).rstrip("/")
+    options = dict(parse_qsl(url.query))
+    allowed = _S3_OPTIONS if url.scheme == "s3" else ()
+    if unknown := sorted(set(options) - set(allowed)) or ([url.username] if url.username else []):
+        raise ConfigError(
+            f"root: {unknown[0]} is not allowed in the URL of a store (allowed for S3: {', '.join(_S3_OPTIONS)}); "
+            "credentials come from the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    settings: Any = {"client_options": _TIMEOUTS, "retry_config": {"max_retries": _RETRIES}}
+    if url.scheme != "s3":
+        return from_url(f"{url.scheme}://{url.netloc}", **settings), path, base
+    if endpoint := options.get("endpoint_override"):
+        settings["endpoint"] = endpoint if "://" in endpoint else f"{options.get('scheme', 'https')}://{endpoint}"
+    if region := options.get("region"):
+        settings["region"] = region
+    return S3Store(url.netloc, **settings), path, base

@@ -4,8 +4,8 @@
     <root>/<run>/<table>/round=003/manifest.json        written last: the only proof that a stage is done
     <root>/<run>/<table>/round=003/partial.json         the finished shards of a stage that is running
 
-`root` is a directory or any fsspec URL. Object stores write an object completely or not at all, so they need no
-rename.
+`root` is a directory or the URL of an object store. Object stores write an object completely or not at all, so they
+need no rename; there, shards are in a folder of the epoch of their writer (`round=003/e7/part-0000.parquet`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ogls.store.storage import Storage
 
 
 class Store:
-    """All runs under one root. Raises ConfigError if `root` is an S3 URL with an unknown option."""
+    """All runs under one root. Raises ConfigError if `root` is a URL that is not supported."""
 
     def __init__(self, root: str):
         self.root = root

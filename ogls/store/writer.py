@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -21,7 +20,9 @@ class StageWriter:
     """Writes the shards of one stage and, last, its manifest.
 
     Keeps undamaged shards of an interrupted attempt with the same fingerprint: `finished` maps the index of a shard to
-    its entry. `commit` removes all other files in the folder and records `numerics`, the numerics settings.
+    its entry. `commit` removes all other files in the folder and records `numerics`, the numerics settings. In an
+    object store, files are in a folder of the epoch of the lease (`e7/part-0000.parquet`), so that no two holders of
+    the run write the same file.
     """
 
     def __init__(
@@ -34,9 +35,9 @@ class StageWriter:
         self.finished: dict[int, FileEntry] = {}
         self._extra: list[FileEntry] = []
         partial = run.read_json(f"{self.folder}/partial.json")
-        run.storage.remove(f"{run.name}/{self.folder}/manifest.json")
+        run.void(f"{self.folder}/manifest.json")
         # Another release may split a stage into different shards.
-        if partial and partial["fingerprint"] == fingerprint and partial.get("version") == version("ogls-sd"):
+        if partial and partial.get("fingerprint") == fingerprint and partial.get("version") == version("ogls-sd"):
             entries = {int(i): FileEntry(**entry) for i, entry in partial["shards"].items()}
             self.finished = {i: entry for i, entry in entries.items() if not run.find_damage(entry)}
             self._shard_size = partial.get("shard_size")
@@ -64,12 +65,11 @@ class StageWriter:
 
     def write_extra(self, table: Table, data: pa.Table) -> None:
         """Write an additional small table (one file) that the manifest of this stage lists."""
-        folder = self.run.folder(table.name, self.round)
-        self._extra.append(self._parquet("part-0000", table, data, None, folder))
+        self._extra.append(self._parquet("part-0000", table, data, None))
 
     def attach_file(self, kind: str, name: str, content: bytes) -> None:
         """Write a file that is not a table (an adapter, optimizer state) as `kind/round=.../name`."""
-        self._extra.append(self._put(f"{self.run.folder(kind, self.round)}/{name}", kind, 0, content, None))
+        self._extra.append(self._put(name, kind, 0, content, None))
 
     def summed_metrics(self) -> dict[str, float]:
         """The sum of each metric over the finished shards."""
@@ -94,20 +94,27 @@ class StageWriter:
             result_version=RESULT_VERSION,
             numerics=self.numerics,
         )
-        self._remove_unlisted({entry.path for entry in manifest.files})
+        # The manifest first: a process that has lost the run fails here, and removes nothing.
         self.run.write_json(f"{self.folder}/manifest.json", asdict(manifest))
-        self.run.storage.remove(f"{self.run.name}/{self.folder}/partial.json")
+        self._remove_unlisted({entry.path for entry in manifest.files})
+        self.run.void(f"{self.folder}/partial.json")
         return manifest
 
     def _remove_unlisted(self, keep: set[str]) -> None:
-        for folder in {os.path.dirname(path) for path in keep} | {self.folder}:
-            for name in self.run.storage.list_names(f"{self.run.name}/{folder}"):
-                if f"{folder}/{name}" not in keep and name not in ("manifest.json", "partial.json"):
+        """Remove the files of this stage that its manifest does not list, except those of a later epoch."""
+        owners = (self.table.name, *(entry.table for entry in self._extra))
+        for folder in {self.run.folder(owner, self.round) for owner in owners}:
+            for name in self.run.storage.list_files(f"{self.run.name}/{folder}"):
+                kept = f"{folder}/{name}" in keep or name in ("manifest.json", "partial.json")
+                if not kept and _epoch_of(name) <= self._epoch:
                     self.run.storage.remove(f"{self.run.name}/{folder}/{name}")
 
-    def _parquet(
-        self, name: str, table: Table, data: pa.Table, metrics: Mapping[str, float] | None, folder: str = ""
-    ) -> FileEntry:
+    @property
+    def _epoch(self) -> int:
+        """The epoch under which this process holds the run; 0 on a local disk."""
+        return self.run.lease.epoch if self.run.lease else 0
+
+    def _parquet(self, name: str, table: Table, data: pa.Table, metrics: Mapping[str, float] | None) -> FileEntry:
         sink = pa.BufferOutputStream()
         names = [leaf for f in table.schema for leaf in _leaves(f)]
         split = [leaf for leaf in names if leaf.split(".")[0] in table.float_lists]
@@ -120,15 +127,25 @@ class StageWriter:
             use_byte_stream_split=split or False,
             write_statistics=[leaf for leaf in names if leaf not in plain],
         )
-        path = f"{folder or self.folder}/{name}.parquet"
-        return self._put(path, table.name, len(data), sink.getvalue(), metrics)
+        return self._put(f"{name}.parquet", table.name, len(data), sink.getvalue(), metrics)
 
     def _put(
-        self, path: str, table: str, rows: int, content: bytes | pa.Buffer, metrics: Mapping[str, float] | None
+        self, name: str, table: str, rows: int, content: bytes | pa.Buffer, metrics: Mapping[str, float] | None
     ) -> FileEntry:
+        folder = self.run.folder(table, self.round)
+        if lease := self.run.lease:
+            lease.check()
+            folder += f"/e{lease.epoch}"
+        path = f"{folder}/{name}"
         self.run.storage.write_bytes(f"{self.run.name}/{path}", content)
         checksum = hashlib.sha256(content).hexdigest()
         return FileEntry(path, table, rows, len(content), checksum, dict(metrics or {}))
+
+
+def _epoch_of(name: str) -> int:
+    """The epoch of a file from its path in the folder of a round (`e7/part-0000.parquet`: 7); 0 without one."""
+    folder = name.partition("/")[0]
+    return int(folder[1:]) if "/" in name and folder[:1] == "e" and folder[1:].isdigit() else 0
 
 
 def _leaves(column: pa.Field) -> list[str]:

@@ -1,4 +1,4 @@
-"""The lease on stores without locks: only one process holds a run, even if processes pause between their steps."""
+"""The lease in object stores: one process holds a run, and no write of a former holder lands, wherever it wakes up."""
 
 from __future__ import annotations
 
@@ -6,36 +6,40 @@ import json
 import random
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
+import pyarrow as pa
 import pytest
+from conftest import small_config
 
-from ogls.errors import RunLocked
+from ogls.errors import ConfigError, RunLocked, StoreError, StoreUnavailable
+from ogls.records import VERDICTS
+from ogls.records.schema import to_arrow
 from ogls.store import RunStore, Store, lease
 from ogls.store.storage import Storage
+from ogls.store.writer import StageWriter
+
+_REQUESTS = ("read_tagged", "write_bytes", "_put_if", "remove", "list_names", "list_files")
 
 
-class SlowStorage(Storage):
-    """A storage that delays every call by a random time."""
+class WatchedStorage(Storage):
+    """A storage that calls `before(name, path)` before every request to the store."""
 
-    def __init__(self, root: str, seed: int):
+    def __init__(self, root: str, before: Callable[[str, str], None]):
         super().__init__(root)
-        self.random = random.Random(seed)
+        for name in _REQUESTS:
+            setattr(self, name, self._watch(name, before))
 
-    def _delay(self) -> None:
-        time.sleep(self.random.choice((0.0, 0.01, 0.1)))
+    def _watch(self, name: str, before: Callable[[str, str], None]) -> Callable[..., Any]:
+        request = getattr(super(), name)
 
-    def read_bytes(self, path: str) -> bytes | None:
-        self._delay()
-        return super().read_bytes(path)
+        def watched(path: str, *arguments: Any) -> Any:
+            before(name, path)
+            return request(path, *arguments)
 
-    def write_bytes(self, path: str, data: object) -> None:
-        self._delay()
-        super().write_bytes(path, data)  # type: ignore[arg-type]
-
-    def list_names(self, path: str) -> list[str]:
-        self._delay()
-        return super().list_names(path)
+        return watched
 
 
 @pytest.fixture
@@ -44,13 +48,35 @@ def root(monkeypatch: pytest.MonkeyPatch) -> str:
     return f"memory://{uuid4().hex}"
 
 
-@pytest.mark.parametrize("seed", range(8))
+def rows(answer: str) -> pa.Table:
+    row = {"problem_id": "p", "sample": 0, "verdict": "correct", "outcome": "correct", "answer": answer}
+    return to_arrow(VERDICTS, [row])
+
+
+def run_stage(run: RunStore, answer: str) -> None:
+    """What a stage writes: two shards, an attached file, the manifest."""
+    run.write_json("mlflow.json", {"by": answer})
+    writer = StageWriter(run, VERDICTS, 1, "f")
+    for index in range(2):
+        if index not in writer.finished:
+            writer.write_shard(index, rows(answer), {"n": 1})
+    writer.attach_file("policy", "adapter.bin", answer.encode())
+    writer.commit("verify", {"by": answer})
+
+
+def write_lease(run: RunStore, **content: Any) -> None:
+    info = {"pid": 7, "host": "elsewhere", "purpose": "train", "since": "-", "holder": "x", "epoch": 3}
+    run.storage.write_bytes(f"{run.name}/lease.json", json.dumps({**info, **content}).encode())
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_one_of_many_simultaneous_requests_gets_the_run(root: str, seed: int) -> None:
     """The holder keeps the run until the four others are refused; a second holder would fail the assertions."""
     start, holders, refused, all_refused = threading.Barrier(5), [], [], threading.Event()
 
     def request(number: int) -> None:
-        run = RunStore(SlowStorage(root, seed * 10 + number), "held")
+        delays = random.Random(seed * 10 + number)
+        run = RunStore(WatchedStorage(root, lambda *_: time.sleep(delays.choice((0.0, 0.01, 0.05)))), "held")
         start.wait()
         try:
             with run.lock(f"train {number}"):
@@ -68,49 +94,166 @@ def test_one_of_many_simultaneous_requests_gets_the_run(root: str, seed: int) ->
         thread.join()
     assert (len(holders), len(refused)) == (1, 4)
     assert all("run held is held by process" in text for text in refused)
-    with Store(root).run("held").lock("afterwards"):
-        pass
-    assert Store(root).storage.list_names("held/lock") == []
 
 
-def test_an_expired_claim_is_ignored_and_removed(root: str) -> None:
-    run = _run_with_claim(root, "0-smallest", held=False, expires_in=-1.0)
+def test_every_holder_has_a_larger_epoch_and_frees_the_run(root: str) -> None:
+    run = Store(root).run("held")
+    for epoch in (1, 2, 3):
+        with run.lock("train"):
+            assert run.lease
+            assert run.lease.epoch == epoch
+            assert "(train, since" in str(run.describe_holder())
+        assert run.describe_holder() is None
+        assert run.lease is None
+
+
+def test_an_expired_lease_is_taken_and_a_renewed_one_is_not(root: str) -> None:
+    run = Store(root).run("held")
+    write_lease(run, expires=time.time() - 1)
     with run.lock("train"):
-        assert [json.loads(run.storage.read_bytes(f"held/lock/{n}") or b"")["purpose"] for n in _claims(run)] == [
-            "train"
-        ]
-    assert _claims(run) == []
-
-
-def test_a_claim_with_a_larger_name_is_waited_for_and_may_win(root: str) -> None:
-    """Its process read the claims before this claim was written, so it may hold the run."""
-    run = _run_with_claim(root, "z-largest", held=False)
-    timer = threading.Timer(0.3, lambda: _run_with_claim(root, "z-largest", held=True))
+        assert run.lease
+        assert run.lease.epoch == 4
+    write_lease(run, expires=time.time() - 1)  # it has expired by our clock, but its holder renews it
+    timer = threading.Timer(0.1, lambda: write_lease(run, expires=time.time() - 0.5))
     timer.start()
-    started = time.monotonic()
     with pytest.raises(RunLocked, match=r"process 7 on elsewhere \(train, since -\)"), run.lock("second"):
         pass
-    assert time.monotonic() - started > 0.25
-    assert _claims(run) == ["z-largest.json"]
-    assert "process 7 on elsewhere" in str(run.describe_holder())
 
 
-def test_an_unreadable_claim_is_dead(root: str) -> None:
+def test_an_unreadable_lease_is_dead(root: str) -> None:
     run = Store(root).run("held")
-    for name, raw in (("a", b"{"), ("b", b"[]"), ("c", b'{"expires": "soon"}')):
-        run.storage.write_bytes(f"held/lock/{name}.json", raw)
-    assert run.describe_holder() is None
+    for raw in (b"{", b"[]", b'{"expires": "soon"}'):
+        run.storage.write_bytes("held/lease.json", raw)
+        assert run.describe_holder() is None
+        with run.lock("train"):
+            assert run.describe_holder()
+
+
+def test_a_holder_that_wakes_up_at_any_request_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the n-th request of a stage, the holder stops; a successor takes the run, does the stage and goes on.
+
+    Then the first one wakes up: it raises, and every file is what the successor wrote. Its own shards remain only in
+    the folder of its epoch, which no manifest lists.
+    """
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.0)
+    stopped_at = []
+    for number in range(1000):
+        root, count, kept = f"memory://{uuid4().hex}", 0, {}
+
+        def before(name: str, path: str, number: int = number, root: str = root, kept: dict = kept) -> None:
+            nonlocal count
+            count += 1
+            if count != number + 1:
+                return
+            stopped_at.append(f"{name} {path}")
+            monkeypatch.setattr(lease, "RENEW_SECONDS", 0.001)
+            with monkeypatch.context() as patch:
+                patch.setattr(lease, "_held", {})
+                successor = Store(root).run("r")
+                with successor.lock("second"):
+                    if not successor.status("verdicts", 1, "f").manifest:
+                        run_stage(successor, "second")
+                    successor.write_json("run.json", {"created": "second"})
+                kept.update(files(root))
+            monkeypatch.setattr(lease, "RENEW_SECONDS", 3600.0)  # so that `check` does not find out earlier
+
+        monkeypatch.setattr(lease, "RENEW_SECONDS", 3600.0)
+        first = RunStore(WatchedStorage(root, lambda *_: None), "r")
+        with first.lock("first"):
+            first.write_json("run.json", {"created": "first"})
+            first.storage = WatchedStorage(root, before)
+            first.lease.storage = first.storage
+            error = ""
+            try:
+                run_stage(first, "first")
+            except RunLocked as lost:
+                error = str(lost)
+            if kept and first.manifest("verdicts", 1).metrics["by"] == "second":
+                assert "this process lost run r" in error
+                assert "(second, since" in error
+        if not kept:
+            break
+        found = files(root)
+        added = {name for name in found if found[name] != kept.get(name)}
+        assert all("/e1/" in name for name in added), stopped_at[-1]
+        assert all(name in found or "/e1/" in name for name in kept), stopped_at[-1]
+        run = Store(root).run("r")
+        manifest = run.manifest("verdicts", 1)
+        assert run.status("verdicts", 1, "f").state == "done"
+        assert not any(run.find_damage(entry) for entry in manifest.files)
+        assert manifest.metrics["by"] == "second" or "manifest.json" not in stopped_at[-1]
+    assert number > 20
+    assert any("_put_if r/verdicts/round=001/manifest.json" in point for point in stopped_at)
+
+
+def files(root: str) -> dict[str, bytes | None]:
+    storage = Storage(root)
+    return {name: storage.read_bytes(name) for name in storage.list_files("")}
+
+
+def test_a_holder_whose_renewals_fail_stops_before_its_next_write(root: str) -> None:
+    """It raises StoreUnavailable, which is retried, and goes on if nobody has taken the run in the meantime."""
+    away = threading.Event()
+
+    def before(*_: str) -> None:
+        if away.is_set():
+            raise StoreUnavailable("away")
+
+    run = RunStore(WatchedStorage(root, before), "r")
     with run.lock("train"):
-        assert len(_claims(run)) == 1
+        away.set()
+        time.sleep(0.5)
+        for write in (lambda: run.write_json("x.json", {}), lambda: run.lease.check()):
+            with pytest.raises(StoreUnavailable):
+                write()
+        away.clear()
+        run_stage(run, "first")
+    assert run.manifest("verdicts", 1).metrics["by"] == "first"
 
 
-def _run_with_claim(root: str, name: str, *, held: bool, expires_in: float = 60.0) -> RunStore:
-    run = Store(root).run("held")
-    info = {"pid": 7, "host": "elsewhere", "purpose": "train", "since": "-"}
-    claim = {**info, "held": held, "expires": time.time() + expires_in}
-    run.storage.write_bytes(f"held/lock/{name}.json", json.dumps(claim).encode())
-    return run
+def test_a_lost_response_is_no_lost_run(root: str) -> None:
+    """A conditional write that arrived although its response was lost succeeds; one that did not is repeated."""
+    storage, lose = Storage(root), ["before", "after", "after"]
+    real = storage._put_if
+
+    def put(*arguments: Any) -> str:
+        kind = lose.pop() if lose else ""
+        if kind == "before":
+            raise OSError("connection lost")
+        tag = real(*arguments)
+        if kind == "after":
+            raise OSError("connection lost")
+        return tag
+
+    storage._put_if = put  # type: ignore[method-assign]
+    run = RunStore(storage, "r")
+    with run.lock("train"):
+        lose += ["before", "after"]
+        run_stage(run, "first")
+    assert not lose
+    assert run.manifest("verdicts", 1).metrics["by"] == "first"
 
 
-def _claims(run: RunStore) -> list[str]:
-    return run.storage.list_names("held/lock")
+def test_a_store_without_conditional_writes_is_refused(root: str) -> None:
+    storage = Storage(root)
+    storage._put_if = lambda path, data, _: storage.write_bytes(path, data) or {}  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match="ignores or refuses conditional writes"), RunStore(storage, "r").lock("x"):
+        pass
+    with pytest.raises(ConfigError, match=r"hdfs:// is not supported; set root to a local folder, s3://bucket/path"):
+        Store("hdfs://host/runs")
+
+
+def test_the_next_holder_keeps_the_finished_shards(root: str) -> None:
+    """Shards stay in the folder of the epoch that wrote them; the manifest lists both, and retention finds them."""
+    run = Store(root).run("r")
+    with run.lock("first"):
+        run.open(small_config(root, "name=r"))
+        StageWriter(run, VERDICTS, 1, "f").write_shard(0, rows("first"), {"n": 1})
+    with run.lock("second"):
+        run_stage(run, "second")
+    folder = "verdicts/round=001"
+    paths = [entry.path for entry in run.manifest("verdicts", 1).files_of("verdicts")]
+    assert paths == [f"{folder}/e1/part-0000.parquet", f"{folder}/e2/part-0001.parquet"]
+    assert run.read("verdicts", 1)["answer"].to_pylist() == ["first", "second"]
+    assert run.storage.list_names(f"r/{folder}") == ["e1", "e2", "manifest.json", "partial.json"]
+    assert run.read_info()["created"]

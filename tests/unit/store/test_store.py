@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from uuid import uuid4
 
@@ -201,6 +203,33 @@ def test_a_killed_holder_frees_the_run(tmp_path: Path) -> None:
         child.kill()
     with run.lock("y"):
         assert os.getpid() != child.pid
+
+
+@pytest.mark.parametrize("looks", ["once, for long", "all the time"])
+def test_looking_at_the_holder_never_refuses_a_starting_training(tmp_path: Path, looks: str) -> None:
+    """`ogls runs` takes a shared lock for a moment; the process that starts waits for it."""
+    run, stop = Store(str(tmp_path)).run("r"), threading.Event()
+    with run.lock("earlier"):
+        pass
+
+    def look() -> None:
+        while not stop.is_set():
+            run.describe_holder()
+
+    with open(tmp_path / "r/lock.json", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        threading.Timer(0.3, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
+        thread = threading.Thread(target=look)
+        if looks == "all the time":
+            thread.start()
+        try:
+            for _ in range(1 if looks == "once, for long" else 300):
+                with run.lock("train"):
+                    assert "(train, since" in str(run.describe_holder())
+        finally:
+            stop.set()
+            if thread.ident:
+                thread.join()
 
 
 def test_every_table_can_be_read_while_empty(run: RunStore) -> None:

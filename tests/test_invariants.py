@@ -78,12 +78,19 @@ def test_with_equal_pools_the_target_is_the_base(head: torch.Tensor) -> None:
     assert target.direction_norm.max() == 0
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
-def test_a_teacher_equal_to_the_student_has_no_loss(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dtype", "bound"),
+    [
+        ("forward_kl", "float32", 1e-6),
+        ("reverse_kl", "float32", 1e-6),
+        ("jsd", "float32", 1e-6),
+        ("reverse_kl", "bfloat16", 3e-6),  # the states of teacher and student are rounded differently
+    ],
+)
+def test_a_teacher_equal_to_the_student_has_no_loss(tmp_path: Path, kind: str, dtype: str, bound: float) -> None:
     """The recipe `none` through the real stages: the loss of the first step is below 1e-6."""
-    config = small_config(
-        tmp_path, "steer.recipe=none", "teacher.state_dtype=float32", f"train.divergence={kind}", "train.support=full"
-    )
+    settings = ("steer.recipe=none", "teacher.state_dtype=float32", "train.support=full", f"model.dtype={dtype}")
+    config = small_config(tmp_path, *settings, f"train.divergence={kind}")
     run = Run(config)
     run.records.open(config)
     STAGES["prepare"](run, 0)
@@ -91,7 +98,7 @@ def test_a_teacher_equal_to_the_student_has_no_loss(tmp_path: Path, kind: str) -
         STAGES[name](run, 1)
     first = run.records.read("updates", 1).to_pylist()[0]
     assert first["tokens"] > 100
-    assert abs(first["token_loss"]) < 1e-6
+    assert abs(first["token_loss"]) < bound
 
 
 @pytest.mark.parametrize("pool", POOLS)

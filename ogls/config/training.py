@@ -38,7 +38,11 @@ class TrainConfig(Section):
         "Rollouts to distil. incorrect: failed rollouts. correct: correct rollouts. mixed_groups: all rollouts of "
         "groups with both outcomes. all: all rollouts.",
     )
-    tokens: int = setting(1024, "Token cap T: only the first T tokens of a rollout are distilled.", ge=1)
+    tokens: int = setting(
+        1024,
+        "Token cap T: only the first T tokens of a rollout are distilled. grpo, rft and sft train all tokens.",
+        ge=1,
+    )
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = setting(
         "reverse_kl",
         "Divergence per token. forward_kl: KL(target || student). reverse_kl: KL(student || target). jsd: generalised "

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ogls.config import RunConfig
+from ogls.models.head import HEAD_BLOCK
 from ogls.models.shape import Shape, read_shape
 from ogls.planning.gpus import GIB, Gpu
 
@@ -109,6 +110,8 @@ def _estimate_sampling(
     sampling = config.rollout if stage == "sample" else config.evaluate
     cache = shape.cache(batch_size * (prompt_tokens + sampling.max_tokens), width)
     logits = batch_size * shape.vocabulary * (4 + 8 * (6 if sampling.top_p < 1 else 3))  # sampling uses fp64
+    if gpu.name == "cpu" and width < 4:
+        logits += min(shape.vocabulary, HEAD_BLOCK) * shape.hidden * 4  # rows of the head in fp32
     memory = weights + cache + logits
     tokens, running = completions * mean_tokens, float(batch_size)
     sequence_cache = shape.cache(prompt_tokens + mean_tokens / 2, width)  # of one sequence, halfway through its rollout

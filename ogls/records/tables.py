@@ -234,9 +234,18 @@ SUMMARIES = Table(
             "stop_mass", pa.float64(), "Mean probability of the stop token at the end of a completion; 0 if truncated."
         ),
         column("distinct_answers", pa.float64(), "Mean number of different answers among the samples of a problem."),
-        column("entropy", pa.float64(), "Minus the mean log-probability of the sampled tokens, in nats per token."),
         column(
-            "kl_base", pa.float64(), "KL(policy || base), estimated on the samples, in nats per token.", nullable=True
+            "entropy",
+            pa.float64(),
+            "Minus the mean log-prob, at temperature 1, of the sampled tokens, in nats per token. It is an estimate of "
+            "the policy's entropy if evaluate.temperature = 1 without cuts.",
+        ),
+        column(
+            "kl_base",
+            pa.float64(),
+            "Mean of log policy - log base, at temperature 1, over the sampled tokens, in nats per token. It is an "
+            "estimate of KL(policy || base) if evaluate.temperature = 1 without cuts.",
+            nullable=True,
         ),
     ),
     owner="scores",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ogls.config import SamplingConfig
 from ogls.distillation import teacher
 from ogls.evaluation.metrics import ends_in_loop, summarize
 from ogls.models.policy import Policy
@@ -59,9 +60,21 @@ def evaluate(run: Run, round_: int, progress: Progress = no_progress) -> StageRe
             for index, name in enumerate(names)
         ]
         writer.write_extra(SUMMARIES, to_arrow(SUMMARIES, summaries))
-        return {"policy": sampler.hash, "accuracy": {s["benchmark"]: s["accuracy"] for s in summaries}}
+        accuracy = {s["benchmark"]: s["accuracy"] for s in summaries}
+        return {"policy": sampler.hash, "accuracy": accuracy, "notice": "" if round_ else _warning(sampling)}
 
     return run.carry_out("scores", round_, inputs, work)
+
+
+def _warning(sampling: SamplingConfig) -> str:
+    """A warning if the completions are not samples of the policy's own distribution; else an empty string."""
+    if sampling.temperature == 1 and sampling.top_p == 1 and not sampling.top_k and not sampling.min_p:
+        return ""
+    return (
+        "evaluate.temperature, top_p, top_k or min_p change the distribution that completions are sampled from: "
+        "entropy and kl_base are means over these completions of log-probs at temperature 1, no estimates of the "
+        "policy's entropy and KL; compare them between rounds only"
+    )
 
 
 def _scores(

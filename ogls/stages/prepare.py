@@ -16,6 +16,7 @@ from ogls.stages.engine import record_probe
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.run import POLICY, Run
 from ogls.store.writer import StageWriter
+from ogls.training.trainer import require_trainable
 from ogls.verifiers.pool import shared_verifier
 
 
@@ -31,6 +32,8 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
+        if config.rounds:
+            require_trainable(config.model.dtype)
         policy = run.load_policy()  # detect an unusable model or adapter before the first rollout
         prompter = run.prompter(policy.tokenizer)
 

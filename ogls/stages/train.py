@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ogls.config import RunConfig
 from ogls.distillation.steering import combine_states
 from ogls.errors import StoreError
 from ogls.models.adapter import adapter_files
@@ -26,8 +27,6 @@ from ogls.training.trainer import Trainer
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CLIP_WARNING = "train.pointwise_clip removes the gradient of clipped terms; use it for reproduction only"
-
 
 def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
     """Train the policy on the round; write the table updates, the adapter and the optimizer state.
@@ -44,6 +43,7 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     inputs = {
         **policy_inputs(run),
         "train": settings,
+        "temperature": config.rollout.temperature if config.train.objective == "grpo" else 1.0,
         "ema": config.teacher.ema_decay if config.teacher.weights == "ema" else None,
         "round": round_,
         "before": run.digest("updates", start) if start else None,
@@ -59,7 +59,9 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         if policy.hash != before:
             raise StoreError(f"round {round_} was sampled with {before}, but the policy to train is {policy.hash}")
         state = load(run.read_attachment(start, "optimizer.safetensors")) if start else None
-        trainer = Trainer(policy, settings, state)
+        trainer = Trainer(policy, settings, state, config.rollout.temperature)
+        if config.train.objective == "grpo" and (config.model.dtype != "float32" or config.rollout.temperature != 1):
+            items = trainer.with_own_logprobs(items)
         rows = trainer.train_round(items, run.seed("train", round_), progress)
         writer.write_shard(0, to_arrow(UPDATES, rows))
         trained = policy.copy_adapter()
@@ -72,14 +74,25 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
             writer.attach_file(POLICY, "ema.safetensors", save(dict(average.weights)))
         loss = sum(r["loss"] for r in rows) / len(rows) if rows else 0.0
         notice = "" if rows else f"round {round_}: nothing to train on; the adapter is unchanged"
-        if config.train.pointwise_clip:
-            notice = " ".join([notice, _CLIP_WARNING]).strip()
+        notice = " ".join(filter(None, [notice, *_warnings(config)]))
         tokens = sum(r["tokens"] for r in rows)
         probe = record_probe(run, policy, run.problems("train")[0])
         metrics = {"loss": loss, "steps": len(rows), "tokens": tokens}
         return {**metrics, "policy": trained.hash, "probe": probe, "notice": notice}
 
     return run.carry_out("updates", round_, inputs, work)
+
+
+def _warnings(config: RunConfig) -> Iterator[str]:
+    """Settings that bias the gradient."""
+    if config.train.pointwise_clip:
+        yield "train.pointwise_clip removes the gradient of clipped terms; use it for reproduction only"
+    rollout = config.rollout
+    if config.train.objective == "grpo" and (rollout.top_p < 1 or rollout.top_k or rollout.min_p):
+        yield (
+            "rollout.top_p, top_k and min_p cut the distribution that rollouts are sampled from, and the ratio of grpo "
+            "is that of the whole distribution: its gradient is biased"
+        )
 
 
 def _train_items(run: Run, round_: int, policy: Policy) -> list[TrainItem]:

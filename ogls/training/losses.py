@@ -41,7 +41,10 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class PolicyInputs:
-    """N sampled tokens: the states of the policy, the head, and the values of the policy gradient."""
+    """N sampled tokens: the states of the policy, the head, and the values of the policy gradient.
+
+    At a sampling temperature T, the states are divided by T and `old_logprobs` are those at T.
+    """
 
     states: Float[Tensor, "N D"]
     head: Float[Tensor, "V D"]

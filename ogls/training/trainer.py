@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ogls.config import TrainConfig
-from ogls.errors import NonFiniteLoss
+from ogls.errors import ModelError, NonFiniteLoss
 from ogls.models.head import nll
 from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
@@ -19,17 +20,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def require_trainable(dtype: str) -> None:
+    """Raise ModelError if a model of this data type cannot be trained."""
+    if dtype == "float16":
+        raise ModelError(
+            "model.dtype = float16 cannot be trained: most gradients are too small for it; use bfloat16 or float32"
+        )
+
+
 class Trainer:
     """Trains the trainable weights of a policy with AdamW.
 
     `state` is the result of `Trainer.state()` in an earlier round; without it, the optimizer and the warm-up of the
-    learning rate start at step 0.
+    learning rate start at step 0. `temperature` is the sampling temperature of the rollouts, for the policy gradient; 0
+    counts as 1. Raises ModelError for a policy in float16.
     """
 
-    def __init__(self, policy: Policy, config: TrainConfig, state: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self,
+        policy: Policy,
+        config: TrainConfig,
+        state: Mapping[str, Tensor] | None = None,
+        temperature: float = 1.0,
+    ):
         import torch
 
-        self.policy, self.config = policy, config
+        require_trainable(str(policy.head.dtype).removeprefix("torch."))
+        self.policy, self.config, self.temperature = policy, config, temperature or 1.0
         self.names = sorted(policy.parameters)
         self.optimizer = torch.optim.AdamW(
             [policy.parameters[n] for n in self.names], lr=config.learning_rate, weight_decay=config.weight_decay
@@ -47,15 +64,37 @@ class Trainer:
         before a non-finite loss or gradient changes a weight.
         """
         config, rows = self.config, []
-        size = config.batch_rollouts
-        total = config.epochs * -(-len(items) // size)
-        for epoch in range(config.epochs):
+        # Nearly equal parts: AdamW takes a full step for any number of rollouts, so a small rest would count too much.
+        steps = -(-len(items) // config.batch_rollouts)
+        for epoch in range(config.epochs if steps else 0):
             order = np.random.default_rng([seed, epoch]).permutation(len(items))
-            for start in range(0, len(items), size):
-                step_items = [items[i] for i in order[start : start + size]]
-                rows.append({"epoch": epoch, **self.optimizer_step(step_items)})
-                progress(len(rows), total)
+            for part in np.array_split(order, steps):
+                rows.append({"epoch": epoch, **self.optimizer_step([items[i] for i in part])})
+                progress(len(rows), config.epochs * steps)
         return rows
+
+    def with_own_logprobs(self, items: Sequence[TrainItem]) -> list[TrainItem]:
+        """Replace the log-probs of the policy gradient by those of the current policy at the sampling temperature.
+
+        Before the first step the policy is the one that sampled, so its ratio is exactly 1. Recorded log-probs are at
+        temperature 1, and those of another engine or of a 16-bit model are rounded differently.
+        """
+        import torch
+
+        computed: dict[Any, Tensor] = {}
+        with torch.no_grad():
+            sampled = [item for item in items if item.old_logprobs is not None]
+            for micro in micro_batches(sampled, self.config.micro_batch_tokens):
+                batch = collate(micro, self.policy.device)
+                hidden = self.policy.run_body(batch.ids, batch.mask, use_cache=False).last_hidden_state
+                states = self._at_temperature(hidden[batch.row, batch.position])
+                parts = [
+                    -nll(states[part], self.policy.head, batch.token_ids[part])
+                    for part in _chunks(len(states), self.config.head_tokens)
+                ]
+                logprobs = torch.cat(parts).cpu().split([item.trained for item in micro])
+                computed |= {item.key: own for item, own in zip(micro, logprobs, strict=True)}
+        return [replace(i, old_logprobs=computed[i.key]) if i.key in computed else i for i in items]
 
     def optimizer_step(self, items: Sequence[TrainItem]) -> dict[str, Any]:
         """Run one optimizer step on the items. Return its row of the table `updates` without the epoch.
@@ -137,6 +176,7 @@ class Trainer:
         config, head = self.config, self.policy.head
         if batch.old_logprobs is not None:
             old = batch.old_logprobs[part]
+            states = self._at_temperature(states)
             sampled = PolicyInputs(states, head, batch.token_ids[part], old, batch.advantages[part])
             return policy_gradient(sampled, config.grpo.clip_low, config.grpo.clip_high)
         if batch.target_state is not None:
@@ -149,6 +189,10 @@ class Trainer:
         return distillation(
             inputs, config.divergence, config.jsd_beta, config.tail_bucket, config.token_clip, config.pointwise_clip
         )
+
+    def _at_temperature(self, states: Tensor) -> Tensor:
+        """States [n, D] whose logits are those of `states` divided by the sampling temperature."""
+        return states if self.temperature == 1 else states.float() / self.temperature
 
     def _check_finite(self, name: str, batch: Batch, values: Tensor, rows: Tensor) -> None:
         """Raise NonFiniteLoss if a value [n] is not finite; `rows` [n] are the sequences of the values in the batch."""

@@ -6,13 +6,13 @@ import pytest
 import torch
 from measured import peak_bytes
 
-from ogls.models.head import binned_logprobs, nll
+from ogls.models.head import binned_logprobs, head_logits, nll
 from ogls.training.losses import divergence, target_bins
 
 
 def reference_logprobs(states: torch.Tensor, head: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Log-probs on the support and of the rest in one bin, by plain autograd operations."""
-    logprobs = (states.to(head.dtype) @ head.T).float().log_softmax(-1)
+    logprobs = (states.float() @ head.float().T).log_softmax(-1)
     rest = logprobs.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
     return torch.cat([logprobs.gather(-1, ids), rest], -1)
 
@@ -46,6 +46,25 @@ def test_values_and_gradients_equal_autograd(dtype: torch.dtype, kind: str) -> N
     torch.testing.assert_close(*(loss for loss, _ in results))
     tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
     torch.testing.assert_close(*(gradient for _, gradient in results), **tolerance)
+
+
+@pytest.mark.parametrize("blocks", [8192, 300])
+def test_large_logits_of_a_bfloat16_model_are_not_rounded(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student's logits, from a head in bfloat16, equal the target's, from the same head in fp32."""
+    monkeypatch.setattr("ogls.models.head.HEAD_BLOCK", blocks)
+    states, head, ids = random_inputs(torch.bfloat16, n=64, d=128, v=1000)
+    states = states * 0.6
+    exact = states.float() @ head.float().T
+    assert exact.abs().max() > 20
+    torch.testing.assert_close(head_logits(states, head), exact, atol=1e-4, rtol=1e-5)
+    rounded = (states @ head.T).float()
+    kl = divergence("forward_kl", exact.log_softmax(-1), rounded.log_softmax(-1)).mean()
+    assert kl > 1e-4  # what rounding to bfloat16 costs
+    bins = binned_logprobs(states.requires_grad_(), head, ids)
+    bins.sum().backward()
+    assert states.grad is not None
+    inside = exact.log_softmax(-1).gather(-1, ids)
+    torch.testing.assert_close(bins[:, :-1], inside, atol=1e-4, rtol=1e-5)
 
 
 def test_a_support_of_the_whole_vocabulary_has_no_rest_bin() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import service_commands, store_commands
+from flows import run_commands, service_commands, store_commands
 from flows.console import (
     Config,
     Interrupted,
@@ -177,7 +177,7 @@ def stage(
     show_progress_on(err)
     run = Run(loaded)
     with run.records.lock(f"stage {name}"):
-        if notice := run.records.open(loaded):
+        if notice := run.open():
             err.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
         with terminal_progress(name, round_) as progress:
             result = STAGES[name](run, 0 if name == "prepare" else round_, progress)
@@ -266,6 +266,7 @@ def doctor(
 
 
 store_commands.register(app)
+run_commands.register(app)
 service_commands.register(app)
 
 

@@ -20,7 +20,7 @@ from ogls.analysis.study import StudyConfig, StudyRuns, load_study
 from ogls.analysis.study_page import apply_tuning
 from ogls.config import RunConfig
 from ogls.errors import StoreError
-from ogls.stages.run import is_complete
+from ogls.stages.resume import is_complete
 from tasks.progress import print_line
 from tasks.study import publish_study
 

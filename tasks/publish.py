@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Sequence
+from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import Artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from rich.markup import escape
@@ -16,13 +17,14 @@ from ogls.analysis import report as htmlreport
 from ogls.analysis import rounds as report
 from ogls.analysis.figures import run_figure
 from ogls.config import RunConfig
-from ogls.stages.health import is_last_round
+from ogls.stages.resume import is_last_round
 from ogls.stages.run import Run
 from tasks.artifacts import artifact_key
 from tasks.events import emit_round
 from tasks.progress import print_line, terminal_progress
 from tasks.tracking import REPORT_ARTIFACT, track
 
+PUBLISHED = "published.json"  # in the run's folder: what was published of each round
 _MAX_TEXT = 2000  # characters of a rollout that the artifact shows
 
 
@@ -44,9 +46,18 @@ def write_report(config: RunConfig) -> None:
 
 @task(task_run_name="publish r{round_:03d}", cache_policy=NO_CACHE, persist_result=False)
 def publish(config: RunConfig, round_: int) -> None:
-    """Publish the table of rounds up to `round_`, a few rollouts of the round, and its metrics."""
+    """Publish the table of rounds up to `round_`, a few rollouts of the round, and its metrics.
+
+    A resumed run publishes nothing again, except a round that was evaluated since.
+    """
     run = Run(config)
     records = run.records
+    published = records.read_json(PUBLISHED) or {}
+    stages = (records.manifest(table, round_) for table in ("updates", "scores"))
+    occasion = "/".join(manifest.digest if manifest else "" for manifest in stages)
+    if published.get(str(round_)) == occasion:
+        track(config, round_)  # rounds that MLflow lacks, for example because it was unavailable
+        return
     rows = report.read_rounds(records, round_)
     key = artifact_key(f"{config.name}-r{round_:03d}")
     mlflow_page = track(config, round_)
@@ -60,10 +71,13 @@ def publish(config: RunConfig, round_: int) -> None:
             rollouts_markdown(report.sample_rollouts(records, round_)),
         ]
     )
-    create_markdown_artifact(text, key=key, description=f"{config.name}: rounds 0 to {round_}")
+    existing: Any = Artifact.get(key)
+    if existing is None or existing.data != text:  # an interrupted attempt may have created it
+        create_markdown_artifact(text, key=key, description=f"{config.name}: rounds 0 to {round_}")
     if rows and rows[-1].round == round_:
-        emit_round(config, rows[-1])
+        emit_round(config, rows[-1], occasion, new=str(round_) not in published)
         print_line(report.round_line(rows[-1]))
+    records.write_json(PUBLISHED, {**published, str(round_): occasion})
 
 
 def _report_link(run: Run, mlflow_page: str | None) -> str:

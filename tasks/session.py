@@ -21,7 +21,8 @@ from rich.markup import escape
 
 from ogls.config import RunConfig
 from ogls.revision import code_version
-from ogls.stages.run import Run, is_complete
+from ogls.stages.resume import is_complete
+from ogls.stages.run import Run
 from tasks.progress import print_line
 from tasks.tracking import end_tracking
 
@@ -39,7 +40,7 @@ def session(config: RunConfig, purpose: str) -> Iterator[Run]:
     run = Run(config)
     code_version()  # calls git, which is slow; the result is cached before the lock is taken
     with run.records.lock(purpose):
-        if notice := run.records.open(config):
+        if notice := run.open():
             get_run_logger().warning(notice)
             print_line(f"  [yellow]{escape(notice)}[/yellow]")
         with get_client(sync_client=True) as client:

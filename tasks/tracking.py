@@ -24,13 +24,14 @@ from ogls.config import RunConfig, to_toml
 from ogls.config.fingerprint import flatten
 from ogls.config.redact import redact_credentials
 from ogls.revision import code_version
-from ogls.stages.health import is_last_round
+from ogls.stages.resume import is_last_round
 from ogls.stages.run import POLICY, Run
-from ogls.stages.summaries import read_first_summary
+from ogls.stages.summaries import read_deciding_summary
 from tasks.progress import print_line
 
 _RUN_ID_FILE = "mlflow.json"  # in the run's folder: the tracking URI and the id of its MLflow run
 _NAME_TAG, _ROUND_TAG, _ACCURACY_TAG = "ogls.run", "ogls.round", "ogls.accuracy"
+_DESCRIBED_TAG = "ogls.described"
 REPORT_ARTIFACT = "report/report.html"
 _MAX_PARAM = 500  # characters of a parameter value
 
@@ -83,10 +84,14 @@ def _track(run: Run, round_: int, status: str | None) -> str | None:
         Path(tracking.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(tracking_uri=tracking.uri)
     run_id = _find_run(client, run) or _create_run(client, run)
+    _describe_run(client, run_id, run)
     logged = {m.step for m in client.get_metric_history(run_id, "rounds_logged")}
+    evaluated = {m.step for m in client.get_metric_history(run_id, "evaluate/accuracy")}
     for row in read_rounds(run.records, round_):
         if row.round not in logged:
             _log_round(client, run_id, run, row)
+        if row.summary and row.round not in evaluated:  # also if it was evaluated after the round was logged
+            _log_evaluation(client, run_id, run, row)
     if status:
         _end_run(client, run_id, status)
     else:
@@ -119,7 +124,7 @@ def _find_run(client: Any, run: Run) -> str | None:
 
 
 def _create_run(client: Any, run: Run) -> str:
-    """Create the MLflow run with its parameters, configuration and datasets; record and return its id."""
+    """Create the MLflow run; record and return its id."""
     config, tracking = run.config, run.config.tracking
     experiment = client.get_experiment_by_name(tracking.experiment)
     if experiment is None:
@@ -134,11 +139,19 @@ def _create_run(client: Any, run: Run) -> str:
         tags["mlflow.source.git.commit"] = revision
     run_id = str(client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id)
     run.records.write_json(_RUN_ID_FILE, {"uri": redact_credentials(tracking.uri), "run_id": run_id})
+    return run_id
+
+
+def _describe_run(client: Any, run_id: str, run: Run) -> None:
+    """Log the parameters, the configuration and the datasets of the run, once."""
+    config = run.config
+    if _DESCRIBED_TAG in client.get_run(run_id).data.tags:
+        return
     for key, value in flatten(config.model_dump(mode="json", exclude={"tracking", "execution"})):
         client.log_param(run_id, key, redact_credentials(str(value))[:_MAX_PARAM])
     client.log_text(run_id, redact_credentials(to_toml(config)), "config.toml")
     client.log_inputs(run_id, [_dataset(run, split, source) for split, source in _sources(config).items()])
-    return run_id
+    client.set_tag(run_id, _DESCRIBED_TAG, "true")  # last, so that an interrupted description is completed
 
 
 def _sources(config: RunConfig) -> dict[str, str]:
@@ -164,7 +177,7 @@ def _dataset(run: Run, split: str, source: str) -> Any:
 
 
 def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
-    """Log the metrics of a round, its health tags and its adapter."""
+    """Log the metrics of a round, and its adapter as a registered model version."""
     from mlflow.entities import Metric
 
     values: dict[str, float | None] = {
@@ -176,17 +189,27 @@ def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
         "train/groups": row.groups,
         **{f"tokens/{stage}": tokens for stage, tokens in row.tokens.items()},
         **{f"seconds/{stage}": seconds for stage, seconds in row.seconds.items()},
-        **{f"evaluate/{n}": v for n, v in (row.summary or {}).items() if isinstance(v, float)},
     }
-    if row.health:
-        _tag_health(client, run_id, row)
     now = int(time.time() * 1000)
     metrics = [Metric(n, float(v), now, row.round) for n, v in values.items() if v is not None]
     if row.round and run.records.manifest("updates", row.round):
         _log_adapter(client, run_id, run, row.round)
         _register_adapter(client, run_id, run, row)
-    # rounds_logged comes last, so a round that was interrupted is logged again.
+    # One request, so that a round that was interrupted has none of its points and is logged again.
     client.log_batch(run_id, metrics=[*metrics, Metric("rounds_logged", row.round, now, row.round)])
+
+
+def _log_evaluation(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
+    """Log the evaluation of a round, its health tags, and the accuracy of its model version."""
+    from mlflow.entities import Metric
+
+    if row.health:
+        _tag_health(client, run_id, row)
+    if row.round and run.records.manifest("updates", row.round):
+        _register_adapter(client, run_id, run, row)  # sets the tags that a version without an evaluation lacks
+    now = int(time.time() * 1000)
+    values = {n: v for n, v in (row.summary or {}).items() if isinstance(v, float)}
+    client.log_batch(run_id, metrics=[Metric(f"evaluate/{n}", v, now, row.round) for n, v in values.items()])
 
 
 def _tag_health(client: Any, run_id: str, row: RoundRow) -> None:
@@ -224,15 +247,19 @@ def _register_adapter(client: Any, run_id: str, run: Run, row: RoundRow) -> None
         for v in client.search_model_versions(f"name='{name}'")
         if v.run_id == run_id and _ROUND_TAG in v.tags
     }
+    tags = {_ROUND_TAG: str(row.round), _NAME_TAG: run.config.name}
+    if row.summary:
+        tags[_ACCURACY_TAG] = str(read_deciding_summary(run.records, row.round)["accuracy"])
+        if row.round in versions:
+            client.set_model_version_tag(name, versions[row.round], _ACCURACY_TAG, tags[_ACCURACY_TAG])
     if row.round not in versions:
-        tags = {_ROUND_TAG: str(row.round), _NAME_TAG: run.config.name}
-        if row.summary:
-            tags[_ACCURACY_TAG] = str(row.summary["accuracy"])
         source = f"runs:/{run_id}/adapters/round={row.round:03d}"
         created = client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0)
         versions[row.round] = created.version
     best = row.health.get("best")
-    if best in versions and _gets_best_alias(client, name, run_id, read_first_summary(run.records, best)["accuracy"]):
+    if best in versions and _gets_best_alias(
+        client, name, run_id, read_deciding_summary(run.records, best)["accuracy"]
+    ):
         client.set_registered_model_alias(name, "best", versions[best])
 
 

@@ -21,6 +21,7 @@ from ogls.config import AdapterConfig, ModelConfig, RunConfig, load_config
 from ogls.models.policy import Policy
 from ogls.problems.prompts import Prompter
 from ogls.stages.registry import STAGES
+from ogls.stages.resume import is_trained, resume_round
 from ogls.stages.run import Run
 from ogls.tinyworld.seedmodel import PROMPTS
 from ogls.training.batching import TrainItem
@@ -92,14 +93,13 @@ def small_config(root: Path | str, *overrides: str) -> RunConfig:
 
 
 def carry_out(config: RunConfig, rounds: int | None = None) -> Run:
-    """Run every stage of a run, without Prefect, up to `rounds` (None: all rounds)."""
+    """Start or resume a run, as the train flow does, without Prefect, up to `rounds` (None: all rounds)."""
     run = Run(config)
-    run.records.open(config)
+    run.open()
     STAGES["prepare"](run, 0)
-    STAGES["evaluate"](run, 0)
-    STAGES["health"](run, 0)
-    for round_ in range(1, (config.rounds if rounds is None else rounds) + 1):
-        for name in ROUND:
+    for round_ in range(resume_round(run), (config.rounds if rounds is None else rounds) + 1):
+        stages = ROUND[-2:] if is_trained(run, round_) else ROUND
+        for name in stages:
             if config.has_teacher or name not in ("teach", "steer", "style"):
                 STAGES[name](run, round_)
     return run

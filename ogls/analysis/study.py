@@ -37,7 +37,15 @@ class Tuning(Section):
         (100,), "Seeds of the tuning runs; they must not be seeds of the study.", min_length=1
     )
     rounds: int = setting(
-        6, "Rounds of a tuning run. The value with the best mean accuracy in the last round is selected.", ge=1
+        6,
+        "Rounds of a tuning run. The value with the best mean accuracy on the holdout in the last round is selected.",
+        ge=1,
+    )
+    holdout: int = setting(
+        100,
+        "Training problems that every tuning run sets aside to select the value by. The benchmarks, which the study "
+        "reports, are not used for it.",
+        ge=1,
     )
     set: tuple[str, ...] = setting((), "Overrides for tuning runs only: section.key=value.")
 
@@ -108,8 +116,9 @@ def load_study(path: str | Path) -> StudyRuns:
         tune = study.tune
         for index, value in enumerate(tune.values if tune else ()):
             for seed in tune.seeds if tune else ():
-                extra = (f"{tune.key}={value}", f"rounds={tune.rounds}", *tune.set) if tune else ()
-                tuning[method.name, value, seed] = config(f"tune{index}-", seed, *extra)
+                assert tune
+                of_tuning = (f"{tune.key}={value}", f"rounds={tune.rounds}", f"problems.holdout={tune.holdout}")
+                tuning[method.name, value, seed] = config(f"tune{index}-", seed, *tune.set, *of_tuning)
     budgets = {(c.problems.per_round, c.rollout.samples, c.rounds, c.rollout.max_tokens) for c in runs.values()}
     if len(budgets) > 1:
         raise ConfigError(

@@ -17,8 +17,9 @@ from ogls.config.fingerprint import flatten
 from ogls.errors import StoreError
 from ogls.evaluation.metrics import pass_at_k
 from ogls.records.stages import STAGES
-from ogls.stages.run import Run, is_complete
-from ogls.stages.summaries import read_first_summary
+from ogls.stages.resume import is_complete
+from ogls.stages.run import Run
+from ogls.stages.summaries import read_deciding_summary, read_first_summary
 
 _MAX_K = 16
 
@@ -77,11 +78,12 @@ def _method(study: StudyConfig, config: RunConfig) -> str:
 
 
 def _tuning_results(study: StudyConfig, tuning: Sequence[RunConfig]) -> list[dict[str, Any]]:
-    """Return the rows of the tuning grid: mean accuracy of the last round over the tuning seeds."""
+    """Return the rows of the tuning grid: mean accuracy on the holdout after the last round, over the tuning seeds."""
     accuracies: dict[tuple[str, float], list[float]] = {}
     for config in tuning:
         value = dict(flatten(config.model_dump()))[study.tune.key if study.tune else ""]
-        accuracies.setdefault((_method(study, config), value), []).append(_summaries(Run(config))[-1]["accuracy"])
+        summary = read_deciding_summary(Run(config).records, config.rounds)  # the holdout's
+        accuracies.setdefault((_method(study, config), value), []).append(summary["accuracy"])
     return tuning_rows(accuracies)
 
 
@@ -97,10 +99,10 @@ def _tuning_markdown(study: StudyConfig, rows: list[dict[str, Any]], seconds: fl
     return f"""
 ## Tuning of {study.tune.key}
 
-Mean accuracy after round {study.tune.rounds} with the tuning seeds {", ".join(map(str, study.tune.seeds))}, which the
-study does not use. The value in bold was selected. All methods were tuned on the same {len(values)} values: {runs}
-runs, {seconds:.0f} seconds in all stages except evaluation. If the bold value is at an end of the grid, a better value
-may exist outside it.
+Mean accuracy after round {study.tune.rounds} on {study.tune.holdout} training problems that were set aside, with the
+tuning seeds {", ".join(map(str, study.tune.seeds))}. The study uses neither. The value in bold was selected. All
+methods were tuned on the same {len(values)} values: {runs} runs, {seconds:.0f} seconds in all stages except evaluation.
+If the bold value is at an end of the grid, a better value may exist outside it.
 
 {table}
 """

@@ -28,6 +28,11 @@ class DataSource(Section):
         "A .jsonl file, a .parquet file, a local dataset folder, or the id of a Hugging Face dataset.",
     )
     subset: str | None = setting(None, "Configuration name of a Hugging Face dataset.")
+    revision: str | None = setting(
+        None,
+        "Revision (branch, tag or commit) of a Hugging Face dataset.",
+        later=True,
+    )
     split: str = setting("train", "Split of a Hugging Face dataset.")
     columns: Columns = setting(Columns(), "Column names of the data set.")
     limit: int | None = setting(None, "Use only the first N rows.", ge=1)

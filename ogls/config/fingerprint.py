@@ -1,4 +1,7 @@
-"""Fingerprints of configuration parts, and the differences between two configurations."""
+"""Fingerprints of configuration parts, and the differences between two configurations.
+
+Only identity settings (see `ogls.config.section`) are in a fingerprint.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from ogls.config.run import RunConfig
+from ogls.config.section import Kind, Section, kind_of
 
 
 def canonical_json(*parts: Any) -> str:
-    """Return deterministic JSON of configuration parts, without the settings that affect no result."""
+    """Return deterministic JSON of configuration parts, with their identity settings only."""
     return json.dumps([_identity(p) for p in parts], sort_keys=True, separators=(",", ":"))
 
 
@@ -26,11 +30,13 @@ def fingerprint(*parts: Any) -> str:
 
 
 def _identity(value: Any) -> Any:
-    """Convert a part to JSON types, without the fields that affect no result."""
+    """Convert a part to JSON types, without the fields that do not identify a run."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         return {
-            name: _identity(getattr(value, name)) for name in fields if _is_identity(fields[name], getattr(value, name))
+            name: _identity(getattr(value, name))
+            for name, field in fields.items()
+            if kind_of(field) == "identity" and not _is_later_default(field, getattr(value, name))
         }
     if isinstance(value, Mapping):
         return {str(k): _identity(v) for k, v in value.items()}
@@ -39,10 +45,9 @@ def _identity(value: Any) -> Any:
     return value
 
 
-def _is_identity(field: Any, value: Any) -> bool:
-    """Whether a field affects results and so belongs in the fingerprint (see `ogls.config.section`)."""
-    extra = field.json_schema_extra or {}
-    return not (extra.get("operational") or (extra.get("later") and value == field.default))
+def _is_later_default(field: Any, value: Any) -> bool:
+    """Whether a field was added after the first release and has its default value."""
+    return bool((field.json_schema_extra or {}).get("later") and value == field.default)
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -54,11 +59,29 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def differences(old: Mapping[str, Any], new: RunConfig) -> list[str]:
-    """Return a line `key: old -> new` for each result-affecting setting that differs.
+def numerics(config: RunConfig) -> dict[str, Any]:
+    """Return all numerics settings of a configuration by dotted key."""
+    kinds = dict(_kinds(type(config)))
+    return {k: v for k, v in flatten(config.model_dump(mode="json")) if kinds.get(k) == "numerics"}
 
-    `old` is a configuration's canonical form, as `canonical_json` writes it.
+
+def _kinds(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Kind]]:
+    """Yield `(dotted key, kind)` of each setting of a section and of the sections in it."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _kinds(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", kind_of(field)
+
+
+def differences(old: Mapping[str, Any], new: RunConfig) -> list[str]:
+    """Return a line `key: old -> new` for each identity setting that differs.
+
+    `old` is a configuration's canonical form, as `canonical_json` writes it. Keys of it that identified a run in an
+    older release, and do not any more, are ignored.
     """
-    before, after = dict(flatten(old)), dict(flatten(_identity(new)))
+    kinds = dict(_kinds(type(new)))
+    before = {k: v for k, v in flatten(old) if kinds.get(k, "identity") == "identity"}
+    after = dict(flatten(_identity(new)))
     keys = [k for k in {**before, **after} if before.get(k) != after.get(k)]
     return [f"{k}: {before.get(k, '(not set)')!r} -> {after.get(k, '(not set)')!r}" for k in keys]

@@ -14,7 +14,7 @@ class ModelConfig(Section):
     revision: str | None = setting(None, "Revision (branch, tag or commit) of a Hugging Face id.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Data type of the model's weights.")
     device: Literal["auto", "cpu", "cuda"] = setting(
-        "auto", "Device to run models on. auto: CUDA if it is available, else the CPU.", operational=True
+        "auto", "Device to run models on. auto: CUDA if it is available, else the CPU.", numerics=True
     )
     thinking: bool = setting(
         False, "Value of `enable_thinking` for the chat template. All prompts of a run use the same value."

@@ -32,26 +32,27 @@ class SamplingConfig(Section):
         256,
         "Completions sampled together, and rows per shard. With the transformers engine, lower it to save memory.",
         ge=1,
+        numerics=True,
     )
 
 
 class VllmConfig(Section):
-    """The vLLM engine. These settings change results only by floating-point rounding."""
+    """The vLLM engine. None of these settings changes results, except by floating-point rounding."""
 
     gpu_memory: float = setting(
-        0.85, "Fraction of the GPU's memory that the engine may use.", gt=0, le=1, operational=True
+        0.85, "Fraction of the GPU's memory that the engine may use.", gt=0, le=1, numerics=True
     )
-    cpu_cache_gib: int = setting(1, "Size of the key-value cache on a CPU, in GiB.", ge=1, operational=True)
-    max_sequences: int = setting(256, "Maximum number of completions decoded at once.", ge=1, operational=True)
-    batched_tokens: int = setting(16384, "Maximum number of tokens in one engine step.", ge=1, operational=True)
+    cpu_cache_gib: int = setting(1, "Size of the key-value cache on a CPU, in GiB.", ge=1, numerics=True)
+    max_sequences: int = setting(256, "Maximum number of completions decoded at once.", ge=1, numerics=True)
+    batched_tokens: int = setting(16384, "Maximum number of tokens in one engine step.", ge=1, numerics=True)
     prompt_tokens: int = setting(
         2048,
         "Maximum length of a prompt, in tokens. The engine's context is this plus the largest max_tokens, but at most "
         "the model's context.",
         ge=1,
-        operational=True,
+        numerics=True,
     )
-    tensor_parallel: int = setting(1, "Number of GPUs that one engine is split over.", ge=1, operational=True)
+    tensor_parallel: int = setting(1, "Number of GPUs that one engine is split over.", ge=1, numerics=True)
     stall_seconds: float = setting(
         3600.0,
         "Wall-clock limit for one batch, in seconds. An engine that exceeds it is considered stalled and is restarted.",
@@ -84,5 +85,5 @@ class RolloutConfig(SamplingConfig):
         "Sampling engine for training and evaluation. server: a running `vllm serve`. auto: vllm if it is installed "
         "and model.device resolves to CUDA, else transformers.",
     )
-    vllm: VllmConfig = setting(VllmConfig(), "The vLLM engine.", operational=True)
-    server: ServerConfig = setting(ServerConfig(), "A running vLLM server.", operational=True)
+    vllm: VllmConfig = setting(VllmConfig(), "The vLLM engine.")
+    server: ServerConfig = setting(ServerConfig(), "A running vLLM server.")

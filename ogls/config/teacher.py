@@ -17,8 +17,8 @@ class TeacherConfig(Section):
 
     weights: Literal["frozen", "live", "ema"] = setting(
         "frozen",
-        "Teacher weights. frozen: the base model. live: the current policy. ema: an exponential moving average of the "
-        "policies.",
+        "Teacher weights. frozen: the base model, also if adapter.start is set. live: the current policy. ema: an "
+        "exponential moving average of the policies, which begins with adapter.start.",
     )
     ema_decay: float = setting(
         0.9, "ema: share of the previous average that is kept per round. Higher: a slower teacher.", ge=0, lt=1
@@ -48,14 +48,17 @@ class TeacherConfig(Section):
     unanimous: Literal["skip", "anchor"] = setting(
         "skip",
         "What to do with correct rollouts of groups without a failed rollout. skip: leave them out if the recipe uses "
-        "the incorrect pool. anchor: train them with a direction of zero, so that for recipe ogls-sd their target is "
-        "the base pool at steer.temperature. Has an effect only with train.rollouts = all or correct.",
+        "the incorrect pool. anchor: train them with a direction of zero: with no weight on the reference pool, their "
+        "target is the base pool at steer.temperature. Has an effect only with train.rollouts = all or correct.",
     )
     batch_tokens: int = setting(
-        16384, "Maximum number of tokens, padding included, in one forward pass. Lower it to save memory.", ge=1
+        16384,
+        "Maximum number of tokens, padding included, in one forward pass. Lower it to save memory.",
+        ge=1,
+        numerics=True,
     )
     shard_groups: int = setting(
-        8, "Groups per shard. The hidden states of one shard are in memory at the same time.", ge=1
+        8, "Groups per shard. The hidden states of one shard are in memory at the same time.", ge=1, numerics=True
     )
     state_dtype: Literal["float16", "bfloat16", "float32"] = setting(
         "float16", "Data type of cached hidden states. Use bfloat16 if they overflow float16."
@@ -111,6 +114,7 @@ class SteerConfig(Section):
         1024,
         "Maximum number of tokens whose full-vocabulary logits are in memory at once. Lower it to save memory.",
         ge=1,
+        numerics=True,
     )
 
     @model_validator(mode="after")

@@ -86,18 +86,19 @@ class TrainConfig(Section):
         16384,
         "Maximum number of tokens, padding included, in one forward and backward pass. Lower it to save memory.",
         ge=1,
+        numerics=True,
     )
     head_tokens: int = setting(
         512,
         "Maximum number of tokens whose full-vocabulary logits are in memory at once, in the forward and the backward "
         "pass. Lower it to save memory.",
         ge=1,
-        operational=True,
+        numerics=True,
     )
     gradient_checkpointing: bool = setting(
         False,
         "Recompute the activations of a layer in the backward pass instead of storing them. Saves memory, costs time.",
-        operational=True,
+        numerics=True,
     )
     learning_rate: float = setting(1e-4, "AdamW learning rate, constant after warm-up.", gt=0)
     warmup_steps: int = setting(

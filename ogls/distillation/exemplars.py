@@ -19,6 +19,7 @@ from ogls.problems.prompts import Prompter
 from ogls.records import Key, Problem, Rollout
 
 REFERENCE = -1  # the sample number of the reference solution among exemplars
+Exemplar = Rollout | Literal["solution", "none"]  # "none": the prompt without an exemplar
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class ContextPlanner:
                 continue
             tokens = rollout.token_ids[: self.config.train.tokens]
             for pool, exemplars in (pools or {}).items():
-                if exemplars or pool == "base":
+                if exemplars:
                     plan.scored.append(contexts.scored(rollout.key, pool, tokens, exemplars))
         plan.cut = contexts.cut
         return plan
@@ -101,28 +102,41 @@ class ContextPlanner:
 
     def _pools(
         self, rollout: Rollout, problem: Problem, by_outcome: dict[str, list[Rollout]]
-    ) -> dict[Pool, list[Rollout | None]]:
-        """The exemplars of each pool of a rollout. None is the reference solution, or the empty slot of the pool
-        base."""
+    ) -> dict[Pool, list[Exemplar]]:
+        """The exemplars of each pool of a rollout.
+
+        Another rollout with the same tokens is a sample of its own, and may be an exemplar.
+        """
         max_exemplars = self.config.teacher.max_exemplars
-        reference: list[Rollout | None] = [None] if problem.solution else []
-        pools: dict[Pool, list[Rollout | None]] = {}
+        reference: list[Exemplar] = ["solution"] if problem.solution else []
+        pools: dict[Pool, list[Exemplar]] = {}
         for pool in self.config.pools():
             if pool == "base":
-                pools[pool] = [None]
+                pools[pool] = ["none"]
             elif pool == "reference":
                 pools[pool] = list(reference)
             else:
                 outcome = "correct" if pool == "correct" else "failed"
-                others: list[Rollout | None] = [r for r in by_outcome[outcome] if r.sample != rollout.sample]
+                others: list[Exemplar] = [r for r in by_outcome[outcome] if r.sample != rollout.sample]
                 first = reference if pool == "correct" and self.config.teacher.reference_exemplar else []
                 pools[pool] = [*first, *others][:max_exemplars]
         if self.config.teacher.empty_pool == "reference" and pools.get("correct") == []:
             pools["correct"] = list(reference)
         none_failed = rollout.outcome == "correct" and pools.get("incorrect") == []
         if none_failed and self.config.teacher.unanimous == "anchor":
-            pools["incorrect"] = pools.get("correct", [])  # equal contexts in both pools, so the direction is exactly 0
+            pools |= self._without_direction(pools)
         return pools
+
+    def _without_direction(self, pools: dict[Pool, list[Exemplar]]) -> dict[Pool, list[Exemplar]]:
+        """Pools with which the correct and the incorrect pool add nothing to the base pool.
+
+        Equal pools cancel if their weights do, as in ogls-sd. With other weights, as in contrastive, both are the base
+        pool, which then has the weight of all three.
+        """
+        recipe = self.config.steer.to_recipe()
+        if recipe.correct + recipe.incorrect == 0:
+            return {"incorrect": pools.get("correct", [])}
+        return {"correct": pools["base"], "incorrect": pools["base"]}
 
     def _ordered(self, rollouts: list[Rollout]) -> list[Rollout]:
         """The rollouts in a pseudo-random order of their content, which does not depend on the input order."""
@@ -138,21 +152,22 @@ class _Contexts:
         self.rendered: dict[tuple[Pool, tuple[int, ...]], Context] = {}
         self.cut = 0
 
-    def scored(self, key: Key, pool: Pool, tokens: tuple[int, ...], exemplars: list[Rollout | None]) -> ScoredRollout:
+    def scored(self, key: Key, pool: Pool, tokens: tuple[int, ...], exemplars: list[Exemplar]) -> ScoredRollout:
         contexts = [self.context(pool, e) for e in exemplars]
         counts = Counter(contexts)
         shares = tuple((c, counts[c] / len(contexts)) for c in sorted(counts, key=lambda c: c.prompt_ids))
-        samples = () if pool == "base" else tuple(REFERENCE if e is None else e.sample for e in exemplars)
+        read = [e for e in exemplars if e != "none"]
+        samples = tuple(e.sample if isinstance(e, Rollout) else REFERENCE for e in read)
         return ScoredRollout(key, pool, tokens, shares, samples)
 
-    def context(self, pool: Pool, exemplar: Rollout | None) -> Context:
+    def context(self, pool: Pool, exemplar: Exemplar) -> Context:
         config, prompter = self.planner.config, self.planner.prompter
-        if pool == "base":
+        if exemplar == "none":
             # Live: teacher and policy have the same weights, so one pass runs both.
             same = config.teacher.weights == "live"
             weights: Literal["teacher", "policy"] = "teacher" if same else config.teacher.anchor
             return Context(weights, tuple(prompter.student(self.problem.problem)))
-        tokens = exemplar.token_ids if exemplar else self._solution()
+        tokens = exemplar.token_ids if isinstance(exemplar, Rollout) else self._solution()
         if (pool, tokens) not in self.rendered:
             text = self._text(tokens, pool == "reference")
             ids = prompter.teacher(self.problem.problem, text, reference=pool == "reference")

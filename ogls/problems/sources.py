@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,25 +68,8 @@ def _hub(source: DataSource) -> list[dict[str, Any]]:
         )
     datasets.disable_progress_bars()
     try:
-        data = datasets.load_dataset(source.source, source.subset, split=source.split)
+        data = datasets.load_dataset(source.source, source.subset, split=source.split, revision=source.revision)
     except Exception as error:  # many types, from a missing network to an unknown split
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"cannot load the dataset {source.source} (split {source.split}): {first_line}") from error
     return list(data)
-
-
-def source_digest(path: str) -> str:
-    """SHA-256 of a local file or of all files of a folder, to detect a changed source.
-
-    Any other source, such as a Hugging Face id, is returned unchanged.
-    """
-    source = Path(path)
-    if source.is_dir():
-        files = sorted(p for p in source.rglob("*") if p.is_file())
-        return hashlib.sha256(
-            "".join(f"{p.relative_to(source)} {source_digest(str(p))}\n" for p in files).encode()
-        ).hexdigest()
-    if not source.is_file():
-        return path
-    with open(source, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,8 @@
 
 A release reads the files of every older release. A newer schema only adds tables and nullable columns;
 `upgrade_schema` fills the columns that an older file lacks with nulls. RESULT_VERSION is part of every fingerprint and
-is raised only when the same inputs would give other rows, so a new column redoes no finished work.
+is raised when the same inputs would give other rows, or when fingerprints are made of other inputs. A stage that an
+older version finished stays done (`RunStore.status`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pyarrow as pa
 from ogls.errors import DataError, StoreError
 
 SCHEMA_VERSION = 3  # 3: entropies in targets, the table steered; 2: adapters with a start, style, health
-RESULT_VERSION = 2
+RESULT_VERSION = 3  # 3: models, data and checkers by content, no numerics settings, no [health]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ class Stage:
     unit: str = ""  # what progress(done, total) counts; empty if the stage reports no progress
     on_device: bool = False  # runs the model or its head, so it occupies a slot of execution.limit
     in_rounds: bool = False  # has a column of seconds in the table of rounds
+    diagnostic: bool = False  # no other stage reads its table
 
 
 STAGES = (
@@ -26,7 +27,7 @@ STAGES = (
     Stage("verify", "verdicts", "answers", in_rounds=True),
     Stage("teach", "teacher_states", "groups", on_device=True, in_rounds=True),
     Stage("steer", "targets", on_device=True, in_rounds=True),
-    Stage("style", "style", on_device=True),
+    Stage("style", "style", on_device=True, diagnostic=True),
     Stage("train", "updates", "steps", on_device=True, in_rounds=True),
     Stage("evaluate", "scores", "completions", on_device=True, in_rounds=True),
     Stage("health", "health"),

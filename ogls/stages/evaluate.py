@@ -11,6 +11,7 @@ from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
 from ogls.records import SCORES, SUMMARIES, Completion, Request, StageResult
 from ogls.records.schema import to_arrow
+from ogls.samplers.choose import resolve_engine
 from ogls.samplers.requests import build_requests
 from ogls.stages.engine import sampler_for_round
 from ogls.stages.fingerprints import policy_inputs
@@ -29,7 +30,8 @@ def evaluate(run: Run, round_: int, progress: Progress = no_progress) -> StageRe
     inputs = {
         **policy_inputs(run),
         "evaluate": sampling.model_copy(update={"benchmarks": ()}),
-        "verify": config.verify,
+        "verify": run.identity.verify,
+        "engine": resolve_engine(config),
         "problems": run.digest("problems", 0),
         "policy": run.policy_hash(round_),
     }

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
-from ogls.errors import HealthStop
+from ogls.errors import HealthStop, StoreError
 from ogls.evaluation import health as checks
 from ogls.progress import Progress, no_progress
 from ogls.records import HEALTH, StageResult
 from ogls.records.schema import to_arrow
+from ogls.stages.resume import is_stopped
 from ogls.stages.run import POLICY, Run
-from ogls.stages.summaries import read_first_summary
+from ogls.stages.summaries import read_deciding_summary
 from ogls.store.writer import StageWriter
 
 
 def health(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
     """Compare the evaluation of a round with the base model's and the best one; decide whether and how to continue."""
     config = run.config.health
-    # Only rounds with a health decision, so that evaluating another round later changes no decision.
-    evaluated = [*(r for r in run.records.rounds("health") if r < round_), round_]
+    before = run.health_before(round_)
+    if run.is_closed(round_) and not run.may_redo_closed and run.records.manifest("health", round_) is None:
+        raise StoreError(
+            f"run {run.config.name} round {round_} has no health decision, and round {round_ + 1} has begun: a "
+            "decision now would change rounds that are done; `ogls stage evaluate` evaluates the round"
+        )
+    # A decision compares with the base model and with the best round that was decided before. [health] is not an input:
+    # a decision stays when the settings change.
+    compared = sorted({0, int(before.metrics["best"]) if before else 0, round_})
     start = run.start_point(round_) if round_ else None
     inputs = {
-        "health": config.model_dump(mode="json"),
-        "scores": {str(r): run.digest("scores", r) for r in evaluated},
+        "scores": {str(r): run.digest("scores", r) for r in compared},
         "rate": start.rate if start else 1.0,
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        history = {r: read_first_summary(run.records, r) for r in evaluated}
+        history = {r: read_deciding_summary(run.records, r) for r in compared}
         findings = checks.run_checks(config, history)
         best = checks.best_round(history)
-        before = run.health_before(round_)
         rollbacks = int(before.metrics["rollbacks"]) if before else 0
         decision = checks.decide(config, findings, best, round_, rollbacks, start.rate if start else 1.0)
         names = ("check", "value", "limit", "failed", "action")
@@ -42,6 +48,7 @@ def health(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
             "restart": decision.restart,
             "rate": decision.rate,
             "rollbacks": rollbacks + (decision.restart is not None),
+            "settings": config.model_dump(mode="json"),
             "notice": checks.describe_decision(decision, round_, lambda r: describe_adapter(run, r)),
         }
 
@@ -52,15 +59,10 @@ def health(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
 
 def raise_if_stopped(run: Run, round_: int) -> None:
     """Raise HealthStop if the health stage of this round decided to stop the run."""
-    manifest = run.records.manifest("health", round_)
-    if manifest and manifest.metrics["state"] == "stop":
-        raise HealthStop(f"{manifest.metrics['notice']}. To continue anyway, change [health] and run it again")
-
-
-def is_last_round(run: Run, round_: int) -> bool:
-    """Whether this is the last round of the run: all rounds are done, or the health stage decided to stop."""
-    manifest = run.records.manifest("health", round_)
-    return round_ >= run.config.rounds or bool(manifest and manifest.metrics["state"] == "stop")
+    if is_stopped(run, round_):
+        manifest = run.records.manifest("health", round_)
+        notice = manifest.metrics["notice"] if manifest else ""
+        raise HealthStop(f"{notice}. To continue anyway, change [health] and run it again")
 
 
 def describe_adapter(run: Run, round_: int) -> str:

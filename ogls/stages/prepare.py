@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from ogls.models.adapter import adapter_files
 from ogls.problems.load import normalize_text
-from ogls.problems.sources import source_digest
 from ogls.problems.splits import split_problems
 from ogls.progress import Progress, no_progress
 from ogls.records import PROBLEMS, Problem, StageResult
 from ogls.records.schema import to_arrow
 from ogls.samplers.requests import check_context
 from ogls.stages.engine import check_engine, record_probe
-from ogls.stages.run import Run
+from ogls.stages.fingerprints import policy_inputs
+from ogls.stages.run import POLICY, Run
 from ogls.store.writer import StageWriter
 from ogls.verifiers.pool import shared_verifier
 
@@ -21,15 +22,12 @@ from ogls.verifiers.pool import shared_verifier
 def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> StageResult:
     """Read, clean and split the problems, and store a copy of them in the run."""
     config = run.config
-    sources = [config.problems.source, *(b.source for b in config.evaluate.benchmarks)]
     inputs = {
-        "problems": config.problems.model_copy(update={"per_round": 1}),
-        "benchmarks": config.evaluate.benchmarks,
-        "prompts": config.prompts,
-        "model": config.model,
+        **policy_inputs(run),
+        "problems": run.identity.problems.model_copy(update={"per_round": 1}),
+        "benchmarks": run.identity.evaluate.benchmarks,
+        "verify": run.identity.verify,
         "lengths": (config.rollout.max_tokens, config.evaluate.max_tokens),
-        "seed": config.seed,
-        "files": [source_digest(s) for s in sources],
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
@@ -47,7 +45,11 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
         writer.write_shard(0, to_arrow(PROBLEMS, rows))
         listed = [f"{n} {reason} ({report.describe(reason)})" for reason, n in report.counts.items()]
         notice = f"problems excluded: {'; '.join(listed)}" if listed else ""
-        policy.use_adapter(run.load_adapter(0))
+        start = run.load_adapter(0)
+        policy.use_adapter(start)
+        if start:  # a copy, so that the run does not depend on another folder
+            for name, content in adapter_files(start, config.model, config.adapter).items():
+                writer.attach_file(POLICY, name, content)
         first = next(p for p in problems if p.split == "train")
         return {
             "left_out": dict(report.counts),

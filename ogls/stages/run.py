@@ -10,15 +10,18 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ogls.config import RunConfig
-from ogls.config.fingerprint import differences, fingerprint
+from ogls.config.fingerprint import fingerprint, numerics
+from ogls.digests import known_files, remember_files
 from ogls.errors import ModelError, StoreError
 from ogls.models.adapter import BASE, WEIGHTS, Adapter, check_adapter_config
 from ogls.models.policy import Policy
 from ogls.problems.prompts import Prompter
 from ogls.records import TABLES, Problem, StageResult
 from ogls.records.schema import RESULT_VERSION
+from ogls.records.stages import STAGES_BY_NAME
 from ogls.seeds import derive_seed
 from ogls.stages import columns
+from ogls.stages.contents import Contents, by_content, local_paths, read_contents, settle
 from ogls.store import Store
 from ogls.store.manifest import Manifest
 from ogls.store.storage import Storage
@@ -37,10 +40,44 @@ class StartPoint(NamedTuple):
 class Run:
     """What the stages of a run share. Cheap to create: a model is loaded only when a stage needs it."""
 
+    may_redo_closed = False  # whether stages of closed rounds may be redone: only to restore files (`stages.check`)
+
     def __init__(self, config: RunConfig):
         self.config = config
         self.store = Store(config.root)
         self.records = self.store.run(config.name)
+
+    def open(self) -> str:
+        """Start or resume the run. Returns a notice, or an empty string (see `RunStore.open`)."""
+        identity, (contents, changed) = self.identity, self._contents
+        files = known_files(local_paths(self.config))
+        notices = [self.records.open(self.config, identity, contents=contents, files=files)]
+        if changed:
+            notices.append(f"{', '.join(changed)}: changed since the run began, which goes on with its own copy")
+        return "; ".join(filter(None, notices))
+
+    @cached_property
+    def identity(self) -> RunConfig:
+        """The configuration with contents in place of paths, for fingerprints."""
+        return by_content(self.config, self._contents[0])
+
+    @cached_property
+    def _contents(self) -> tuple[Contents, list[str]]:
+        """The content of every setting that names files, and the settings whose files have changed (`settle`)."""
+        info = self.records.read_info() or {}
+        remember_files(info.get("files", {}))
+        found = read_contents(self.config)
+        if "contents" not in info or self.records.manifest("problems", 0) is None:
+            return found, []
+        return settle(found, info["contents"], info["config"], self.config)
+
+    def check_identity(self) -> None:
+        """Raise StoreError if the configuration, or what its paths hold, is not what the run was started with."""
+        if changes := self.records.changes(self.config, self.identity):
+            raise StoreError(
+                f"run {self.config.name} was started with other settings or files; restore them, or use another run "
+                "name:\n  " + "\n  ".join(changes)
+            )
 
     def seed(self, *purpose: str | int) -> int:
         """The seed for a purpose, derived from the seed of the run."""
@@ -98,12 +135,15 @@ class Run:
 
     @cached_property
     def _start_adapter(self) -> Adapter | None:
-        """The adapter in `adapter.start`, or None if that is empty.
+        """The adapter in `adapter.start`, or None if that is empty. `prepare` stores a copy in the run.
 
         Raises ModelError if the folder has no adapter, or one that does not fit `model` or `adapter`.
         """
         if not self.config.adapter.start:
             return None
+        manifest = self.records.manifest("problems", 0)
+        if manifest and manifest.files_of(POLICY):
+            return Adapter.from_bytes(self._read_file(manifest, WEIGHTS[self.config.adapter.kind]))
         folder, name = Storage(self.config.adapter.start), WEIGHTS[self.config.adapter.kind]
         if self.config.adapter.kind == "lora" and (adapter_config := folder.read_bytes("adapter_config.json")):
             check_adapter_config(json.loads(adapter_config), self.config)
@@ -128,11 +168,24 @@ class Run:
     def read_attachment(self, round_: int, name: str) -> bytes:
         """A file that the train stage of a round saved. Raises StoreError if it is missing or damaged."""
         manifest = self.records.manifest("updates", round_)
-        entry = next((f for f in manifest.files_of(POLICY) if f.path.endswith(f"/{name}")), None) if manifest else None
+        if manifest is None:
+            raise StoreError(f"run {self.config.name} has not trained round {round_}")
+        return self._read_file(manifest, name)
+
+    def _read_file(self, manifest: Manifest, name: str) -> bytes:
+        entry = next((f for f in manifest.files_of(POLICY) if f.path.endswith(f"/{name}")), None)
         content, damage = self.records.read_verified(entry) if entry else (b"", "is missing")
         if damage:
-            raise StoreError(f"run {self.config.name} round {round_}: {name} {damage}; run the training again")
+            raise StoreError(
+                f"run {self.config.name} round {manifest.round}: {name} {damage}; `ogls check {self.config.name} "
+                "--repair` restores what can be restored"
+            )
         return content
+
+    def is_closed(self, round_: int) -> bool:
+        """Whether the next round has begun, so that nothing of this round may change any more."""
+        folder = self.records.folder("trajectories", round_ + 1)
+        return bool(self.records.storage.list_names(f"{self.records.name}/{folder}"))
 
     def digest(self, table: str, round_: int) -> str:
         """The digest of the output of a finished stage, for the fingerprint of the next one.
@@ -151,8 +204,10 @@ class Run:
         """Run the stage that writes `table`, unless its manifest proves that it is done.
 
         `inputs` has everything that decides the output; it is fingerprinted. `work` writes shards and returns metrics.
-        The manifest is written last, so a stage that was interrupted is not done. Raises StoreError if the problems
-        have changed since the run began.
+        The manifest is written last, so a stage that was interrupted is not done.
+
+        Raises StoreError if the configuration is not that of the run, or if a stage of a round that later rounds are
+        built on is damaged or has other inputs: that stage is never redone.
         """
         started = time.perf_counter()
         name = TABLES[table].stage
@@ -161,16 +216,19 @@ class Run:
         if status.manifest:
             seconds = float(status.manifest.metrics.get("seconds", 0))
             return StageResult(name, round_, status.manifest.rows, seconds, status.manifest.metrics, reused=True)
-        if status.state == "changed" and table == "problems":
+        self.check_identity()
+        stage = STAGES_BY_NAME.get(name)
+        closed = self.is_closed(round_) and not self.may_redo_closed
+        if status.why and stage and not stage.diagnostic and closed:
             raise StoreError(
-                f"run {self.config.name}: the problems have changed since the run began ({self.config.problems.source} "
-                "or a benchmark); restore the files, or use another run name"
+                f"run {self.config.name} round {round_}: {name} cannot be redone ({status.why}), because later rounds "
+                f"are built on it; `ogls check {self.config.name} --repair` restores what can be restored"
             )
         notice = f"{name} r{round_:03d} is redone: {status.why}" if status.why else ""
-        writer = StageWriter(self.records, TABLES[table], round_, stage_fingerprint)
-        if writer.finished:
-            notice = notice or f"{name} r{round_:03d} continues after {len(writer.finished)} finished shards"
+        writer = StageWriter(self.records, TABLES[table], round_, stage_fingerprint, numerics(self.config))
         metrics = work(writer)
+        if writer.kept and not notice:
+            notice = f"{name} r{round_:03d} continued after {writer.kept} finished shards"
         seconds = time.perf_counter() - started
         manifest = writer.commit(name, {**metrics, "seconds": seconds})
         result = StageResult(name, round_, manifest.rows, seconds, manifest.metrics)
@@ -189,27 +247,3 @@ def open_run(root: str, name: str) -> Run:
         existing = ", ".join(r.name for r in store.runs()) or "none"
         raise StoreError(f"no run {name} in {root}; existing runs: {existing}")
     return Run(RunConfig.model_validate({**info["config"], "root": root}))
-
-
-def is_complete(config: RunConfig) -> bool:
-    """Whether this run has trained and evaluated all its rounds.
-
-    Fast, because it reads manifests only; training also verifies the checksum of every file.
-    """
-    newest = _newest_health(config)
-    return newest is not None and newest.round >= config.rounds
-
-
-def is_finished(config: RunConfig) -> bool:
-    """Whether nothing is left to do: the run is complete, or a health check has stopped it."""
-    newest = _newest_health(config)
-    return newest is not None and (newest.round >= config.rounds or newest.metrics["state"] == "stop")
-
-
-def _newest_health(config: RunConfig) -> Manifest | None:
-    """The newest health manifest of the run; None if there is none, or if the run has another configuration."""
-    records = Store(config.root).run(config.name)
-    info = records.read_info()
-    if info is None or differences(info["canonical"], config):
-        return None
-    return records.newest_manifest("health")

@@ -26,7 +26,7 @@ def sample(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
         **policy_inputs(run),
         "problems": run.digest("problems", 0),
         "per_round": config.problems.per_round,
-        "rollout": config.rollout,
+        "rollout": config.rollout.model_copy(update={"engine": resolve_engine(config)}),
         "round": round_,
         "policy": policy_hash,
     }

@@ -10,7 +10,8 @@ import re
 
 from ogls.config import RunConfig
 from ogls.problems.load import Exclusions, load_problems, normalize_text
-from ogls.stages.run import POLICY, is_finished, open_run
+from ogls.stages.resume import is_finished, is_stopped
+from ogls.stages.run import POLICY, open_run
 from ogls.store import RunStore, Store
 
 
@@ -30,17 +31,21 @@ def count_new_problems(config: RunConfig, earlier: list[RunStore]) -> int:
 
 
 def next_start_adapter(run: RunStore) -> str:
-    """The path of the adapter that the run after `run` starts from; empty for the base model."""
-    health = run.newest_manifest("health")
-    trained = run.rounds("updates")
-    if health and health.metrics["state"] == "stop":
-        best = int(health.metrics["best"])
+    """The path of the adapter that the run after `run` starts from; empty for the base model.
+
+    It is the one that the last health decision chose: the best round's after a stop, the restart of a rollback, or else
+    the last round's.
+    """
+    opened = open_run(run.storage.root, run.name)
+    health, trained = run.newest_manifest("health"), run.newest_manifest("updates")
+    if health and is_stopped(opened, health.round):
+        chosen = int(health.metrics["best"])
     else:
-        best = trained[-1] if trained else 0
-    if best:
-        return run.url(run.folder(POLICY, best))
-    info = run.read_info()
-    return str(info["config"]["adapter"]["start"]) if info else ""
+        chosen = opened.start_point(trained.round + 1).round if trained else 0
+    problems = run.manifest("problems", 0)
+    if chosen or (problems and problems.files_of(POLICY)):  # round 0: the run's own copy of the adapter it began with
+        return run.url(run.folder(POLICY, chosen))
+    return opened.config.adapter.start
 
 
 def next_run(config: RunConfig) -> RunConfig | None:

@@ -18,6 +18,7 @@ def unfinished_shards(
 
     A shard has at most `size` consecutive items, all with the same value of `by`.
     """
+    writer.divide(size)
     shards: list[list[T]] = []
     for item in items:
         if not shards or len(shards[-1]) == size or by(shards[-1][-1]) != by(item):

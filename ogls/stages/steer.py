@@ -32,8 +32,7 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         "recipe": recipe,
         "temperature": config.steer.temperature,
         "support": config.steer.support,
-        "batch_tokens": config.steer.batch_tokens,
-        "model": config.model,
+        "model": run.identity.model,
         "teacher_states": run.digest("teacher_states", round_),
         "trajectories": run.digest("trajectories", round_),
     }

@@ -24,7 +24,7 @@ def style(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         "style": config.style.model_dump(mode="json"),
         "recipe": config.steer.to_recipe(),
         "temperature": config.steer.temperature,
-        "model": config.model,
+        "model": run.identity.model,
         "states": run.digest("teacher_states", round_),
         "trajectories": run.digest("trajectories", round_),
     }

@@ -71,11 +71,14 @@ def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
 
 
 def teacher_adapter(run: Run, start: int) -> Adapter | None:
-    """The teacher's adapter in a round that starts from the policy of round `start`; None for the base model."""
+    """The teacher's adapter in a round that starts from the policy of round `start`; None for the base model.
+
+    A live teacher and an average begin with `adapter.start`.
+    """
     kind = run.config.teacher.weights
-    if kind == "frozen" or not start:
+    if kind == "frozen":
         return None
-    if kind == "live":
+    if kind == "live" or not start:
         return run.load_adapter(start)
     return Adapter.from_bytes(run.read_attachment(start, "ema.safetensors"))
 

@@ -24,7 +24,7 @@ def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
     """Give every rollout of the round a verdict and an outcome: correct, failed or undecided."""
     config = run.config.verify
     inputs = {
-        "verify": config,
+        "verify": run.identity.verify,
         "trajectories": run.digest("trajectories", round_),
         "problems": run.digest("problems", 0),
     }

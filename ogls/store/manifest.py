@@ -37,6 +37,8 @@ class Manifest:
     written: str
     version: str
     schema_version: int = SCHEMA_VERSION
+    result_version: int = 2  # version of the fingerprint; manifests without this field have version 2
+    numerics: dict[str, Any] = field(default_factory=dict)  # the numerics settings that the stage was carried out with
     epoch: int = 0  # of the lease under which it was written or sealed (`lease.py`); 0 on a local disk
     dropped: str = ""  # when `retention` deleted the states (the stage stays done); empty if they were not deleted
 

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ogls.config import RunConfig
-from ogls.config.fingerprint import canonical_json, differences
+from ogls.config.fingerprint import canonical_json, differences, flatten, numerics
 from ogls.config.redact import redact_credentials
 from ogls.errors import StoreError
 from ogls.records import TABLES
-from ogls.records.schema import upgrade_schema
+from ogls.records.schema import RESULT_VERSION, upgrade_schema
+from ogls.records.stages import STAGES
 from ogls.revision import code_version
 from ogls.store.holder import parse_object
 from ogls.store.lease import Lease, held_lease
@@ -35,44 +36,66 @@ class RunStore:
     # --- the run --------------------------------------------------------------------------------
 
     def read_info(self) -> dict[str, Any] | None:
-        """run.json: `created`, `config` (all settings) and `canonical` (the settings that identify the run).
+        """run.json: `created`, `config` (all settings), `canonical` (the settings that identify the run, with contents
+        in place of paths), `contents` and `files` (see `ogls.stages.contents`).
 
         None if the run does not exist.
         """
         return _json(self.storage.read_bytes(f"{self.name}/run.json"))
 
-    def open(self, config: RunConfig) -> str:
+    def open(self, config: RunConfig, identity: RunConfig | None = None, **facts: Any) -> str:
         """Start or resume the run.
 
-        Returns a notice if the run was last carried out by another version of ogls-sd, else an empty string.
+        `identity` is the configuration with contents in place of paths, and `facts` are kept in run.json. Returns a
+        notice if the numerics settings have changed, or if another version of ogls-sd carried out the run last; else an
+        empty string. A run without a finished stage accepts any configuration.
 
         Raises StoreError if the run was started with another configuration, or by another version and
         `execution.other_version` is `refuse`.
         """
         info, version = self.read_info(), code_version()["version"]
-        if info and (changes := differences(info["canonical"], config.model_copy(update={"name": self.name}))):
-            raise StoreError(
-                f"run {self.name} exists with another configuration; choose another name, or undo these changes:\n  "
-                + "\n  ".join(changes)
-            )
-        notice = ""
+        if changes := self.changes(config, identity or config):
+            if self.manifest("problems", 0):
+                listed = "\n  ".join(changes)
+                raise StoreError(
+                    f"run {self.name} exists with another configuration; choose another name, or undo these changes:\n"
+                    f"  {listed}"
+                )
+            info = None
+        notices = []
         if info and info["version"] != version:
             notice = f"run {self.name} was last carried out by ogls-sd {info['version']}, and this is {version}"
             if config.execution.other_version == "refuse":
                 raise StoreError(
                     f"{notice}; install that version, choose another run name, or set execution.other_version = accept"
                 )
-            notice += ": finished stages are kept, this version runs the others (execution.other_version)"
+            notices.append(
+                f"{notice}: finished stages are kept, this version runs the others (execution.other_version)"
+            )
+        if info and (changes := _changed_numerics(info["config"], config)):
+            notices.append(f"run {self.name} goes on with other numerics settings: {', '.join(changes)}")
         self.write_json(
             "run.json",
             {
                 "created": info["created"] if info else utc_now(),
                 **code_version(),
                 "config": json.loads(redact_credentials(config.model_dump_json())),
-                "canonical": json.loads(canonical_json(config))[0],
+                "canonical": json.loads(canonical_json(identity or config))[0],
+                **facts,
             },
         )
-        return notice
+        return "; ".join(notices)
+
+    def changes(self, config: RunConfig, identity: RunConfig) -> list[str]:
+        """The identity settings in which a configuration differs from that of the run, a line each.
+
+        `identity` is `config` with contents in place of paths. A run of a release before 0.3.0 recorded paths.
+        """
+        info = self.read_info()
+        if info is None:
+            return []
+        compared = identity if "contents" in info else config
+        return differences(info["canonical"], compared.model_copy(update={"name": self.name}))
 
     @contextlib.contextmanager
     def lock(self, purpose: str) -> Iterator[None]:
@@ -142,7 +165,11 @@ class RunStore:
         return sorted(int(n.removeprefix("round=")) for n in names if n.startswith("round="))
 
     def status(self, table: str, round_: int, fingerprint: str) -> Status:
-        """Whether the stage is done for this fingerprint, with all its files present and undamaged."""
+        """Whether the stage is done for this fingerprint, with all its files present and undamaged.
+
+        Fingerprints of an older version cannot be compared. What it finished stays done, unless an earlier stage of the
+        round was redone since.
+        """
         owner = TABLES[table].manifest_table
         raw = self.storage.read_bytes(f"{self.name}/{self.folder(owner, round_)}/manifest.json")
         data = _json(raw)
@@ -150,12 +177,20 @@ class RunStore:
             void = raw is None or parse_object(raw).keys() == {"epoch"}
             return Status("missing") if void else Status("damaged", "its manifest cannot be read")
         manifest = parse_manifest(data)
-        if manifest.fingerprint != fingerprint:
+        older = manifest.result_version < RESULT_VERSION
+        if self._has_newer_input(manifest) if older else manifest.fingerprint != fingerprint:
             return Status("changed", "its configuration or input has changed")
         for entry in manifest.present_files:
             if problem := self.find_damage(entry):
                 return Status("damaged", f"{entry.path} {problem}")
         return Status("done", manifest=manifest)
+
+    def _has_newer_input(self, manifest: Manifest) -> bool:
+        """Whether an earlier stage of the same round was finished after this one."""
+        names = [stage.name for stage in STAGES]
+        earlier = [s for s in STAGES[: names.index(manifest.stage)] if not s.diagnostic]
+        inputs = (self.manifest(stage.table, manifest.round) for stage in earlier)
+        return any(m is not None and m.written > manifest.written for m in inputs)
 
     def find_damage(self, entry: FileEntry) -> str:
         """Describe the damage of a file; an empty string if it is undamaged."""
@@ -213,6 +248,13 @@ class RunStore:
                 f"{self.url(entry.path)} is damaged ({error}); run the training again to redo its stage"
             ) from None
         return upgrade_schema(TABLES[entry.table], arrow, columns)
+
+
+def _changed_numerics(before: Mapping[str, Any], config: RunConfig) -> list[str]:
+    """`key old -> new` of each numerics setting with another value than in a stored configuration."""
+    old = dict(flatten(before))
+    now = numerics(config)
+    return [f"{key} {old[key]} -> {value}" for key, value in now.items() if key in old and old[key] != value]
 
 
 def _json(raw: bytes | None) -> dict[str, Any] | None:

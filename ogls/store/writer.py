@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ogls.records.schema import Table, check_schema
+from ogls.records.schema import RESULT_VERSION, Table, check_schema
 from ogls.store.manifest import FileEntry, Manifest, utc_now
 from ogls.store.run_store import RunStore
 
@@ -20,12 +20,17 @@ class StageWriter:
     """Writes the shards of one stage and, last, its manifest.
 
     Keeps undamaged shards of an interrupted attempt with the same fingerprint: `finished` maps the index of a shard to
-    its entry. `commit` removes all other files in the folder. In an object store, files are in a folder of the epoch of
-    the lease (`e7/part-0000.parquet`), so that no two holders of the run write the same file.
+    its entry. `commit` removes all other files in the folder and records `numerics`, the numerics settings. In an
+    object store, files are in a folder of the epoch of the lease (`e7/part-0000.parquet`), so that no two holders of
+    the run write the same file.
     """
 
-    def __init__(self, run: RunStore, table: Table, round_: int, fingerprint: str):
+    def __init__(
+        self, run: RunStore, table: Table, round_: int, fingerprint: str, numerics: Mapping[str, Any] | None = None
+    ):
         self.run, self.table, self.round, self.fingerprint = run, table, round_, fingerprint
+        self.numerics = dict(numerics or {})
+        self._shard_size: int | None = None
         self.folder = run.folder(table.name, round_)
         self.finished: dict[int, FileEntry] = {}
         self._extra: list[FileEntry] = []
@@ -35,6 +40,14 @@ class StageWriter:
         if partial and partial.get("fingerprint") == fingerprint and partial.get("version") == version("ogls-sd"):
             entries = {int(i): FileEntry(**entry) for i, entry in partial["shards"].items()}
             self.finished = {i: entry for i, entry in entries.items() if not run.find_damage(entry)}
+            self._shard_size = partial.get("shard_size")
+        self.kept = len(self.finished)  # shards of the interrupted attempt
+
+    def divide(self, shard_size: int) -> None:
+        """Declare the number of items per shard. Discards the shards of an attempt that used another number."""
+        if self._shard_size != shard_size:
+            self.finished.clear()
+            self.kept, self._shard_size = 0, shard_size
 
     def write_shard(self, index: int, data: pa.Table, metrics: Mapping[str, float] | None = None) -> None:
         """Write shard `index` and record it as finished. `summed_metrics` adds up `metrics` over the shards."""
@@ -42,7 +55,12 @@ class StageWriter:
         shards = {str(i): asdict(entry) for i, entry in sorted(self.finished.items())}
         self.run.write_json(
             f"{self.folder}/partial.json",
-            {"fingerprint": self.fingerprint, "version": version("ogls-sd"), "shards": shards},
+            {
+                "fingerprint": self.fingerprint,
+                "version": version("ogls-sd"),
+                "shard_size": self._shard_size,
+                "shards": shards,
+            },
         )
 
     def write_extra(self, table: Table, data: pa.Table) -> None:
@@ -73,6 +91,8 @@ class StageWriter:
             metrics={**self.summed_metrics(), **metrics},
             written=utc_now(),
             version=version("ogls-sd"),
+            result_version=RESULT_VERSION,
+            numerics=self.numerics,
         )
         # The manifest first: a process that has lost the run fails here, and removes nothing.
         self.run.write_json(f"{self.folder}/manifest.json", asdict(manifest))

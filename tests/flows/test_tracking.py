@@ -9,13 +9,18 @@ from typing import Any
 
 import pytest
 import rich.console
+from conftest import carry_out
 from flow_helpers import from_server, metrics_of, newest_flow_run, only_run, task_runs, tracked
+from prefect.artifacts import create_markdown_artifact
 
+from flows.evaluate import evaluate_flow
 from flows.train import train_flow
 from ogls.analysis.report import read_report, write_report
 from ogls.errors import HealthStop
 from ogls.revision import code_version
 from ogls.stages.run import Run
+from tasks import events as task_events
+from tasks import publish as publishing
 from tasks.progress import show_progress_on
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -189,3 +194,71 @@ def test_rounds_missing_in_mlflow_are_logged_later(tmp_path: Path) -> None:
     config = tracked(tmp_path, "name=later", "rounds=1")
     train_flow(config)
     assert [step for step, _ in metrics_of(config, "evaluate/accuracy")] == [0, 1]
+
+
+def test_an_evaluation_made_later_reaches_mlflow(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    config = tracked(tmp_path, "name=evaluated-later", "rounds=2", "evaluate.every=2")
+    train_flow(config)
+    assert [step for step, _ in metrics_of(config, "evaluate/accuracy")] == [0, 2]
+    evaluate_flow(config, [1])
+    accuracies = dict(metrics_of(config, "evaluate/accuracy"))
+    assert sorted(accuracies) == [0, 1, 2]
+    assert sorted(step for step, _ in metrics_of(config, "rounds_logged")) == [0, 1, 2]
+    versions = MlflowClient(tracking_uri=config.tracking.uri).search_model_versions("name='ogls-sd-evaluated-later'")
+    assert {v.tags["ogls.round"]: float(v.tags["ogls.accuracy"]) for v in versions} == {
+        "1": pytest.approx(accuracies[1]),
+        "2": pytest.approx(accuracies[2]),
+    }
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no code of ours handles it."""
+
+
+def test_a_round_whose_publication_was_killed_is_published_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after each effect on Prefect and MLflow in turn, before the next line."""
+    from mlflow.tracking import MlflowClient
+
+    config = tracked(tmp_path, "name=killed", "rounds=1")
+    carry_out(config)
+    killed: list[str] = []
+    events: list[tuple[str, Any]] = []
+
+    def killing(target: Any, name: str, real: Any) -> None:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            result = real(*arguments, **keywords)
+            metrics = "".join(f"{m.key} {m.step}" for m in keywords.get("metrics", ())[:1])
+            point = f"{name} {keywords.get('key', '')}{keywords.get('id', '')}{metrics}"
+            if point not in killed:
+                killed.append(point)
+                raise Killed
+            return result
+
+        monkeypatch.setattr(target, name, call)
+
+    killing(publishing, "create_markdown_artifact", create_markdown_artifact)
+    for method in ("log_batch", "log_artifacts", "create_model_version", "set_registered_model_alias", "log_param"):
+        killing(MlflowClient, method, getattr(MlflowClient, method))
+    killing(task_events, "emit_event", lambda **event: events.append((event["event"], event["id"])))
+    for round_ in (0, 1):
+        while True:
+            try:
+                publishing.publish.fn(config, round_)
+                break
+            except Killed:
+                continue
+    assert len(killed) == 14, killed
+    tables = [a.key for a in from_server("read_artifacts") if a.key and a.key.startswith("killed-r")]
+    assert sorted(tables) == ["killed-r000", "killed-r001"]
+    assert [name for name, _ in set(events)].count("ogls.round.finished") == 2
+    assert len(events) > len(set(events)) == len({i for _, i in events})  # the server stores an id once
+    for name in ("evaluate/accuracy", "rounds_logged", "train/rate"):
+        assert sorted(step for step, _ in metrics_of(config, name)) == [0, 1]
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    assert len(client.search_model_versions("name='ogls-sd-killed'")) == 1
+    publishing.publish.fn(config, 1)
+    assert len([a for a in from_server("read_artifacts") if a.key == "killed-r001"]) == 1

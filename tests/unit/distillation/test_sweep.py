@@ -95,8 +95,10 @@ def test_the_tables_of_a_sweep(swept: Run) -> None:
 def test_a_sweep_is_reused_and_missing_pools_raise_an_error(swept: Run) -> None:
     assert sweep(swept, 1).reused
     assert not sweep(swept, 1, strengths=(0.3,)).reused
-    without = Run(swept.config.model_copy(update={"teacher": swept.config.teacher.model_copy(update={"pools": ()})}))
-    for stage in ("teach", "steer"):
+    teacher = swept.config.teacher.model_copy(update={"pools": ()})
+    without = Run(swept.config.model_copy(update={"name": "without", "teacher": teacher}))
+    STAGES["prepare"](without, 0)
+    for stage in ("sample", "verify", "teach", "steer"):
         STAGES[stage](without, 1)
     with pytest.raises(DataError, match=r"allow none of opsd: set teacher\.pools to cache more"):
         sweep(without, 1, recipes=("opsd",))

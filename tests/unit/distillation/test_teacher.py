@@ -108,6 +108,24 @@ def test_unanimous_groups_have_no_direction(plan) -> None:
     assert pools["correct"] == pools["incorrect"]
 
 
+def test_unanimous_groups_have_the_base_pool_as_target_under_contrastive(plan) -> None:
+    """Its weights of the two pools do not cancel, so equal pools would leave the correct pool."""
+    overrides = ("teacher.unanimous=anchor", "train.rollouts=all", "steer.recipe=contrastive")
+    for s in plan("cccc", *overrides).scored:
+        (context, share), *others = s.shares
+        assert (share, others, s.exemplars) == (1.0, [], ())
+        assert context.weights == "policy"  # the anchor
+    mixed = {s.pool: s.exemplars for s in plan("ccff", *overrides).scored if s.key[1] == 0}
+    assert mixed == {"base": (), "correct": (1,), "incorrect": (2, 3)}
+
+
+def test_another_rollout_with_equal_tokens_may_be_an_exemplar(plan) -> None:
+    """It is a sample of its own. Only the rollout itself is excluded."""
+    pools = scored(plan("ccff", same_text=True))
+    assert pools[0]["correct"] == (1,)
+    assert pools[2]["incorrect"] == (3,)
+
+
 def test_opsd_leaves_out_problems_without_a_reference_solution(plan) -> None:
     bare = Problem("p", PROBLEM.problem, "7")
     group_plan = plan("ccff", "steer.recipe=opsd", "train.rollouts=all", problem=bare)

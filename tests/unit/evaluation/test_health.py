@@ -14,6 +14,7 @@ from ogls.evaluation.metrics import ends_in_loop
 from ogls.stages.health import raise_if_stopped
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run, StartPoint
+from ogls.stages.summaries import read_deciding_summary, read_first_summary
 
 WELL = {
     "accuracy": 0.5,
@@ -141,6 +142,24 @@ def test_a_collapse_is_rolled_back_at_half_the_learning_rate(tmp_path: Path) -> 
     assert rows[0]["step"] == 1  # round 0 has no optimizer state, so the optimizer starts at step 0
     assert rows[0]["learning_rate"] == pytest.approx(2.5e-3)
     assert [STAGES[n](run, r).reused for r in (1, 2) for n in ROUND] == [True] * 16
+
+
+def test_rounds_are_chosen_by_the_holdout_if_there_is_one(tmp_path: Path) -> None:
+    """The benchmark is reported, so it chooses nothing."""
+    run = carry_out(small_config(tmp_path, "problems.holdout=8"), rounds=1)
+    rows = run.records.read("summaries", 1).to_pylist()
+    assert [(row["benchmark"], row["place"]) for row in rows] == [("tiny", 0), ("holdout", 1)]
+    accuracies = {}
+    for round_ in (0, 1):
+        tiny, holdout = run.records.read("summaries", round_).to_pylist()
+        accuracies[round_] = holdout["accuracy"]
+        assert read_deciding_summary(run.records, round_) == holdout
+        assert read_first_summary(run.records, round_) == tiny
+    decided = run.records.manifest("health", 1)
+    assert decided
+    assert decided.metrics["best"] == max((0, 1), key=lambda r: (accuracies[r], -r))
+    findings = {row["check"]: row for row in run.records.read("health", 1).to_pylist()}
+    assert findings["stop_mass"]["value"] == rows[1]["stop_mass"] != rows[0]["stop_mass"]
 
 
 def test_evaluating_another_round_later_does_not_change_a_decision(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from ogls.models.adapter import BASE, adapter_files
 from ogls.models.policy import Policy
 from ogls.stages import series
 from ogls.stages.registry import STAGES
-from ogls.stages.run import Run, is_finished
+from ogls.stages.resume import is_finished
+from ogls.stages.run import Run, open_run
 
 ROWS = [json.loads(line) for line in (REPO / "data/tiny/train.jsonl").read_text().splitlines()[:24]]
 
@@ -81,6 +82,38 @@ def test_the_run_after_a_stopped_run_starts_from_the_best_adapter(config: RunCon
     manifest["metrics"]["best"] = 0
     path.write_text(json.dumps(manifest))
     assert series.next_start_adapter(run.records) == ""  # it started from the base model
+
+
+def test_the_run_after_a_rollback_in_the_last_round_starts_where_the_rollback_went(config: RunConfig) -> None:
+    first = series.next_run(config)
+    assert first
+    run = carry_out(first.model_copy(update={"rounds": 2}), 2)
+    path = Path(run.records.url("health/round=002/manifest.json"))
+    manifest = json.loads(path.read_text())
+    manifest["metrics"] |= {"state": "rollback", "best": 1, "restart": 1, "rate": 0.5}
+    path.write_text(json.dumps(manifest))
+    assert series.next_start_adapter(run.records).endswith("nightly-0001/policy/round=001")
+
+
+def test_a_series_in_a_store_that_was_moved_goes_on(config: RunConfig, tmp_path: Path) -> None:
+    """The second run is unfinished; its stored start adapter has the path of the old store."""
+    first = series.next_run(config)
+    assert first
+    carry_out(first)
+    add_problems(tmp_path / "in", "tuesday.jsonl", ROWS[8:16])
+    second = series.next_run(config)
+    assert second
+    unfinished = carry_out(second, rounds=0)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = config.model_copy(update={"root": str(tmp_path / "moved")})
+    continued = series.next_run(moved)
+    assert continued
+    assert continued.adapter.start != second.adapter.start
+    run = carry_out(continued)
+    assert run.policy_hash(0) == unfinished.policy_hash(0)
+    again = open_run(moved.root, continued.name)
+    again.config = again.config.model_copy(update={"adapter": second.adapter})  # as the old store recorded it
+    assert again.policy_hash(0) == run.policy_hash(0)  # its own copy
 
 
 def test_a_missing_start_adapter_is_an_error(tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def test_rows_that_do_not_fit_the_schema_are_refused() -> None:
 def test_a_name_with_another_configuration_is_refused(run: RunStore) -> None:
     run.open(small_config("x", "name=r"))
     run.open(small_config("x", "name=r", "rounds=7", "tracking.uri=http://elsewhere"))
+    StageWriter(run, TABLES["problems"], 0, "f").commit("prepare", {})
     with pytest.raises(StoreError, match=r"train\.learning_rate: .* -> 0\.25"):
         run.open(small_config("x", "name=r", "train.learning_rate=0.25"))
 

@@ -1,0 +1,58 @@
+"""Commands that care for one run: check."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from flows.console import Root, err, out
+
+OneRun = Annotated[str, typer.Argument(help="Name of a run.")]
+
+
+def register(app: Any) -> None:
+    """Add the commands to the command line."""
+    app.command()(check)
+
+
+def check(
+    run: OneRun,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Restore files that can be computed again to the same bytes.")
+    ] = False,
+    root: Root = "data/runs",
+) -> None:
+    """Verify the checksum of every file of a run, and restore damaged files. Exits with 1 if damage remains."""
+    from ogls.stages import check as checks
+    from ogls.stages.run import open_run
+    from tasks.progress import show_progress_on, terminal_progress
+
+    opened = open_run(root, run)
+    show_progress_on(err)
+    with terminal_progress("check", 0) as progress:
+        damaged = checks.find_damage(opened, progress)
+    for d in damaged:
+        line = f"{d.stage} r{d.round:03d}: {d.path} {d.problem}: {d.consequence}"
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if damaged and repair:
+        damaged = _repair(opened, damaged)
+    if damaged:
+        hint = "" if repair else f"; `ogls check {run} --repair` restores what can be restored"
+        err.print(f"{len(damaged)} damaged files{hint}", style="red", highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+    out.print(f"{run}: every file is as its manifest lists it", highlight=False)
+
+
+def _repair(opened: Any, damaged: list[Any]) -> list[Any]:
+    """Restore damaged files; return those that remain damaged."""
+    from ogls.stages import check as checks
+    from tasks.progress import terminal_progress
+
+    remaining = []
+    with opened.records.lock("check"), terminal_progress("repair", 0) as progress:
+        for damage, reason in checks.repair(opened, damaged, progress):
+            text = f"{damage.path}: {f'not restored: {reason}' if reason else 'restored'}"
+            out.print(text, markup=False, highlight=False, soft_wrap=True)
+            remaining += [damage] if reason else []
+    return remaining

@@ -1,0 +1,144 @@
+"""What the settings that name files hold: digests that identify a run in place of paths.
+
+A model, a data set or an adapter may be moved while a run is interrupted. Its content may not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ogls.config import AdapterConfig, DataSource, ModelConfig, RunConfig, VerifyConfig
+from ogls.digests import path_digest
+from ogls.models.adapter import WEIGHTS
+from ogls.verifiers.custom import add_working_directory
+
+S = TypeVar("S", bound=DataSource)
+Contents = Mapping[str, str]  # by dotted setting; a setting whose content cannot be read now is left out
+
+
+def read_contents(config: RunConfig) -> dict[str, str]:
+    """The content of every setting that names files."""
+    found = {
+        "model.path": model_content(config.model),
+        "adapter.start": adapter_content(config.adapter),
+        "problems.source": source_content(config.problems),
+        **{f"evaluate.benchmarks.{b.name}": source_content(b) for b in config.evaluate.benchmarks},
+        "verify.checker": checker_content(config.verify),
+    }
+    return {setting: content for setting, content in found.items() if content}
+
+
+def local_paths(config: RunConfig) -> list[Path]:
+    """The local files and folders that `read_contents` reads."""
+    sources = [
+        config.model.path,
+        config.adapter.start or ".nothing",
+        config.problems.source,
+        *(b.source for b in config.evaluate.benchmarks),
+    ]
+    return [Path(s) for s in sources if Path(s).exists()]
+
+
+def model_content(model: ModelConfig) -> str:
+    """A digest of a model folder, or the commit of a Hugging Face id; empty if the model cannot be found."""
+    if Path(model.path).is_dir():
+        return f"content:{path_digest(Path(model.path))[:32]}"
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=False)
+    except (OSError, ValueError):
+        return ""  # loading the model gives the error
+    commit = getattr(config, "_commit_hash", None)
+    return f"{model.path}@{commit}" if commit else ""
+
+
+def adapter_content(adapter: AdapterConfig) -> str:
+    """A digest of the weights of the start adapter; empty without one, or if it is not found.
+
+    An adapter in another store is identified by its URL: it would have to be downloaded at every stage.
+    """
+    weights = Path(adapter.start, WEIGHTS[adapter.kind])
+    return f"content:{path_digest(weights)[:32]}" if adapter.start and weights.is_file() else ""
+
+
+def source_content(source: DataSource) -> str:
+    """A digest of a local file or folder of problems, or the commit of a Hugging Face dataset; empty if not found."""
+    if Path(source.source).exists():
+        return f"content:{path_digest(Path(source.source))[:32]}"
+    if source.source.count("/") != 1:
+        return ""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        commit = HfApi().dataset_info(source.source, revision=source.revision, timeout=10).sha
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
+        return ""
+    return f"{source.source}@{commit}" if commit else ""
+
+
+def checker_content(verify: VerifyConfig) -> str:
+    """The name of the custom checker with a digest of its module's file; empty without one."""
+    if not verify.checker:
+        return ""
+    add_working_directory()
+    module = verify.checker.partition(":")[0]
+    try:
+        spec = find_spec(module)
+    except ImportError:
+        return ""
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+        return ""
+    return f"{verify.checker}@{path_digest(Path(spec.origin))[:32]}"
+
+
+def by_content(config: RunConfig, contents: Contents) -> RunConfig:
+    """The configuration with contents in place of paths, for fingerprints. It is not valid for anything else."""
+    model = {"path": contents["model.path"], "revision": None} if "model.path" in contents else {}
+    benchmarks = tuple(_source(b, contents, f"evaluate.benchmarks.{b.name}") for b in config.evaluate.benchmarks)
+    sections = {
+        "model": config.model.model_copy(update=model),
+        "adapter": config.adapter.model_copy(update={"start": contents.get("adapter.start", config.adapter.start)}),
+        "problems": _source(config.problems, contents, "problems.source"),
+        "evaluate": config.evaluate.model_copy(update={"benchmarks": benchmarks}),
+        "verify": config.verify.model_copy(update={"checker": contents.get("verify.checker", config.verify.checker)}),
+    }
+    return config.model_copy(update=sections)
+
+
+def _source(source: S, contents: Contents, setting: str) -> S:
+    if setting not in contents:
+        return source
+    return source.model_copy(update={"source": contents[setting], "revision": None})
+
+
+def settle(
+    found: Contents, recorded: Contents, before: Mapping[str, Any], now: RunConfig
+) -> tuple[Contents, list[str]]:
+    """The contents that identify a prepared run, and the settings whose files have changed without effect on it.
+
+    A run has its own copy of its problems and of its start adapter, so it goes on without the originals. A model or a
+    checker that cannot be found now is taken to be the recorded one; using it gives the error.
+    """
+    after = now.model_dump(mode="json")
+    kept, changed = {}, []
+    for key, content in recorded.items():
+        copied = key not in ("model.path", "verify.checker")
+        if _same(before, after, key) and (copied or key not in found):
+            kept[key] = content
+            changed += [key] if found.get(key, content) != content else []
+    return {**found, **kept}, changed
+
+
+def _same(before: Any, after: Any, key: str) -> bool:
+    """Whether two configurations have the same value of a dotted setting."""
+    for part in key.split(".", 2):
+        if isinstance(before, list):  # benchmarks, by name
+            before, after = ([b for b in benchmarks if b["name"] == part] for benchmarks in (before, after))
+        else:
+            before, after = before[part], after[part]
+    return bool(before == after)

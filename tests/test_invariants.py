@@ -14,6 +14,7 @@ from ogls.config import AdapterConfig, ModelConfig, Recipe, SteerConfig, TrainCo
 from ogls.distillation import exemplars, teacher
 from ogls.distillation.steering import steer_tokens
 from ogls.errors import NonFiniteLoss
+from ogls.models.continuation import run_continuations
 from ogls.models.head import binned_logprobs
 from ogls.models.policy import Policy
 from ogls.problems.prompts import Prompter
@@ -148,9 +149,7 @@ def test_continuations_of_a_shared_prefix_equal_full_sequences(policy: Policy, b
         (i, torch.randint(3, 320, (n,), generator=generator).tolist()) for i, n in ((0, 4), (0, 7), (2, 6), (2, 1))
     ]
     with torch.no_grad():
-        for (i, tokens), states in zip(
-            pairs, teacher.run_continuations(policy, prefixes, pairs, batch_tokens), strict=True
-        ):
+        for (i, tokens), states in zip(pairs, run_continuations(policy, prefixes, pairs, batch_tokens), strict=True):
             full = policy.run_body(torch.tensor([prefixes[i] + tokens])).last_hidden_state[0]
             torch.testing.assert_close(states, full[len(prefixes[i]) - 1 : -1], atol=1e-4, rtol=0)
 

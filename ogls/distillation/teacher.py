@@ -9,11 +9,12 @@ gives the mean of the pool's logits, and [T, D] states replace [T, V] logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ogls.config import Pool
 from ogls.distillation.exemplars import ScoredRollout
 from ogls.errors import ModelError
+from ogls.models.continuation import run_continuations
 from ogls.models.head import nll
 from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
@@ -96,47 +97,6 @@ def _drop_unused(prefixes: _Prefixes, pairs: _Pairs) -> tuple[_Prefixes, _Pairs]
     return [prefixes[i] for i in used], [(used.index(i), tokens) for i, tokens in pairs]
 
 
-def run_continuations(
-    policy: Policy, prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]], batch_tokens: int
-) -> Iterable[Float[Tensor, "T D"]]:
-    """Yield the final hidden states [T, D] that predict the tokens of each (prefix index, tokens) pair, in order.
-
-    State 0 is the last state of the prefix. States have the dtype and the device of the policy. Every prefix is
-    prefilled once; continuations run in batches of at most `batch_tokens` tokens including padding and prefix (or one
-    continuation).
-    """
-    import torch
-    from transformers import DynamicCache
-
-    lengths = torch.tensor([len(p) for p in prefixes], device=policy.device)
-    ids, mask = _right_pad(prefixes, policy.device)
-    out = policy.run_body(ids, mask, past_key_values=DynamicCache(), use_cache=True)
-    first = out.last_hidden_state[torch.arange(len(prefixes), device=policy.device), lengths - 1]
-    longest = max(len(tokens) for _, tokens in pairs)
-    step = max(1, batch_tokens // (ids.shape[1] + longest))
-    for start in range(0, len(pairs), step):
-        part = pairs[start : start + step]
-        index = torch.tensor([i for i, _ in part], device=policy.device)
-        tokens, token_mask = _right_pad([t[:-1] for _, t in part], policy.device)
-        states = None
-        if tokens.shape[1]:
-            cache = DynamicCache()
-            for number, layer in enumerate(out.past_key_values.layers):
-                cache.update(layer.keys[index], layer.values[index], number)
-            # Prefixes are padded on the right: the mask hides the padding, and positions continue after the last token.
-            position = lengths[index, None] + torch.arange(tokens.shape[1], device=policy.device)
-            states = policy.run_body(
-                tokens,
-                torch.cat([mask[index], token_mask], 1),
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-        for row, (i, sequence) in enumerate(part):
-            rest = [states[row, : len(sequence) - 1]] if states is not None else []
-            yield torch.cat([first[i][None], *rest])
-
-
 def rollout_logprobs(
     policy: Policy, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[tuple[int, ...]], batch_tokens: int
 ) -> list[float]:
@@ -184,13 +144,3 @@ def _batches(contexts: list[tuple[int, ...]], longest: list[int], batch_tokens: 
         batch.append(contexts[i])
     if batch:
         yield batch
-
-
-def _right_pad(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Return token ids padded on the right with 0, and the mask (1: token, 0: padding), both [rows, width] int64."""
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.tensor([list(r) + [0] * (width - len(r)) for r in rows], dtype=torch.long, device=device)
-    mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], dtype=torch.long, device=device)
-    return ids.reshape(len(rows), width), mask.reshape(len(rows), width)

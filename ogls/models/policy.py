@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ogls.config import AdapterConfig, ModelConfig
 from ogls.errors import ModelError
 from ogls.models.adapter import BASE, Adapter
+from ogls.models.continuation import check_continuations
 from ogls.models.head import head_logits
 from ogls.models.load import collect_stop_ids, load_causal, load_tokenizer, resolve_device
 
@@ -52,6 +53,7 @@ class Policy:
         self.parameters = {_peft_name(n): p for n, p in self.model.named_parameters() if p.requires_grad}
         self._initial = {n: p.detach().clone() for n, p in self.parameters.items()}  # the base: LoRA's B is zero
         self.hash = BASE
+        check_continuations(self, model.dtype, len(self.head), model.path)
 
     def use_adapter(self, adapter: Adapter | None) -> None:
         """Load an adapter into the trainable weights; None selects the base model.

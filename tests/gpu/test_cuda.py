@@ -9,7 +9,7 @@ import torch
 from conftest import carry_out, small_config
 
 from ogls.config import AdapterConfig, ModelConfig
-from ogls.distillation import teacher
+from ogls.models.continuation import run_continuations
 from ogls.models.policy import Policy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -28,7 +28,7 @@ def test_teacher_states_agree(policies: dict[str, Policy]) -> None:
     prefixes = [torch.randint(3, 320, (n,), generator=generator).tolist() for n in (5, 40, 12)]
     pairs = [(i, torch.randint(3, 320, (20,), generator=generator).tolist()) for i in (0, 1, 1, 2)]
     with torch.no_grad():
-        states = {d: list(teacher.run_continuations(p, prefixes, pairs, 4096)) for d, p in policies.items()}
+        states = {d: list(run_continuations(p, prefixes, pairs, 4096)) for d, p in policies.items()}
     for cpu, cuda in zip(states["cpu"], states["cuda"], strict=True):
         torch.testing.assert_close(cuda.cpu(), cpu, atol=1e-3, rtol=1e-3)
 

@@ -44,9 +44,12 @@ def root(server: S3Server) -> str:
 
 def test_a_run_through_a_failing_server_ends_with_the_same_bits(finished: Run, server: S3Server, root: str) -> None:
     server.fault_rate = 0.04
-    run = carry_out(small_config(root))
+    config = small_config(root)
+    with Run(config).records.lock("train"):
+        run = carry_out(config)
     assert {"slow down", "server error", "cut"} <= set(server.counts)
-    assert content(run) == content(finished)
+    without_epoch = {name: [f.replace("/e1/", "/") for f in files] for name, files in content(run).items()}
+    assert without_epoch == content(finished)
     assert {reused for reused, _ in again(run).values()} == {True}
 
 

@@ -8,8 +8,8 @@ gives the mean of the pool's logits, and [T, D] states replace [T, V] logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from ogls.config import Pool
 from ogls.distillation.exemplars import ScoredRollout
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+T = TypeVar("T")
+_Prefixes = Sequence[Sequence[int]]
+_Pairs = Sequence[tuple[int, Sequence[int]]]  # (index of a prefix, tokens of a continuation)
 _HEAD_TOKENS = 1024  # tokens whose full-vocabulary logits are in memory at once
 
 
@@ -43,11 +46,16 @@ def score_rollouts(
         for context, share in item.shares:
             rows = contributions.setdefault(context.prompt_ids, {}).setdefault(item.token_ids, [])
             rows.append(((item.key, item.pool), share))
+
+    def run_states(prefixes: _Prefixes, pairs: _Pairs) -> list[Tensor]:
+        return [states.float().cpu() for states in run_continuations(policy, prefixes, pairs, batch_tokens)]
+
+    advice = "lower teacher.exemplar_tokens or train.tokens"
     means: dict[tuple[Key, Pool], Tensor] = {}
     done, total = 0, sum(len(rows) for rows in contributions.values())
     for batch in _batches(list(contributions), [max(map(len, contributions[c])) for c in contributions], batch_tokens):
         pairs = [(i, tokens) for i, context in enumerate(batch) for tokens in contributions[context]]
-        for (i, tokens), states in zip(pairs, _run_within_memory(policy, batch, pairs, batch_tokens), strict=True):
+        for (i, tokens), states in zip(pairs, _within_memory(run_states, policy, batch, pairs, advice), strict=True):
             for rollout_pool, share in contributions[batch[i]][tokens]:
                 term = states * share
                 means[rollout_pool] = means[rollout_pool] + term if rollout_pool in means else term
@@ -56,38 +64,34 @@ def score_rollouts(
     return means
 
 
-def _run_within_memory(
-    policy: Policy, prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]], batch_tokens: int
-) -> list[Float[Tensor, "T D"]]:
-    """Run `run_continuations` and move its states to the CPU as fp32. If memory runs out, repeat on halves of `pairs`.
+def _within_memory(
+    work: Callable[[_Prefixes, _Pairs], list[T]], policy: Policy, prefixes: _Prefixes, pairs: _Pairs, advice: str
+) -> list[T]:
+    """Run `work`, which gives one result a pair. If memory runs out, repeat it on halves of `pairs`.
 
-    Raises ModelError if a single prefix with a single continuation does not fit.
+    Raises ModelError, with `advice`, if a single prefix with a single continuation does not fit.
     """
     import torch
 
     try:
         with torch.inference_mode():
-            return [states.float().cpu() for states in run_continuations(policy, prefixes, pairs, batch_tokens)]
+            return work(prefixes, pairs)
     except torch.OutOfMemoryError:
         pass  # retry outside the handler: its traceback holds tensors of the failed pass
     if policy.device.type == "cuda":
         torch.cuda.empty_cache()
     if len(pairs) == 1:
         size = len(prefixes[pairs[0][0]]) + len(pairs[0][1])
-        raise ModelError(
-            f"out of memory on one sequence of {size} tokens: lower teacher.exemplar_tokens or train.tokens"
-        )
+        raise ModelError(f"out of memory on one sequence of {size} tokens: {advice}")
     half = len(pairs) // 2
     return [
-        states
+        result
         for part in (pairs[:half], pairs[half:])
-        for states in _run_within_memory(policy, *_drop_unused(prefixes, part), batch_tokens)
+        for result in _within_memory(work, policy, *_drop_unused(prefixes, part), advice)
     ]
 
 
-def _drop_unused(
-    prefixes: Sequence[Sequence[int]], pairs: Sequence[tuple[int, Sequence[int]]]
-) -> tuple[list[Sequence[int]], list[tuple[int, Sequence[int]]]]:
+def _drop_unused(prefixes: _Prefixes, pairs: _Pairs) -> tuple[_Prefixes, _Pairs]:
     """Return the prefixes that `pairs` use, and the pairs with renumbered prefixes."""
     used = list(dict.fromkeys(i for i, _ in pairs))
     return [prefixes[i] for i in used], [(used.index(i), tokens) for i, tokens in pairs]
@@ -98,10 +102,21 @@ def rollout_logprobs(
 ) -> list[float]:
     """Return the log-probability (nats, summed over tokens) of each rollout given its prompt.
 
-    Runs the current weights of `policy`. Equal prompts run once. Logits [1024, V] are in memory at once.
+    Runs the current weights of `policy`. Equal prompts run once. Logits [1024, V] are in memory at once. A batch that
+    does not fit into memory is repeated on halves. Raises ModelError if a single sequence does not fit.
     """
     import torch
 
+    def sum_logprobs(prefixes: _Prefixes, pairs: _Pairs) -> list[float]:
+        sums = []
+        all_states = run_continuations(policy, prefixes, pairs, batch_tokens)
+        for (_, rollout), states in zip(pairs, all_states, strict=True):
+            ids = torch.tensor(rollout, device=states.device)
+            parts = zip(states.split(_HEAD_TOKENS), ids.split(_HEAD_TOKENS), strict=True)
+            sums.append(-sum(float(nll(part, policy.head, part_ids).sum()) for part, part_ids in parts))
+        return sums
+
+    advice = "set evaluate.base_kl = false in a new run, or lower evaluate.max_tokens there"
     indices: dict[tuple[int, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
         indices.setdefault(prompt, []).append(index)
@@ -109,12 +124,9 @@ def rollout_logprobs(
     logprobs = [0.0] * len(prompts)
     for batch in _batches(list(indices), longest, batch_tokens):
         pairs = [(n, i) for n, prompt in enumerate(batch) for i in indices[prompt]]
-        with torch.inference_mode():
-            all_states = run_continuations(policy, batch, [(n, rollouts[i]) for n, i in pairs], batch_tokens)
-            for (_, i), states in zip(pairs, all_states, strict=True):
-                ids = torch.tensor(rollouts[i], device=states.device)
-                for part, part_ids in zip(states.split(_HEAD_TOKENS), ids.split(_HEAD_TOKENS), strict=True):
-                    logprobs[i] -= float(nll(part, policy.head, part_ids).sum())
+        sums = _within_memory(sum_logprobs, policy, batch, [(n, rollouts[i]) for n, i in pairs], advice)
+        for (_, i), logprob in zip(pairs, sums, strict=True):
+            logprobs[i] = logprob
     return logprobs
 
 

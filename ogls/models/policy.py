@@ -78,6 +78,24 @@ class Policy:
                 parameter.copy_(weights[name])
         self.hash = adapter.hash if adapter else BASE
 
+    @contextmanager
+    def base_weights(self) -> Iterator[None]:
+        """The base model within the block; the current trainable weights wait on the CPU and come back."""
+        kept = Adapter({n: p.detach().cpu().clone() for n, p in self.parameters.items()}, self.hash)
+        self.use_adapter(None)
+        try:
+            yield
+        finally:
+            self.use_adapter(kept)
+
+    def move_to(self, device: Any) -> None:
+        """Move the model to another device, to make room for another user of a GPU."""
+        import torch
+
+        self.model.to(device)
+        self.head = self.model.get_output_embeddings().weight.detach()
+        self.device = torch.device(device)
+
     def copy_adapter(self) -> Adapter:
         """A copy of the current trainable weights."""
         return Adapter.from_weights({n: p.detach().cpu().clone() for n, p in self.parameters.items()})

@@ -91,6 +91,8 @@ def _estimate_stages(
     sampled_tokens = min(mean_tokens * 1.0, config.evaluate.max_tokens)
     size = config.evaluate.batch_size
     evaluation = _estimate_sampling("evaluate", config, shape, gpu, completions, sampled_tokens, prompt_tokens, size)
+    if config.evaluate.base_kl:
+        evaluation = _add_base_pass(evaluation, config, shape, gpu, completions * prompt_tokens)
     rounds = config.evaluate.every
     yield replace(evaluation, tokens=evaluation.tokens / rounds, seconds=evaluation.seconds / rounds)
 
@@ -129,6 +131,19 @@ def _estimate_sampling(
     return StageEstimate(stage, memory, tokens, seconds, f"{section}.batch_size")
 
 
+def _add_base_pass(
+    evaluation: StageEstimate, config: RunConfig, shape: Shape, gpu: Gpu, prompt_tokens: float
+) -> StageEstimate:
+    """Add the pass of the base model (`evaluate.base_kl`). It and the engine use the memory in turns."""
+    memory = shape.parameters * _BYTES[config.model.dtype] + scoring_bytes(config, shape)
+    flop = (
+        2 * shape.body * (evaluation.tokens + prompt_tokens) + 2 * shape.vocabulary * shape.hidden * evaluation.tokens
+    )
+    setting = evaluation.setting if evaluation.memory >= memory else "teacher.batch_tokens"
+    seconds = evaluation.seconds + flop / (gpu.flops * _UTILIZATION)
+    return replace(evaluation, memory=max(evaluation.memory, memory), seconds=seconds, setting=setting)
+
+
 def resolve_engine_for(config: RunConfig, gpu: Gpu) -> str:
     """Return the engine that `rollout.engine` selects on a machine, assuming that vLLM is installed."""
     engine = config.rollout.engine
@@ -161,6 +176,15 @@ def teaching_bytes(config: RunConfig, shape: Shape) -> float:
     """
     width, tokens = _BYTES[config.model.dtype], config.teacher.batch_tokens
     return 2 * shape.cache(tokens, width) + tokens * (6 * shape.hidden + 3 * shape.intermediate) * width
+
+
+def scoring_bytes(config: RunConfig, shape: Shape) -> float:
+    """Return the peak memory in bytes, without the model's weights, of the log-probs of completions under a model.
+
+    It consists of a teacher pass and the logits of 1,024 tokens of one completion.
+    """
+    width, tokens = _BYTES[config.model.dtype], min(1024, config.evaluate.max_tokens)
+    return teaching_bytes(config, shape) + tokens * shape.vocabulary * (4 + width * (width < 4))
 
 
 def training_bytes(config: RunConfig, shape: Shape) -> float:

@@ -2,11 +2,12 @@
 
 Start the server with `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True. The adapter of a round is written to a
 folder that the server reads (`rollout.server.adapters`) and loaded under a name with its hash, so that the server never
-uses an old adapter.
+uses an old adapter. When the next one is loaded, the old one is unloaded and its folder is removed.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,7 @@ class ServerSampler:
             self._request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.absolute())})
         if self.model not in (self.base, name):
             self._request("POST", "/v1/unload_lora_adapter", {"lora_name": self.model})
+            shutil.rmtree(Path(self.settings.adapters) / self.model, ignore_errors=True)
         self.model, self.hash = name, adapter.hash if adapter else BASE
 
     def sample(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:

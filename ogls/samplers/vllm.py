@@ -1,13 +1,15 @@
 """Sampling with vLLM: one engine for a whole run; its weights are swapped in place.
 
 On a CPU the adapter is merged into the weights, which the engine reloads (0.1 s for a small model). On a GPU the engine
-gets a LoRA adapter under a new id. Sleep mode releases GPU memory for the teacher and training stages. If the engine
-dies, a new one starts and samples the interrupted batch again.
+gets a LoRA adapter under a new id, and the folder of the adapter before it is removed. Sleep mode releases GPU memory
+for the teacher and training stages. If the engine dies, a new one starts and samples the interrupted batch again.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from ogls.samplers.base import make_completion
 from ogls.samplers.vllm_process import EngineDied, VllmProcess
 
 _ATTEMPTS = 3  # attempts at one batch
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
 _engines: dict[str, VllmProcess] = {}  # the engine of this process, by its settings
 
 
@@ -94,6 +97,7 @@ class VllmSampler:
         for other in [k for k in _engines if k != key or not _engines[k].alive()]:
             _engines.pop(other).close()
         if key not in _engines:
+            _empty_cache()  # vLLM measures the free memory when it starts
             _engines[key] = VllmProcess(self.settings)
         engine = _engines[key]
         if engine.asleep:
@@ -121,8 +125,11 @@ class VllmSampler:
             else:
                 save_weights(merged_weights(self.config, self.adapter), folder)
                 engine.call("reload", str(folder), limit)
-                for file in folder.iterdir():
-                    file.unlink()
+                shutil.rmtree(folder)
+            # vLLM reads the files of a LoRA adapter when it first samples from it, and never those of an earlier id.
+            for earlier in Path(engine.folder.name).glob("[0-9]*-*"):
+                if earlier != folder:
+                    shutil.rmtree(earlier)
             engine.weights = target
         self.hash = target
 
@@ -149,7 +156,7 @@ def engine_settings(config: RunConfig, cuda: bool) -> dict[str, Any]:
     if cuda:
         engine |= {"gpu_memory_utilization": vllm.gpu_memory, "enable_sleep_mode": True}
         if config.adapter.kind == "lora":
-            engine |= {"enable_lora": True, "max_lora_rank": config.adapter.rank, "max_loras": 1, "max_cpu_loras": 2}
+            engine |= {"enable_lora": True, "max_lora_rank": _max_rank(config), "max_loras": 1, "max_cpu_loras": 2}
     else:  # on a CPU, a seeded request fails if its prompt is prefilled in chunks
         engine["enable_chunked_prefill"] = False
     environment = {
@@ -161,6 +168,17 @@ def engine_settings(config: RunConfig, cuda: bool) -> dict[str, Any]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     return {"engine": {k: v for k, v in engine.items() if v is not None}, "environment": environment}
+
+
+def _max_rank(config: RunConfig) -> int:
+    """The smallest `max_lora_rank` of vLLM that takes the adapter. Raises ModelError if its rank is larger than all."""
+    rank = config.adapter.rank
+    if rank > _LORA_RANKS[-1]:
+        raise ModelError(
+            f"adapter.rank is {rank}, and vLLM takes LoRA adapters up to rank {_LORA_RANKS[-1]}: lower it (in a new "
+            "run), or set rollout.engine = transformers"
+        )
+    return next(size for size in _LORA_RANKS if size >= rank)
 
 
 def request_settings(request: Request, sampling: SamplingConfig, stops: Sequence[int]) -> dict[str, Any]:
@@ -194,7 +212,9 @@ def _engine_key(settings: dict[str, Any]) -> str:
 
 
 def _empty_cache() -> None:
+    """Give the GPU memory that torch caches back, for the process of the engine."""
     import torch
 
+    gc.collect()  # a model that is not used any more may be part of a cycle
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -2,14 +2,21 @@
 
 Two concurrent calls on one engine can spin forever, an engine that raised once is not reliable, and a hanging engine
 ignores SIGTERM. So the engine handles one call at a time, each with a time limit, and any failure ends the process.
+
+With tensor parallelism an engine has child processes, so its process is no daemon. It leads a process group, which is
+killed as a whole: by the parent, or by a thread of its own once the parent has ended.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -36,7 +43,7 @@ class VllmProcess:
         self.log = Path(self.folder.name) / "engine.log"
         context = get_context("spawn")
         self.connection, child_end = context.Pipe()
-        self.process = context.Process(target=_serve, args=(child_end, settings, str(self.log)), daemon=True)
+        self.process = context.Process(target=_serve, args=(child_end, settings, self.folder.name), daemon=False)
         self.process.start()
         child_end.close()  # so that the end of the process closes the pipe
         self._finalizer = Finalize(self, _kill, args=(self.process, self.folder), exitpriority=100)
@@ -93,6 +100,8 @@ class VllmProcess:
 
 
 def _kill(process: Any, folder: Any) -> None:
+    with suppress(ProcessLookupError):  # it has ended with all its children, or does not lead a group yet
+        os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join(10)
     folder.cleanup()
@@ -101,9 +110,11 @@ def _kill(process: Any, folder: Any) -> None:
 # --- code of the engine process -------------------------------------------------------------------
 
 
-def _serve(connection: Any, settings: dict[str, Any], log: str) -> None:
-    """Handle commands until the parent exits or a command fails."""
-    log_file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def _serve(connection: Any, settings: dict[str, Any], folder: str) -> None:
+    """Handle commands until the parent ends or a command fails."""
+    os.setpgid(0, 0)
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+    log_file = os.open(Path(folder) / "engine.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log_file, 1)
     os.dup2(log_file, 2)
     for name, value in settings["environment"].items():
@@ -119,6 +130,18 @@ def _serve(connection: Any, settings: dict[str, Any], log: str) -> None:
     except BaseException as error:
         connection.send(("failed", f"{type(error).__name__}: {str(error)[:1000]}"))
         raise
+
+
+def _end_with_parent(folder: str) -> None:
+    """Wait until the parent has ended, in whatever way; then kill this process and its children."""
+    from multiprocessing import parent_process
+    from multiprocessing.connection import wait
+
+    parent = parent_process()
+    if parent:
+        wait([parent.sentinel])
+        shutil.rmtree(folder, ignore_errors=True)
+        os.killpg(0, signal.SIGKILL)
 
 
 class _Engine:

@@ -33,6 +33,19 @@ def sampler_for_round(run: Run, round_: int) -> tuple[Sampler, Prompter]:
     return sampler, prompter
 
 
+def check_engine(run: Run, policy: Policy) -> None:
+    """Raise ModelError if the engine of the run cannot take its adapters. Called before the first rollout.
+
+    A server is given an untrained adapter, because it does not tell the rank and the modules that it takes.
+    """
+    engine = resolve_engine(run.config)
+    if engine != "transformers":
+        sampler = create_sampler(engine, None, run.config)
+        if engine == "server":
+            sampler.use_adapter(policy.initial_adapter())
+            sampler.use_adapter(None)
+
+
 def record_probe(run: Run, policy: Policy, problem: Problem) -> dict[str, Any]:
     """The greedy completion of one problem, for the manifest. An engine with the same weights must reproduce it.
 

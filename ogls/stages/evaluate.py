@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ogls.config import SamplingConfig
-from ogls.distillation import teacher
 from ogls.evaluation.metrics import ends_in_loop, summarize
-from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
 from ogls.records import SCORES, SUMMARIES, Completion, Request, StageResult
 from ogls.records.schema import to_arrow
 from ogls.samplers.choose import resolve_engine
 from ogls.samplers.requests import build_requests
+from ogls.stages.base_model import BaseModel
 from ogls.stages.engine import sampler_for_round
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.run import Run
@@ -39,7 +38,7 @@ def evaluate(run: Run, round_: int, progress: Progress = no_progress) -> StageRe
 
     def work(writer: StageWriter) -> dict[str, Any]:
         sampler, prompter = sampler_for_round(run, round_)
-        base = run.load_policy() if sampling.base_kl else None
+        base = BaseModel(run, sampler) if sampling.base_kl else None
         jobs: list[tuple[str, bool, Request]] = []
         names = [*(b.name for b in sampling.benchmarks), *(["holdout"] if config.problems.holdout else [])]
         for name in names:
@@ -82,14 +81,14 @@ def _scores(
     part: Sequence[tuple[str, bool, Request]],
     completions: Sequence[Completion],
     policy: str,
-    base: Policy | None,
+    base: BaseModel | None,
 ) -> list[dict[str, Any]]:
     """Rows of the table scores, with verdicts; `base` computes `base_logprob`, which is null without it."""
     rows = []
     base_logprobs: list[float | None] = [None] * len(part)
     if base:
         prompts, tokens = [r.prompt_ids for _, _, r in part], [c.token_ids for c in completions]
-        base_logprobs = list(teacher.rollout_logprobs(base, prompts, tokens, run.config.teacher.batch_tokens))
+        base_logprobs = list(base.logprobs(prompts, tokens))
     for (name, greedy, request), completion, base_logprob in zip(part, completions, base_logprobs, strict=True):
         row = trajectory_row(request, completion, policy)
         copied = ("problem_id", "sample", "n_tokens", "text", "finish_reason", "policy", "seed")

@@ -12,7 +12,7 @@ from ogls.progress import Progress, no_progress
 from ogls.records import PROBLEMS, Problem, StageResult
 from ogls.records.schema import to_arrow
 from ogls.samplers.requests import check_context
-from ogls.stages.engine import record_probe
+from ogls.stages.engine import check_engine, record_probe
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.run import POLICY, Run
 from ogls.store.writer import StageWriter
@@ -34,7 +34,8 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
     def work(writer: StageWriter) -> dict[str, Any]:
         if config.rounds:
             require_trainable(config.model.dtype)
-        policy = run.load_policy()  # detect an unusable model or adapter before the first rollout
+        policy = run.load_policy()  # detect an unusable model, adapter or engine before the first rollout
+        check_engine(run, policy)
         prompter = run.prompter(policy.tokenizer)
 
         def too_long(problem: Problem, max_tokens: int) -> str:

@@ -248,7 +248,13 @@ def _open_store(root: str) -> tuple[obstore.store.ObjectStore, str, str]:
         )
     settings: Any = {"client_options": _TIMEOUTS, "retry_config": {"max_retries": _RETRIES}}
     if url.scheme != "s3":
-        return from_url(f"{url.scheme}://{url.netloc}", **settings), path, base
+        try:
+            return from_url(f"{url.scheme}://{url.netloc}", **settings), path, base
+        except BaseError as error:
+            raise ConfigError(
+                f"root: {base}: {str(error).splitlines()[0]}; credentials and, for Azure, the account come from the "
+                "environment (AZURE_STORAGE_ACCOUNT_NAME, GOOGLE_APPLICATION_CREDENTIALS)"
+            ) from None
     if endpoint := options.get("endpoint_override"):
         settings["endpoint"] = endpoint if "://" in endpoint else f"{options.get('scheme', 'https')}://{endpoint}"
     if region := options.get("region"):

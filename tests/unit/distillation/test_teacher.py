@@ -194,6 +194,8 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_fits(
         for s in range(4)
     ]
     expected = teacher.score_rollouts(policy, scored, 16384)
+    prompts, rollouts = [s.shares[0][0].prompt_ids for s in scored], [s.token_ids for s in scored]
+    expected_sums = teacher.rollout_logprobs(policy, prompts, rollouts, 16384)
     run_continuations, batch_sizes = teacher.run_continuations, []
 
     def run_out_of_memory(policy: Policy, prefixes: list, pairs: list, batch_tokens: int):
@@ -208,8 +210,9 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_fits(
     assert max(batch_sizes) <= max_pairs
     for key, states in expected.items():
         torch.testing.assert_close(got[key], states, atol=1e-5, rtol=1e-5)
+    assert teacher.rollout_logprobs(policy, prompts, rollouts, 16384) == pytest.approx(expected_sums, abs=1e-4)
     max_pairs = 0
-    with pytest.raises(
-        ModelError, match=r"out of memory on one sequence of \d+ tokens: lower teacher\.exemplar_tokens"
-    ):
+    with pytest.raises(ModelError, match=r"out of memory on one sequence of \d+ tokens: lower teacher\.exemplar_tok"):
         teacher.score_rollouts(policy, scored, 16384)
+    with pytest.raises(ModelError, match=r"out of memory on one sequence of \d+ tokens: set evaluate\.base_kl = false"):
+        teacher.rollout_logprobs(policy, prompts, rollouts, 16384)

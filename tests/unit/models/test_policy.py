@@ -74,6 +74,23 @@ def test_adapters_can_be_replaced_and_the_base_restored(kind: str) -> None:
     assert torch.equal(states(), base)
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_base_takes_the_place_of_the_adapter_within_a_block(kind: str) -> None:
+    policy = Policy(ModelConfig(path=MODEL), AdapterConfig(kind=kind, rank=2))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        base = policy.run_body(ids).last_hidden_state
+        policy.use_adapter(random_adapter(policy))
+        trained, trained_hash = policy.run_body(ids).last_hidden_state, policy.hash
+        with policy.base_weights():
+            assert policy.hash == "base"
+            assert torch.equal(policy.run_body(ids).last_hidden_state, base)
+        policy.move_to("cpu")
+        assert policy.hash == trained_hash
+        assert torch.equal(policy.run_body(ids).last_hidden_state, trained)
+        assert policy.head.shape == policy.logits(trained).shape[-1:] + trained.shape[-1:]
+
+
 def test_the_hash_depends_on_the_values(policy: Policy) -> None:
     one, other = random_adapter(policy), random_adapter(policy, seed=1)
     assert one.hash == random_adapter(policy).hash != other.hash

@@ -19,13 +19,13 @@ from flows.doctor import examine
 from ogls.config import RunConfig, build_config, load_config
 from ogls.distillation.exemplars import Context, ScoredRollout
 from ogls.distillation.steering import steer_tokens
-from ogls.distillation.teacher import score_rollouts
+from ogls.distillation.teacher import rollout_logprobs, score_rollouts
 from ogls.errors import ModelError
 from ogls.models.load import load_head
 from ogls.models.policy import Policy
 from ogls.models.shape import read_shape
 from ogls.planning.gpus import GIB, GPUS
-from ogls.planning.plan import estimate, training_bytes
+from ogls.planning.plan import estimate, scoring_bytes, training_bytes
 from ogls.records import Request
 from ogls.samplers.choose import create_sampler
 from ogls.training.batching import TrainItem
@@ -94,7 +94,7 @@ def test_the_memory_of_training_is_near_a_measured_peak(model: Path, dtype: str,
 def test_the_memory_of_the_other_stages_is_near_a_measured_peak(model: Path, dtype: str) -> None:
     """The peak of torch's allocated memory in a teacher pass with a full batch, in steering and in sampling."""
     settings = ("rollout.max_tokens=64", "train.tokens=64", "teacher.batch_tokens=2048", "teacher.shard_groups=1")
-    sizes = ("rollout.batch_size=16", "steer.batch_tokens=256", "rollout.engine=transformers")
+    sizes = ("rollout.batch_size=16", "steer.batch_tokens=256", "rollout.engine=transformers", "evaluate.max_tokens=64")
     config = config_for(model, f"model.dtype={dtype}", *settings, *sizes)
     policy = Policy(config.model, config.adapter)
     plan = estimate(config, GPUS["cpu"], rollout_tokens=64, prompt_tokens=32)
@@ -123,6 +123,27 @@ def test_the_memory_of_the_other_stages_is_near_a_measured_peak(model: Path, dty
     requests = [Request("p", i, random_ids(32), i) for i in range(16)]
     sampler = create_sampler("transformers", policy)
     assert_near(planned["sample"] - weights, peak_bytes(lambda: sampler.sample(requests, config.rollout)))
+
+    prompts, batch = [random_ids(250) for _ in range(8)] * 3, config.teacher.batch_tokens
+    measured = peak_bytes(lambda: rollout_logprobs(policy, prompts, [random_ids(64) for _ in prompts], batch))
+    assert_near(scoring_bytes(config, plan.shape), measured)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "server"])
+def test_the_pass_of_the_base_model_is_part_of_the_evaluation(tmp_path: Path, engine: str) -> None:
+    model = shaped(tmp_path / "model", **QWEN3_1_7B)
+    settings = (f"rollout.engine={engine}", "model.dtype=bfloat16", "evaluate.batch_size=1", "evaluate.max_tokens=256")
+    without, with_base = (
+        estimate(config_for(model, *settings, f"evaluate.base_kl={on}"), GPUS["rtx4090"]) for on in ("false", "true")
+    )
+    before, after = without.stages[-1], with_base.stages[-1]
+    assert before.stage == "evaluate"
+    assert after.seconds > before.seconds
+    assert after.memory > max(before.memory, with_base.shape.parameters * 2)
+    assert (before.setting, after.setting) == ("evaluate.batch_size", "teacher.batch_tokens")
+    config = config_for(model, *settings, "teacher.batch_tokens=2000000")
+    assert "evaluate needs " in (text := "\n".join(estimate(config, GPUS["rtx4090"]).warnings))
+    assert "lower teacher.batch_tokens" in text
 
 
 def test_warnings_name_the_setting_to_change(tmp_path: Path) -> None:

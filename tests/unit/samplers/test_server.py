@@ -6,14 +6,19 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from conftest import small_config
 
 from ogls.config import RunConfig
 from ogls.errors import EngineUnavailable, ModelError
+from ogls.models.adapter import Adapter
+from ogls.models.policy import Policy
 from ogls.samplers import server as module
 from ogls.samplers.choose import create_sampler
+from ogls.stages.registry import STAGES
+from ogls.stages.run import Run
 from tasks.stages import may_succeed_on_retry
 
 
@@ -75,6 +80,29 @@ def test_an_unreachable_server_is_worth_a_retry(fake_server: HTTPServer, monkeyp
             raise EngineUnavailable("away")
 
     assert may_succeed_on_retry(None, type("Run", (), {"name": "sample"}), FailedState())
+
+
+def test_the_folder_of_an_unloaded_adapter_is_removed(fake_server: HTTPServer, policy: Policy, tmp_path: Path) -> None:
+    model = {"id": "data/tiny/model", "root": "data/tiny/model"}
+    FakeServer.responses = {"/v1/models": (200, {"data": [model]})}
+    FakeServer.responses |= {f"/v1/{action}_lora_adapter": (200, {}) for action in ("load", "unload")}
+    sampler = create_sampler("server", None, config(fake_server.server_port, f"rollout.server.adapters={tmp_path}"))
+    for name in ("a", "b", "c"):
+        sampler.use_adapter(Adapter(policy.initial_adapter().weights, name))
+        assert [p.name for p in tmp_path.iterdir()] == [f"ogls-{name}"]
+    sampler.use_adapter(None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_does_not_take_the_rank_is_found_before_the_first_rollout(
+    fake_server: HTTPServer, tmp_path: Path
+) -> None:
+    model = {"id": "data/tiny/model", "root": "data/tiny/model"}
+    refused = {"message": "LoRA rank 8 is greater than max_lora_rank 4"}
+    FakeServer.responses = {"/v1/models": (200, {"data": [model]}), "/v1/load_lora_adapter": (400, refused)}
+    run = Run(config(fake_server.server_port, f"root={tmp_path}", f"rollout.server.adapters={tmp_path}/served"))
+    with pytest.raises(ModelError, match=r"refuses /v1/load_lora_adapter: 400: .*greater than max_lora_rank 4"):
+        STAGES["prepare"](run, 0)
 
 
 def test_full_weights_are_refused() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import REPO, carry_out, small_config
@@ -31,7 +32,7 @@ from ogls.problems.prompts import Prompter
 from ogls.records import Problem, Request
 from ogls.samplers.choose import create_sampler
 from ogls.samplers.requests import build_requests
-from ogls.samplers.vllm import VllmSampler
+from ogls.samplers.vllm import VllmSampler, engine_settings, request_settings
 from ogls.samplers.vllm_process import VllmProcess
 from ogls.stages.engine import check_probe
 from ogls.stages.registry import STAGES
@@ -187,6 +188,29 @@ def test_an_interrupted_call_leaves_no_result_behind(sampler, requests: list[Req
         with pytest.raises(KeyboardInterrupt):
             sampler.sample(requests, SAMPLING)
     assert [c.token_ids for c in sampler.sample(requests[:2], SAMPLING)] == [c.token_ids for c in before]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_an_engine_over_two_devices_starts_and_ends_with_its_workers(
+    config: RunConfig, sampler, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tensor_parallel = 2, whose workers are children of the engine; on a CPU, each is bound to a core by hand."""
+    first, second, *_ = sorted(os.sched_getaffinity(0))
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{first}|{second}")
+    vllm = config.rollout.vllm.model_copy(update={"tensor_parallel": 2})
+    rollout = config.rollout.model_copy(update={"vllm": vllm})
+    settings = engine_settings(config.model_copy(update={"rollout": rollout}), cuda=False)
+    engine = VllmProcess(settings)
+    workers = psutil.Process(engine.process.pid).children(recursive=True)
+    assert len([w for w in workers if "Worker_TP" in w.name()]) == 2
+    sampling = [request_settings(r, SamplingConfig(max_tokens=8, temperature=0), sampler.stops) for r in requests[:2]]
+    sampled = engine.call("sample", ([r.prompt_ids for r in requests[:2]], sampling), 60)
+    engine.close()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not [w for w in alive if w.status() != psutil.STATUS_ZOMBIE]
+    sampler.use_adapter(None)
+    expected = sampler.sample(requests[:2], SamplingConfig(max_tokens=8, temperature=0))
+    assert [ids for ids, _, _ in sampled] == [c.token_ids for c in expected]
 
 
 def test_two_rounds_end_to_end(config: RunConfig, sampler) -> None:

@@ -241,6 +241,8 @@ def test_a_store_without_conditional_writes_is_refused(root: str) -> None:
         pass
     with pytest.raises(ConfigError, match=r"hdfs:// is not supported; set root to a local folder, s3://bucket/path"):
         Store("hdfs://host/runs")
+    with pytest.raises(ConfigError, match=r"az://box/runs: .*[Aa]ccount.* come from the environment"):
+        Store("az://box/runs")
 
 
 def test_the_next_holder_keeps_the_finished_shards(root: str) -> None:

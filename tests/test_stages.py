@@ -116,8 +116,9 @@ def test_gradient_checkpointing_does_not_change_a_run(finished: Run, tmp_path: P
     checkpointed = carry_out(config)
     for round_ in (1, 2):
         probes = [run.records.manifest("updates", round_).metrics["probe"] for run in (finished, checkpointed)]
-        assert probes[0]["token_ids"] == probes[1]["token_ids"]
-        assert probes[0]["logprobs"] == pytest.approx(probes[1]["logprobs"], abs=1e-4)
+        for before, after in zip(*probes, strict=True):
+            assert before["token_ids"] == after["token_ids"]
+            assert before["logprobs"] == pytest.approx(after["logprobs"], abs=1e-4)
 
 
 def with_checkpointing(run: Run) -> TrainConfig:

@@ -47,7 +47,8 @@ def sweep(
     """
     config = run.config
     inputs = {
-        "model": config.model,
+        "model": run.identity.model,
+        "temperature": config.steer.temperature,
         "states": run.digest("teacher_states", round_),
         "trajectories": run.digest("trajectories", round_),
         "recipes": recipes,
@@ -62,7 +63,8 @@ def sweep(
         for rollout, tokens, states in cached_rollouts(run, round_, head.device, progress):
             if points is None:
                 points = recipe_grid(_common_pools(run, round_), recipes, strengths)
-            measured.append(measure_points(states, tokens, points, head, config.steer.batch_tokens))
+            limits = config.steer.batch_tokens, config.steer.temperature
+            measured.append(measure_points(states, tokens, points, head, *limits))
             rollouts.append((len(tokens), len(rollouts), rollout.outcome == "correct"))
         if points is None:
             raise DataError(
@@ -71,7 +73,8 @@ def sweep(
         if not points:
             names = ", ".join(recipes)
             raise DataError(
-                f"the pools cached in round {round_} allow none of {names}: set teacher.pools to cache more"
+                f"the pools cached in round {round_} allow none of {names}: in a new run, set teacher.pools to cache "
+                "more"
             )
         measures = [concatenate(parts) for parts in zip(*measured, strict=True)]
         locations = SweepTokens(

@@ -21,7 +21,11 @@ class TeacherConfig(Section):
         "exponential moving average of the policies, which begins with adapter.start.",
     )
     ema_decay: float = setting(
-        0.9, "ema: share of the previous average that is kept per round. Higher: a slower teacher.", ge=0, lt=1
+        0.9,
+        "ema: share of the previous average that is kept per round. Higher: a slower teacher. The LoRA matrices are "
+        "averaged, not their products.",
+        ge=0,
+        lt=1,
     )
     anchor: Literal["teacher", "policy"] = setting(
         "policy",

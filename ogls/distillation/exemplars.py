@@ -189,7 +189,7 @@ class _Contexts:
         if room < 1:
             raise ModelError(
                 f"problem {self.problem.problem_id}: {frame} tokens of prompt and {continuation} of rollout leave no "
-                f"room for an exemplar in a context of {planner.context} tokens; lower train.tokens"
+                f"room for an exemplar in a context of {planner.context} tokens; in a new run, lower train.tokens"
             )
         limit = min(config.teacher.exemplar_tokens, room)
         self.cut += len(tokens) > limit

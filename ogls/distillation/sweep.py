@@ -77,10 +77,12 @@ def measure_points(
     points: Sequence[SweepPoint],
     head: Float[Tensor, "V D"],
     batch_tokens: int = 1024,
+    temperature: float = 1.0,
 ) -> list[Measures]:
     """Return the measures of every point on the same T tokens, in the order of `points`.
 
-    `states` has the pool base and the pools of all points, in any floating-point dtype; `head` must be fp32. Logits
+    `states` has the pool base and the pools of all points, in any floating-point dtype; `head` must be fp32.
+    `temperature` divides the logits of the targets and not those of the base, as in `steer_tokens`. Logits
     [batch_tokens, V] of the base pool and of one point are in memory at once.
     """
     parts: list[list[Measures]] = [[] for _ in points]
@@ -88,7 +90,8 @@ def measure_points(
         part = slice(start, start + batch_tokens)
         base = (states["base"][part].float() @ head.T).log_softmax(-1)
         for index, point in enumerate(points):
-            target = (combine_states({p: s[part] for p, s in states.items()}, point.weights) @ head.T).log_softmax(-1)
+            combined = combine_states({p: s[part] for p, s in states.items()}, point.weights, temperature)
+            target = (combined @ head.T).log_softmax(-1)
             parts[index].append(_measure(base, target, token_ids[part]))
     return [concatenate(p) for p in parts]
 

@@ -50,7 +50,7 @@ def score_rollouts(
     def run_states(prefixes: _Prefixes, pairs: _Pairs) -> list[Tensor]:
         return [states.float().cpu() for states in run_continuations(policy, prefixes, pairs, batch_tokens)]
 
-    advice = "lower teacher.exemplar_tokens or train.tokens"
+    advice = "in a new run, lower teacher.exemplar_tokens or train.tokens"
     means: dict[tuple[Key, Pool], Tensor] = {}
     done, total = 0, sum(len(rows) for rows in contributions.values())
     for batch in _batches(list(contributions), [max(map(len, contributions[c])) for c in contributions], batch_tokens):

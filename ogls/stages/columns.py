@@ -54,7 +54,7 @@ def pack_states(states: Tensor, dtype: str) -> dict[str, Any]:
         largest = states.abs().max().item()
         raise ModelError(
             f"hidden states do not fit {dtype} (largest {largest:.3g}, finite: {bool(states.isfinite().all())}); "
-            "set teacher.state_dtype to bfloat16 or float32, or check the adapter"
+            "in a new run, set teacher.state_dtype to bfloat16 or float32; or check the adapter"
         )
     content = packed.view(torch.uint8).numpy().tobytes()
     return {"tokens": packed.shape[0], "dim": packed.shape[1], "dtype": dtype, "states": content}

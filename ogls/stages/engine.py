@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ogls.errors import StoreError
@@ -11,7 +12,7 @@ from ogls.problems.prompts import Prompter
 from ogls.records import Problem
 from ogls.samplers.base import Sampler
 from ogls.samplers.choose import create_sampler, resolve_engine
-from ogls.samplers.probe import TOLERANCE, compare_probe, greedy_sampling, take_probe
+from ogls.samplers.probe import PROBLEMS, compare_probe, probe_sampling, take_probe
 from ogls.samplers.requests import build_requests
 from ogls.stages.run import Run
 
@@ -46,32 +47,35 @@ def check_engine(run: Run, policy: Policy) -> None:
             sampler.use_adapter(None)
 
 
-def record_probe(run: Run, policy: Policy, problem: Problem) -> dict[str, Any]:
-    """The greedy completion of one problem, for the manifest. An engine with the same weights must reproduce it.
+def record_probe(
+    run: Run, policy: Policy, problems: Sequence[Problem], start: int | None = None
+) -> list[dict[str, Any]]:
+    """Greedy completions of a few training problems, for the manifest. An engine with the same weights reproduces them.
 
-    See `take_probe` for the keys.
+    `start` is the round whose weights the training started from, which the engine must not have; None: no training. See
+    `take_probe` for the keys.
     """
-    (request,) = build_requests([problem], run.prompter(policy.tokenizer), 1, run.config.seed, "probe")
-    return take_probe(policy, request, run.config.rollout)
+    requests = build_requests(problems[:PROBLEMS], run.prompter(policy.tokenizer), 1, run.config.seed, "probe")
+    before = [] if start is None else [run.load_adapter(start)]
+    return take_probe(policy, requests, run.config.rollout, before)
 
 
 def check_probe(run: Run, sampler: Sampler, prompter: Prompter, round_: int) -> None:
     """Raise StoreError unless the engine reproduces the probe that was recorded when the round was trained.
 
-    The log-probs may differ by TOLERANCE nats. A round without a recorded probe passes, because releases before 0.2.0
-    recorded none.
+    A round without a recorded probe passes, because releases before 0.2.0 recorded none.
     """
     manifest = run.records.manifest("updates" if round_ else "problems", round_)
-    probe = manifest.metrics.get("probe") if manifest else None
-    if not probe:
+    recorded = manifest.metrics.get("probe") if manifest else None
+    if not recorded:
         return
-    problems = {p.problem_id: p for p in run.problems("train")}
-    requests = build_requests([problems[probe["problem_id"]]], prompter, 1, run.config.seed, "probe")
-    (completion,) = sampler.sample(requests, greedy_sampling(run.config.rollout))
-    error, equal, total = compare_probe(probe, completion)
-    if error > TOLERANCE[run.config.model.dtype]:
+    probe = [recorded] if isinstance(recorded, dict) else recorded  # 0.2.0 recorded one completion
+    by_id = {p.problem_id: p for p in run.problems("train")}
+    problems = [by_id[entry["problem_id"]] for entry in probe]
+    requests = build_requests(problems, prompter, 1, run.config.seed, "probe")
+    result = compare_probe(probe, sampler.sample(requests, probe_sampling(run.config.rollout)))
+    if reason := result.mismatch(run.config.model.dtype):
         raise StoreError(
-            f"the engine has other weights than round {round_} ended with: of a greedy answer the first {equal} of "
-            f"{total} tokens are equal, with log-probs up to {error:.3g} nats apart; "
-            "run the training again, or set rollout.engine = transformers"
+            f"the engine has other weights than round {round_} ended with: {reason}; "
+            "run the training again, or, in a new run, set rollout.engine = transformers"
         )

@@ -76,7 +76,7 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         notice = "" if rows else f"round {round_}: nothing to train on; the adapter is unchanged"
         notice = " ".join(filter(None, [notice, *_warnings(config)]))
         tokens = sum(r["tokens"] for r in rows)
-        probe = record_probe(run, policy, run.problems("train")[0])
+        probe = record_probe(run, policy, run.problems("train"), start)
         metrics = {"loss": loss, "steps": len(rows), "tokens": tokens}
         return {**metrics, "policy": trained.hash, "probe": probe, "notice": notice}
 

@@ -48,7 +48,7 @@ def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
         if not mixed:
             notice = (
                 f"round {round_}: 0 of {len(outcomes)} groups are mixed ({verdicts.get('correct', 0)} of {len(rows)} "
-                "rollouts are correct): there is no direction; raise rollout.samples, or use "
+                "rollouts are correct): there is no direction; in a new run, raise rollout.samples, or use "
                 + ("easier problems" if not verdicts.get("correct") else "harder problems")
             )
         return {"groups": len(outcomes), "mixed_groups": mixed, "verdicts": verdicts, "notice": notice}

@@ -120,7 +120,8 @@ class Trainer:
         if not np.isfinite(norm):
             raise NonFiniteLoss(
                 f"the gradient norm is {norm} at step {self.step + 1}, in rollouts {_format_keys(items)}; "
-                "nothing of this stage is saved. Lower train.learning_rate"
+                "nothing of this stage is saved. Start a new run from the last adapter (adapter.start), and lower "
+                "train.learning_rate in it"
             )
         self.step += 1
         rate = config.learning_rate * min(1.0, self.step / max(config.warmup_steps, 1))
@@ -202,7 +203,8 @@ class Trainer:
             raise NonFiniteLoss(
                 f"the {name} of {len(bad)} of {len(values)} tokens is not finite, first in rollout "
                 f"({problem}, {sample}); nothing of this stage is saved. "
-                "Inspect its target (ogls query), or lower train.learning_rate"
+                "Inspect its target (ogls query), or start a new run from the last adapter (adapter.start), and lower "
+                "train.learning_rate in it"
             )
 
     def state(self) -> dict[str, Tensor]:

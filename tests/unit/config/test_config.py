@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ import pytest
 from conftest import REPO, TINY
 
 from ogls.config import RunConfig, Section, build_config, load_config, to_toml
-from ogls.config.fingerprint import canonical_json, differences, fingerprint
+from ogls.config.fingerprint import _kinds, canonical_json, differences, fingerprint
 from ogls.config.redact import redact_credentials
 from ogls.errors import ConfigError
 
@@ -156,3 +158,23 @@ def test_a_file_may_extend_another(tmp_path: Path) -> None:
     (tmp_path / "b.toml").write_text('extends = "c.toml"\n')
     with pytest.raises(ConfigError, match=r"no configuration file .*c\.toml"):
         load_config(tmp_path / "b.toml")
+
+
+def test_errors_of_a_running_run_advise_only_what_may_be_changed_then() -> None:
+    """Identity settings may be changed in a new run only, and the text says so."""
+    kinds = dict(_kinds(RunConfig))
+    advice = re.compile(r"\b(?:lower|raise|set)\b[^;.]*?\b([a-z_]+\.[a-z_.]+[a-z])")
+    wrong = []
+    for package in ("distillation", "training", "stages", "analysis", "verifiers", "evaluation"):
+        for path in (REPO / "ogls" / package).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    text = "".join(str(v.value) for v in node.values if isinstance(v, ast.Constant))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value:
+                    text = node.value
+                else:
+                    continue
+                named = {name for name in advice.findall(text) if kinds.get(name) == "identity"}
+                if named and "new run" not in text and "another run" not in text:
+                    wrong.append((path.name, text))
+    assert wrong == []

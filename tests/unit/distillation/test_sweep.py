@@ -100,5 +100,5 @@ def test_a_sweep_is_reused_and_missing_pools_raise_an_error(swept: Run) -> None:
     STAGES["prepare"](without, 0)
     for stage in ("sample", "verify", "teach", "steer"):
         STAGES[stage](without, 1)
-    with pytest.raises(DataError, match=r"allow none of opsd: set teacher\.pools to cache more"):
+    with pytest.raises(DataError, match=r"allow none of opsd: in a new run, set teacher\.pools to cache more"):
         sweep(without, 1, recipes=("opsd",))

@@ -212,7 +212,9 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_fits(
         torch.testing.assert_close(got[key], states, atol=1e-5, rtol=1e-5)
     assert teacher.rollout_logprobs(policy, prompts, rollouts, 16384) == pytest.approx(expected_sums, abs=1e-4)
     max_pairs = 0
-    with pytest.raises(ModelError, match=r"out of memory on one sequence of \d+ tokens: lower teacher\.exemplar_tok"):
+    with pytest.raises(
+        ModelError, match=r"out of memory on one sequence of \d+ tokens: in a new run, lower teacher\.exemplar_tok"
+    ):
         teacher.score_rollouts(policy, scored, 16384)
     with pytest.raises(ModelError, match=r"out of memory on one sequence of \d+ tokens: set evaluate\.base_kl = false"):
         teacher.rollout_logprobs(policy, prompts, rollouts, 16384)

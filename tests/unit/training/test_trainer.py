@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, random_items
+from conftest import REPO, random_items, small_config
 from measured import peak_bytes
 from safetensors.torch import load, save
 
 from ogls.config import AdapterConfig, ModelConfig, TrainConfig
 from ogls.distillation.exemplars import Context, ScoredRollout
 from ogls.distillation.teacher import score_rollouts
-from ogls.errors import NonFiniteLoss
+from ogls.errors import ModelError, NonFiniteLoss
 from ogls.models.policy import Policy
+from ogls.stages.evaluate import _warning
+from ogls.stages.registry import STAGES
+from ogls.stages.run import Run
+from ogls.stages.train import _warnings
 from ogls.training.trainer import Trainer
 
 GOLDEN = REPO / "tests" / "golden" / "loss_curve.json"
@@ -175,3 +180,60 @@ def test_a_bfloat16_model_trains_fp32_adapters_without_fp32_activations() -> Non
     assert half["loss"] == pytest.approx(exact["loss"], rel=0.02)
     assert half["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.05)
     assert peaks["bfloat16"] < 0.75 * peaks["float32"]
+
+
+def test_rollouts_are_spread_evenly_over_the_steps(fresh: Policy) -> None:
+    """AdamW takes a full step for any number of rollouts: 65 of them are 33 and 32, and not 64 and 1."""
+    items = [replace(item, key=("p", i)) for i, item in enumerate(random_items(65))]
+    rows = Trainer(fresh, TrainConfig(batch_rollouts=64, learning_rate=1e-6)).train_round(items, 0)
+    assert [row["rollouts"] for row in rows] == [33, 32]
+    assert Trainer(fresh, TrainConfig()).train_round([], 0) == []
+
+
+def test_float16_cannot_be_trained(tmp_path: Path) -> None:
+    half = Policy(ModelConfig(path=str(REPO / "data/tiny/model"), dtype="float16"), AdapterConfig(rank=4))
+    with pytest.raises(ModelError, match=r"model\.dtype = float16 cannot be trained"):
+        Trainer(half, CONFIG)
+    with pytest.raises(ModelError, match=r"model\.dtype = float16 cannot be trained"):
+        STAGES["prepare"](Run(small_config(tmp_path, "model.dtype=float16")), 0)
+
+
+@pytest.mark.parametrize(("dtype", "temperature"), [("float32", 0.6), ("bfloat16", 1.0)])
+def test_the_first_ratio_of_grpo_is_one_at_every_temperature(dtype: str, temperature: float) -> None:
+    """The log-probs are of the distribution that was sampled from, and from the same code as those in the loss."""
+    policy = Policy(ModelConfig(path=str(REPO / "data/tiny/model"), dtype=dtype), AdapterConfig(rank=4))
+    items = []
+    for item in random_items():
+        recorded = torch.full((item.trained,), -2.0)  # as another engine would round them, only more
+        fields = {"ids": None, "logprobs": None, "tail_mass": None, "weights": None, "tail": 0}
+        items.append(replace(item, **fields, old_logprobs=recorded, advantage=1.0))
+    trainer = Trainer(policy, TrainConfig(objective="grpo", learning_rate=1e-6), temperature=temperature)
+    own = trainer.with_own_logprobs(items)
+    assert trainer.optimizer_step(own)["loss"] == pytest.approx(-1.0, abs=2e-3 if dtype == "bfloat16" else 1e-5)
+    item = own[0]
+    ids = torch.tensor([[*item.prompt_ids, *item.token_ids]])
+    policy.use_adapter(None)
+    states = policy.run_body(ids).last_hidden_state[0, len(item.prompt_ids) - 1 : -1]
+    logprobs = (policy.logits(states) / temperature).log_softmax(-1)
+    expected = logprobs.gather(-1, torch.tensor(item.token_ids)[:, None])[:, 0]
+    assert item.old_logprobs is not None
+    torch.testing.assert_close(item.old_logprobs, expected, atol=5e-2 if dtype == "bfloat16" else 1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.objective=grpo", "rollout.top_p=0.9"], "its gradient is biased"),
+        (["train.objective=grpo", "rollout.temperature=0.8"], ""),
+        (["rollout.top_k=50"], ""),  # distillation needs no ratio
+    ],
+)
+def test_settings_that_bias_the_policy_gradient_are_reported(overrides: list[str], expected: str) -> None:
+    assert expected in " ".join(_warnings(small_config("x", *overrides)))
+    assert bool(expected) == bool(list(_warnings(small_config("x", *overrides))))
+
+
+def test_entropy_and_kl_at_another_temperature_are_reported_once() -> None:
+    assert _warning(small_config("x").evaluate) == ""
+    warning = _warning(small_config("x", "evaluate.temperature=0.6").evaluate)
+    assert "no estimates of the policy's entropy and KL" in warning

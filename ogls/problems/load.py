@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -11,11 +12,14 @@ from typing import Any
 
 from ogls.config import DataSource
 from ogls.errors import DataError
-from ogls.problems.sources import MAX_LISTED, read_rows
+from ogls.problems.sources import MAX_LISTED, Row, read_rows
 from ogls.records import Problem
 from ogls.verifiers.answers import find_answer
 
 _MARKUP = re.compile(r"\s|\$|\\[()\[\],!;]")
+_NO_ANSWER, _NO_TEXT, _CONFLICT, _ID_CONFLICT = "no answer", "not text", "two answers", "one id, two problems"
+# Reasons that count toward problems.max_unusable; `splits` finds the last two.
+UNUSABLE = (_NO_ANSWER, _NO_TEXT, "unusable answer", "too long")
 
 
 @dataclass
@@ -32,6 +36,12 @@ class Exclusions:
         if len(self.named[reason]) < MAX_LISTED:
             self.named[reason].append(name)
 
+    def extend(self, other: Exclusions) -> None:
+        """Add the rows of another report."""
+        self.counts += other.counts
+        for reason, names in other.named.items():
+            self.named[reason] = [*self.named.get(reason, []), *names][:MAX_LISTED]
+
     def describe(self, reason: str) -> str:
         """The first names under a reason, and how many more there are."""
         remaining = self.counts[reason] - len(self.named[reason])
@@ -39,52 +49,102 @@ class Exclusions:
 
 
 def load_problems(source: DataSource, split: str, report: Exclusions) -> list[Problem]:
-    """The problems of a source, without duplicates of equal text and rows without text or answer (both are reported).
+    """The problems of a source. Rows without text or answer, duplicates, and problems with two different answers are
+    left out and reported.
 
-    Raises DataError for a missing or malformed file (with line numbers), for a missing column, and if one id stands for
-    two problems.
+    Raises DataError for a missing, empty or malformed source, for a missing column, and if one id stands for two
+    problems.
     """
-    columns = source.columns
-    rows = list(read_rows(source))
-    if rows and not any(columns.problem in row for row in rows):
-        raise DataError(
-            f"{source.source} has no column {columns.problem}; it has {', '.join(sorted(rows[0]))}: "
-            "set the names under columns"
-        )
+    rows = read_rows(source)
+    _require_columns(rows, source)
     problems: dict[str, Problem] = {}
     ids: dict[str, str] = {}
+    conflicts: set[str] = set()
     for number, row in enumerate(rows[: source.limit], start=1):
-        problem = _problem(row, source, split)
+        try:
+            problem = _problem(row, source, split)
+        except ValueError as error:
+            report.add(_NO_TEXT, f"row {number} ({error})")
+            continue
         text = normalize_text(problem.problem)
         if not text or not problem.answer:
-            report.add("empty problem" if not text else "no answer", f"{problem.problem_id} (row {number})")
+            report.add("empty problem" if not text else _NO_ANSWER, f"{problem.problem_id} (row {number})")
         elif text in problems:
-            report.add("duplicate", problem.problem_id)
+            first = problems[text]
+            if normalize_text(first.answer) == normalize_text(problem.answer):
+                report.add("duplicate", problem.problem_id)
+            else:
+                conflicts.add(text)
+                report.add(_CONFLICT, f"{first.problem_id} ({first.answer[:20]!r} and {problem.answer[:20]!r})")
         elif problem.problem_id in ids:
-            report.add("one id, two problems", problem.problem_id)
+            report.add(_ID_CONFLICT, problem.problem_id)
         else:
             problems[text] = problem
             ids[problem.problem_id] = text
-    if n := report.counts["one id, two problems"]:
+    if n := report.counts[_ID_CONFLICT]:
         raise DataError(
-            f"{source.source}: {n} ids stand for two different problems: {report.describe('one id, two problems')}; "
+            f"{source.source}: {n} ids stand for two different problems: {report.describe(_ID_CONFLICT)}; "
             "make the ids unique, or set columns.id to a column that does not exist to derive ids from the text"
         )
-    return list(problems.values())
+    return [problem for text, problem in problems.items() if text not in conflicts]
 
 
-def _problem(row: dict[str, Any], source: DataSource, split: str) -> Problem:
-    def text(column: str) -> str:
-        value = row.get(column)
-        clean = "" if value is None else str(value).strip()
-        return clean.encode("utf-8", "replace").decode()  # JSON may contain a lone surrogate, Arrow strings may not
+def _require_columns(rows: list[Row], source: DataSource) -> None:
+    """Raise DataError if no row has the column of the problem, or of an answer or a solution."""
+    columns, names = source.columns, {name for row in rows for name in row}
+    listed = ", ".join(sorted(map(str, names)))
+    if columns.problem not in names:
+        chat = next((name for name in ("messages", "prompt") if name in names), None)
+        advice = f'columns.problem = "{chat}"' if chat else "columns.problem"
+        raise DataError(f"{source.source} has no column {columns.problem}; it has {listed}: set {advice}")
+    if not {columns.answer, columns.solution} & names and not _is_chat(rows[0].get(columns.problem)):
+        raise DataError(
+            f"{source.source} has neither a column {columns.answer} nor a column {columns.solution}; it has {listed}: "
+            "set columns.answer or columns.solution"
+        )
 
+
+def _problem(row: Row, source: DataSource, split: str) -> Problem:
+    """The problem of a row. Raises ValueError if a cell is no text."""
     columns = source.columns
-    problem, solution = text(columns.problem), text(columns.solution)
+    cell: Any = row.get(columns.problem)
+    solution = _text(row, columns.solution)
+    if _is_chat(cell):
+        problem, reply = _from_chat(cell)
+        solution = solution or reply
+    else:
+        problem = _text(row, columns.problem)
     derived_id = "p-" + hashlib.sha256(normalize_text(problem).encode(errors="replace")).hexdigest()[:12]
-    return Problem(
-        text(columns.id) or derived_id, problem, _answer(text(columns.answer), solution), solution or None, split
-    )
+    answer = _answer(_text(row, columns.answer), solution)
+    return Problem(_text(row, columns.id) or derived_id, problem, answer, solution or None, split)
+
+
+def _text(row: Row, column: str) -> str:
+    """A cell as text; empty if it is missing. Raises ValueError if it is neither text nor a finite number."""
+    value = row.get(column)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{column} is a {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{column} is {value}")
+    return str(value).strip().encode("utf-8", "replace").decode()  # JSON may contain a lone surrogate, Arrow may not
+
+
+def _is_chat(cell: Any) -> bool:
+    """Whether a cell is a list of chat messages."""
+    return isinstance(cell, list) and bool(cell) and all(isinstance(m, dict) and "role" in m for m in cell)
+
+
+def _from_chat(messages: list[dict[str, Any]]) -> tuple[str, str]:
+    """(the user's message, the assistant's reply or an empty string). Raises ValueError for several turns."""
+    by_role: dict[Any, list[str]] = {}
+    for message in messages:
+        by_role.setdefault(message["role"], []).append(_text(message, "content"))
+    users, replies = by_role.get("user", []), by_role.get("assistant", [])
+    if len(users) != 1 or len(replies) > 1:
+        raise ValueError(f"a chat with {len(users)} user and {len(replies)} assistant messages, not one of each")
+    return users[0], replies[0] if replies else ""
 
 
 def _answer(answer: str, solution: str) -> str:

@@ -1,55 +1,120 @@
-"""Reading rows from a JSONL or Parquet file, a folder, or a Hugging Face dataset."""
+"""Reading rows from a JSON, CSV or Parquet file, a folder of such files, or a Hugging Face dataset."""
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ogls.config import DataSource
 from ogls.errors import DataError
 
+Row = dict[str, Any]
+
 MAX_LISTED = 5  # how many rows an error or a report names
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test"} | dict.fromkeys(
+    ("validation", "valid", "val", "dev"), "validation"
+)
 
 
-def read_rows(source: DataSource) -> Iterable[dict[str, Any]]:
-    """All rows of a source. Raises DataError if it cannot be read."""
-    path = source.source
-    if path.endswith(".jsonl"):
-        return _jsonl(path)
-    if path.endswith(".parquet"):
-        return _parquet(path)
-    return _hub(source)
+def read_rows(source: DataSource) -> list[Row]:
+    """All rows of a source. Raises DataError if it cannot be read or has no rows."""
+    path = Path(source.source)
+    if path.is_dir() and source.subset is None:
+        rows = _folder(path, source.split)
+    elif read := _reader(path):
+        rows = read(path)
+    else:
+        rows = _hub(source)
+    if not rows:
+        raise DataError(f"{source.source} has no rows: set source to a file or data set that has some")
+    return rows
 
 
-def _jsonl(path: str) -> list[dict[str, Any]]:
-    rows, malformed = [], []
+def _reader(path: Path) -> Callable[[Path], list[Row]] | None:
+    """The function that reads a file with this ending; None for an unknown ending."""
+    name = path.name.lower().removesuffix(".gz")
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    return next((read for ending, read in readers.items() if name.endswith(ending)), None)
+
+
+def _folder(folder: Path, split: str) -> list[Row]:
+    """The rows of all files of a folder; if file names tell splits, of the files of `split`."""
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        return _saved_dataset(folder, split)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and _reader(p))
+    if not files:
+        raise DataError(f"the folder {folder} has no .jsonl, .json, .csv or .parquet file")
+    split_of = {path: _split(str(path.relative_to(folder))) for path in files}
+    if found := set(split_of.values()) - {None}:
+        files = [path for path in files if split_of[path] == _SPLITS.get(split, split)]
+        if not files:
+            raise DataError(f"the folder {folder} has no files of the split {split}; set split to {_listed(found)}")
+    return [row for path in files if (read := _reader(path)) for row in read(path)]
+
+
+def _split(name: str) -> str | None:
+    """The split that a file name tells, such as data/train-00000-of-00002.parquet."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((_SPLITS[word] for word in words if word in _SPLITS), None)
+
+
+def _text(path: Path) -> str:
+    """The content of a text file, which may be compressed with gzip and may begin with a byte order mark."""
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    row = json.loads(line) if line.strip() else {}
-                    if not isinstance(row, dict):
-                        raise ValueError(f"a {type(row).__name__} instead of an object")
-                    rows += [row] if row else []
-                except ValueError as error:
-                    malformed.append(f"line {number}: {error}")
-    except OSError as error:
-        raise DataError(f"cannot read problems from {path}: {error.strerror}") from None
+        content = path.read_bytes()
+        return (gzip.decompress(content) if path.name.lower().endswith(".gz") else content).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}") from None
+    except (OSError, EOFError) as error:
+        raise DataError(f"cannot read problems from {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _jsonl(path: Path) -> list[Row]:
+    rows, malformed = [], []
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+            if not isinstance(row, dict):
+                raise ValueError(f"a {type(row).__name__} instead of an object")
+            rows += [row] if row else []
+        except ValueError as error:
+            malformed.append(f"line {number}: {error}")
     if malformed:
         raise DataError(f"{path}: {len(malformed)} malformed lines:\n  " + "\n  ".join(malformed[:MAX_LISTED]))
     return rows
 
 
-def _parquet(path: str) -> list[dict[str, Any]]:
+def _json(path: Path) -> list[Row]:
+    """The objects of a JSON array. A file with an object per line is read as JSON Lines."""
+    try:
+        value = json.loads(_text(path))
+    except ValueError:
+        return _jsonl(path)
+    rows = value if isinstance(value, list) else [value]
+    if wrong := [i for i, row in enumerate(rows) if not isinstance(row, dict)]:
+        raise DataError(f"{path}: {len(wrong)} entries of the array are no objects, first entry {wrong[0] + 1}")
+    return rows
+
+
+def _csv(path: Path) -> list[Row]:
+    try:
+        return list(csv.DictReader(io.StringIO(_text(path), newline=""), strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path} is not readable CSV: {error}") from None
+
+
+def _parquet(path: Path) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        rows: list[Row] = pq.read_table(path).to_pylist()
     except FileNotFoundError:
         raise DataError(f"cannot read problems from {path}: no such file") from None
     except (OSError, pa.ArrowInvalid) as error:
@@ -57,19 +122,45 @@ def _parquet(path: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _hub(source: DataSource) -> list[dict[str, Any]]:
-    """Rows of a dataset folder, or of a dataset on the Hugging Face hub. Dataset scripts are never run."""
+def _saved_dataset(folder: Path, split: str) -> list[Row]:
+    """Rows of a dataset that `save_to_disk` wrote."""
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(folder))
+    except Exception as error:  # many types, from a missing file to another version of datasets
+        raise DataError(f"cannot load the dataset in {folder}: {_first_line(error)}") from error
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise DataError(f"the dataset in {folder} has no split {split}; set split to {_listed(set(data))}")
+        data = data[split]
+    return list(data)
+
+
+def _hub(source: DataSource) -> list[Row]:
+    """Rows of a dataset on the Hugging Face hub, or of a subset of a dataset folder. Dataset scripts are never run."""
     import datasets
 
     if not Path(source.source).exists() and source.source.count("/") != 1:
         raise DataError(
-            f"problems from {source.source}: neither a .jsonl or .parquet file, nor a folder, "
+            f"problems from {source.source}: neither a .jsonl, .json, .csv or .parquet file, nor a folder, "
             "nor a Hugging Face id (owner/name)"
         )
+    if Path(source.source).is_file():
+        raise DataError(f"{source.source}: unknown kind of file; use .jsonl, .json, .csv or .parquet")
     datasets.disable_progress_bars()
     try:
         data = datasets.load_dataset(source.source, source.subset, split=source.split, revision=source.revision)
     except Exception as error:  # many types, from a missing network to an unknown split
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"cannot load the dataset {source.source} (split {source.split}): {first_line}") from error
+        raise DataError(
+            f"cannot load the dataset {source.source} (split {source.split}): {_first_line(error)}"
+        ) from error
     return list(data)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _listed(names: Any) -> str:
+    return " or ".join(sorted(map(str, names)))

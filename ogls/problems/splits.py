@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ogls.config import RunConfig
+from ogls.config import DataSource, RunConfig
 from ogls.errors import DataError
-from ogls.problems.load import Exclusions, load_problems, normalize_text
+from ogls.problems.load import UNUSABLE, Exclusions, load_problems, normalize_text
 from ogls.records import Problem
 from ogls.seeds import derive_seed
 
@@ -30,12 +30,14 @@ def split_problems(
     report = Exclusions()
     benchmarks: list[Problem] = []
     for benchmark in config.evaluate.benchmarks:
-        loaded = load_problems(benchmark, benchmark.name, report)
-        benchmarks += _keep_usable(
-            loaded, benchmark.source, config, config.evaluate.max_tokens, usable, too_long, report
-        )
-    train = load_problems(config.problems, "train", report)
-    train = _keep_usable(train, config.problems.source, config, config.rollout.max_tokens, usable, too_long, report)
+        of_source = _load_usable(benchmark, benchmark.name, config, usable, too_long, report)
+        if not of_source:
+            raise DataError(
+                f"benchmark {benchmark.name}: none of the rows of {benchmark.source} is a usable problem "
+                f"({_counts(report)}); set its columns, or another source"
+            )
+        benchmarks += of_source
+    train = _load_usable(config.problems, "train", config, usable, too_long, report)
     benchmark_texts = {normalize_text(p.problem): p.split for p in benchmarks}
     candidates = []
     for problem in train:
@@ -49,41 +51,49 @@ def split_problems(
     holdout = set(order[: config.problems.holdout].tolist())
     train = [p for i, p in enumerate(candidates) if i not in holdout]
     benchmarks += [replace(p, split="holdout") for i, p in enumerate(candidates) if i in holdout]
-    if not train or not benchmarks:
+    if not train:
+        setting = "lower problems.holdout" if holdout else "set problems.source to other problems"
         raise DataError(
-            f"{config.problems.source}: {len(train)} training problems and {len(benchmarks)} benchmark problems are "
-            f"left, at least one of each is needed; excluded: {dict(report.counts)}"
+            f"{config.problems.source}: no training problem is left of {len(candidates)} ({_counts(report)}); {setting}"
         )
+    if not benchmarks:
+        raise DataError(f"no problem to evaluate on ({_counts(report)}); raise problems.holdout, or add a benchmark")
     return train + benchmarks, report
 
 
-def _keep_usable(
-    problems: list[Problem],
-    source: str,
+def _counts(report: Exclusions) -> str:
+    return "excluded: " + (", ".join(f"{n} {reason}" for reason, n in report.counts.items()) or "none")
+
+
+def _load_usable(
+    source: DataSource,
+    split: str,
     config: RunConfig,
-    max_tokens: int,
     usable: Callable[[Sequence[str]], list[bool]],
     too_long: Callable[[Problem, int], str],
     report: Exclusions,
 ) -> list[Problem]:
-    """The problems that can be judged and that fit the model. Raises DataError if too many do not."""
-    kept, excluded = [], Exclusions()
+    """The problems of a source that can be judged and that fit the model. Raises DataError if too many do not."""
+    found = Exclusions()
+    problems, kept = load_problems(source, split, found), []
+    rows = len(problems) + sum(found.counts[reason] for reason in UNUSABLE)
+    max_tokens = config.rollout.max_tokens if split == "train" else config.evaluate.max_tokens
     for problem, ok in zip(problems, usable([p.answer for p in problems]), strict=True):
         if not ok:
-            excluded.add("unusable answer", f"{problem.problem_id} ({problem.answer[:40]!r})")
+            found.add("unusable answer", f"{problem.problem_id} ({problem.answer[:40]!r})")
         elif reason := too_long(problem, max_tokens):
-            excluded.add("too long", f"{problem.problem_id} ({reason})")
+            found.add("too long", f"{problem.problem_id} ({reason})")
         else:
             kept.append(problem)
-    unusable_count = len(problems) - len(kept)
-    if unusable_count > config.problems.max_unusable * len(problems):
-        listed = "; ".join(f"{n} {reason}: {excluded.describe(reason)}" for reason, n in excluded.counts.items())
+    unusable = {reason: found.counts[reason] for reason in UNUSABLE if found.counts[reason]}
+    count = sum(unusable.values())
+    if count > config.problems.max_unusable * rows:
+        listed = "; ".join(f"{n} {reason}: {found.describe(reason)}" for reason, n in unusable.items())
         raise DataError(
-            f"{source}: {unusable_count} of {len(problems)} problems are unusable ({listed}); fix them, or raise "
+            f"{source.source}: {count} of {rows} problems are unusable ({listed}); fix them, or raise "
             "problems.max_unusable"
         )
-    report.counts += excluded.counts
-    report.named |= excluded.named
+    report.extend(found)
     return kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_malformed_lines_are_numbered(tmp_path: Path) -> None:
         ("nowhere.jsonl", "cannot read problems from nowhere.jsonl: No such file"),
         ("nowhere.parquet", "no such file"),
         ("pyproject.toml/x.jsonl", "cannot read problems"),
-        ("nowhere", "neither a .jsonl or .parquet file, nor a folder"),
+        ("nowhere", "neither a .jsonl, .json, .csv or .parquet file, nor a folder"),
         ("no-such-owner/no-such-set", "cannot load the dataset no-such-owner/no-such-set"),
     ],
 )
@@ -114,6 +115,122 @@ def test_normalised_text_ignores_markup_and_keeps_mathematics() -> None:
     assert normalize_text("What is $1 + 1$?") == normalize_text("what is\n1+1 ?")
     assert normalize_text("１+1") == normalize_text("1+1")
     assert normalize_text("1+1") != normalize_text("1-1")
+
+
+@pytest.mark.parametrize(
+    "name", ["q.jsonl", "Q.JSONL", "q.json", "one.json", "q.csv", "q.jsonl.gz", "q.parquet", "bom.jsonl"]
+)
+def test_every_kind_of_file_is_read(tmp_path: Path, name: str) -> None:
+    rows = [{"id": "a", "problem": "1+1?", "answer": "2"}, {"id": "b", "problem": "1+2?", "answer": "3"}]
+    path, lines = tmp_path / name, "".join(json.dumps(row) + "\n" for row in rows)
+    if name == "q.json":
+        path.write_text(json.dumps(rows))
+    elif name == "one.json":
+        path.write_text(json.dumps(rows[0]))
+    elif name == "q.csv":
+        path.write_text('\ufeffid,problem,answer\na,"1+1?",2\nb,"1+2?",3\n', encoding="utf-8")
+    elif name == "q.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif name.endswith(".gz"):
+        path.write_bytes(gzip.compress(lines.encode()))
+    else:
+        path.write_text(("\ufeff" if name == "bom.jsonl" else "") + lines, encoding="utf-8")
+    loaded = load(str(path))
+    assert [(p.problem_id, p.problem, p.answer) for p in loaded] == [("a", "1+1?", "2"), ("b", "1+2?", "3")][
+        : len(loaded)
+    ]
+    assert len(loaded) == (1 if name == "one.json" else 2)
+
+
+def test_a_folder_is_read_whole_or_by_the_split_that_its_names_tell(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "monday.jsonl", ROWS[:2])
+    pq.write_table(pa.Table.from_pylist(ROWS[2:]), tmp_path / "tuesday.parquet")
+    assert {p.problem_id for p in load(str(tmp_path))} == {"a", "b", "c", "d"}
+    write_jsonl(tmp_path / "train-00000.jsonl", ROWS[:1])
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "dev.jsonl", ROWS[1:2])
+    assert [p.problem_id for p in load(str(tmp_path))] == ["a"]
+    assert [p.problem_id for p in load(str(tmp_path), split="validation")] == ["b"]
+    with pytest.raises(DataError, match="no files of the split test; set split to train or validation"):
+        load(str(tmp_path), split="test")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"has no \.jsonl, \.json, \.csv or \.parquet file"):
+        load(str(tmp_path / "empty"))
+
+
+def test_a_dataset_that_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
+    import datasets
+
+    data = datasets.Dataset.from_list([{"id": r["id"], "problem": r["problem"], "answer": "1"} for r in ROWS])
+    data.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": data, "extra": data.select([0])}).save_to_disk(str(tmp_path / "splits"))
+    assert len(load(str(tmp_path / "one"))) == 4
+    assert [p.problem_id for p in load(str(tmp_path / "splits"), split="extra")] == ["a"]
+    with pytest.raises(DataError, match="has no split test; set split to extra or train"):
+        load(str(tmp_path / "splits"), split="test")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, ["1"], {"a": 1}])
+@pytest.mark.parametrize("column", ["problem", "answer"])
+def test_a_cell_that_is_no_text_is_unusable_and_counted(tmp_path: Path, column: str, value: object) -> None:
+    report = Exclusions()
+    path = write_jsonl(tmp_path / "q.jsonl", [*ROWS, {"id": "x", "problem": "X?", "answer": "1", column: value}])
+    assert len(load(path, report)) == 4
+    assert report.counts["not text"] == 1
+    assert report.describe("not text").startswith(f"row 5 ({column} is ")
+
+
+def test_chat_messages_are_read_as_a_problem_and_its_solution(tmp_path: Path) -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    rows = [
+        {"prompt": chat, "answer": "2"},
+        {"prompt": [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": r"It is \boxed{3}."}]},
+        {"prompt": [*chat, {"role": "assistant", "content": "2"}, {"role": "user", "content": "Sure?"}], "answer": "2"},
+    ]
+    path, report = write_jsonl(tmp_path / "q.jsonl", rows), Exclusions()
+    with pytest.raises(
+        DataError, match=r'has no column problem; it has answer, prompt: set columns.problem = "prompt"'
+    ):
+        load(path)
+    first, second = load(path, report, columns=Columns(problem="prompt"))
+    assert (first.problem, first.answer, first.solution) == ("1+1?", "2", None)
+    assert (second.problem, second.answer, second.solution) == ("1+2?", "3", r"It is \boxed{3}.")
+    assert "a chat with 2 user and 1 assistant messages" in report.describe("not text")
+
+
+def test_a_problem_with_two_answers_is_left_out_and_named(tmp_path: Path) -> None:
+    report = Exclusions()
+    path = write_jsonl(tmp_path / "q.jsonl", [*ROWS, {"id": "z", "problem": "what is 1+1?", "answer": "3"}])
+    assert [p.problem_id for p in load(path, report)] == ["b", "c", "d"]
+    assert report.describe("two answers") == "a ('2' and '3')"
+
+
+def test_rows_without_an_answer_count_toward_max_unusable(tmp_path: Path) -> None:
+    rows = [*ROWS, {"id": "f", "problem": "Six?"}, {"id": "g", "problem": "Seven?", "answer": [1]}]
+    test = [{"id": "z", "problem": "Z?", "answer": "4"}]
+    with pytest.raises(DataError, match=r"2 of 6 problems are unusable \(1 no answer: f \(row 5\); 1 not text: row 6"):
+        split(tmp_path, rows, test)
+    problems, report = split(tmp_path, rows, test, max_unusable=0.5)
+    assert len(problems) == 5
+    assert report.counts == {"no answer": 1, "not text": 1}
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "settings", "message"),
+    [
+        ([], ROWS[:1], {}, r"train\.jsonl has no rows: set source to a file"),
+        (ROWS[:2], [], {}, r"test\.jsonl has no rows: set source to a file"),
+        (ROWS[:2], [{"problem": "P?"}], {}, r"neither a column answer nor a column solution; .* set columns\.answer"),
+        (ROWS[:2], [{"problem": " ", "answer": "1"}], {}, r"benchmark bench: none of the rows .*\(excluded: 1 empty"),
+        (ROWS[:3], ROWS[3:], {"holdout": 3}, r"no training problem is left of 3 .*; lower problems\.holdout"),
+        (ROWS[:1], ROWS[:1], {}, r"no training problem is left of 0 \(excluded: 1 in benchmark bench\)"),
+    ],
+)
+def test_nothing_to_train_or_evaluate_on_names_the_setting(
+    tmp_path: Path, train: list, test: list, settings: dict, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        split(tmp_path, train, test, **settings)
 
 
 def split(tmp_path: Path, train: list, test: list, usable=None, too_long=None, **problems: object):

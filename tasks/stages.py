@@ -66,10 +66,20 @@ def _stage_task(work: Callable[..., StageResult]) -> StageTask:
     )
     def run_stage(config: RunConfig, round_: int) -> Any:
         limit = config.execution.limit if STAGES_BY_NAME[name].on_device else ""
-        with _concurrency_slot(limit), stage_progress(config.name, name, round_) as progress:
-            result = work(Run(config), round_, progress)
-            progress.finish(result)
         logger = get_run_logger()
+        with _concurrency_slot(limit), stage_progress(config.name, name, round_) as progress:
+            try:
+                result = work(Run(config), round_, progress)
+            except Exception as error:
+                if not STAGES_BY_NAME[name].diagnostic:
+                    raise
+                notice = (
+                    f"{name} r{round_:03d} was skipped ({type(error).__name__}: {error}); training goes on without it"
+                )
+                logger.warning(notice)
+                print_line(f"  [yellow]{escape(notice)}[/yellow]")
+                return Completed(name="Skipped", message=notice, data=StageResult(name, round_, 0, 0.0, notice=notice))
+            progress.finish(result)
         emit_redone(config, result)
         if result.notice:
             logger.warning(result.notice)

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 
 from ogls.config import PromptsConfig
 from ogls.errors import DataError
-from ogls.problems.prompts import fill_template
+from ogls.problems.prompts import escape_control_tokens, fill_template
 from ogls.store import Store, run_query
 from ogls.store.atomic import atomic_write
 
 Kind = Literal["rollouts", "sft", "preference"]
+_Prompts = tuple[PromptsConfig, list[str]]  # the templates of a run, and the control tokens of its tokenizer
 
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -83,33 +84,32 @@ def write_dataset(table: pa.Table, out: Path, kind: Kind, origin: str) -> None:
             (target / "README.md").write_text(_card(table, kind, origin), encoding="utf-8")
 
 
-def _prompts(store: Store, run: str) -> PromptsConfig:
-    info = store.run(run).read_info() or {}
-    return PromptsConfig.model_validate(info["config"]["prompts"])
+def _prompts(store: Store, run: str) -> _Prompts:
+    info, manifest = store.run(run).read_info() or {}, store.run(run).manifest("problems", 0)
+    control_tokens = manifest.metrics.get("control_tokens", []) if manifest else []
+    return PromptsConfig.model_validate(info["config"]["prompts"]), control_tokens
 
 
-def _prompt_messages(row: dict[str, Any], prompts: dict[str, PromptsConfig]) -> list[dict[str, str]]:
-    config = prompts[row["run"]]
+def _prompt_messages(row: dict[str, Any], prompts: dict[str, _Prompts]) -> list[dict[str, str]]:
+    """The messages of the student's prompt, with control tokens in the problem escaped as for sampling."""
+    config, control_tokens = prompts[row["run"]]
     system = [{"role": "system", "content": config.system}] if config.system else []
-    return [*system, {"role": "user", "content": fill_template(config.student, problem=row["problem"])}]
+    problem = escape_control_tokens(row["problem"], control_tokens)
+    return [*system, {"role": "user", "content": fill_template(config.student, problem=problem)}]
 
 
 def _assistant_message(row: dict[str, Any]) -> dict[str, str]:
     return {"role": "assistant", "content": row["text"]}
 
 
-def _conversations(
-    rows: Iterable[dict[str, Any]], prompts: dict[str, PromptsConfig], _: int
-) -> Iterator[dict[str, Any]]:
+def _conversations(rows: Iterable[dict[str, Any]], prompts: dict[str, _Prompts], _: int) -> Iterator[dict[str, Any]]:
     for row in rows:
         if row["outcome"] == "correct":
             key = {n: row[n] for n in ("run", "round", "problem_id", "sample")}
             yield {"messages": [*_prompt_messages(row, prompts), _assistant_message(row)], **key}
 
 
-def _preferences(
-    rows: Iterable[dict[str, Any]], prompts: dict[str, PromptsConfig], pairs: int
-) -> Iterator[dict[str, Any]]:
+def _preferences(rows: Iterable[dict[str, Any]], prompts: dict[str, _Prompts], pairs: int) -> Iterator[dict[str, Any]]:
     for (run, round_, problem_id), members in groupby(rows, key=lambda r: (r["run"], r["round"], r["problem_id"])):
         group = list(members)
         correct = [r for r in group if r["outcome"] == "correct"]

@@ -56,9 +56,11 @@ class StudyConfig(Section):
     name: str = setting(
         "study", "Name of the study; its runs are <name>-<method>-s<seed>.", pattern=r"^[a-z0-9][a-z0-9._-]*$"
     )
-    root: str = setting("data/runs", "The store of the runs.")
+    root: str = setting("data/runs", "The store of the runs.", min_length=1)
     out: str = setting(
-        "data/studies", "Folder for the pages and figures of studies; each study has a subfolder with its name."
+        "",
+        "Folder for the pages and figures of studies; each study has a subfolder with its name. Empty: the folder "
+        "studies beside a local root, and data/studies for another root.",
     )
     seeds: tuple[int, ...] = setting((0, 1, 2), "Seeds. Every method runs once with each seed.", min_length=1)
     set: tuple[str, ...] = setting((), "Overrides for every method: section.key=value.")
@@ -66,6 +68,12 @@ class StudyConfig(Section):
     reference: str = setting("ogls-sd", "The method that the other methods are compared with.")
     methods: tuple[Method, ...] = setting((Method(),), "The methods.", min_length=1)
     tune: Tuning | None = setting(None, "Tune one setting for each method before the study.")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the page and the figures."""
+        beside = "data/studies" if "://" in self.root else Path(self.root).parent / "studies"
+        return Path(self.out or beside) / self.name
 
     @model_validator(mode="after")
     def _check(self) -> StudyConfig:

@@ -36,7 +36,7 @@ def apply_tuning(study: StudyConfig, tuning: Sequence[RunConfig], runs: Sequence
 def write_study_page(
     study: StudyConfig, configs: Sequence[RunConfig], tuning: Sequence[RunConfig] = ()
 ) -> tuple[Path, str]:
-    """Write the page of a study to `<out>/<study>/README.md`. Returns the path and the text of the page.
+    """Write the page of a study to `StudyConfig.folder`/README.md. Returns the path and the text of the page.
 
     Writes `curves.png`, `results.parquet`, `curves.parquet` and, with tuning runs, `tuning.parquet` to the same folder.
     Raises StoreError if a run is not finished.
@@ -56,7 +56,7 @@ def write_study_page(
     first = configs[0]
     rollouts_per_round = first.problems.per_round * first.rollout.samples
 
-    folder = Path(study.out) / study.name
+    folder = study.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "curves.png").write_bytes(study_figure(curves, pass_rows, rollouts_per_round, f"study {study.name}"))
     flat = [{**r, "difference": r["difference"] and list(r["difference"])} for r in results]

@@ -41,10 +41,12 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     base = data.pop("extends", None)
     if base is None:
         return data
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends is the path of another configuration file, not {base!r}")
     if path.resolve() in extended_by:
         chain = " -> ".join(p.name for p in (*extended_by, path))
         raise ConfigError(f"{path}: circular extends: {chain}")
-    return _merge(_read(path.parent / str(base), (*extended_by, path.resolve())), data)
+    return _merge(_read(path.parent / base, (*extended_by, path.resolve())), data)
 
 
 def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +66,10 @@ def build_config(data: Mapping[str, Any], overrides: Sequence[str] = (), origin:
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        lines = [redact_credentials(_explain(e)) for e in error.errors()]
+        errors = error.errors()
+        inner = {e["loc"][:i] for e in errors for i in range(len(e["loc"]))}
+        # An invalid entry of a list also makes the list too short.
+        lines = [redact_credentials(_explain(e)) for e in errors if e["type"] != "too_short" or e["loc"] not in inner]
         count = f" ({len(lines)} errors)" if len(lines) > 1 else ""
         raise ConfigError(f"{origin}{count}: " + "\n  ".join(lines)) from None
 

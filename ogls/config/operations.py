@@ -49,7 +49,7 @@ class StyleConfig(Section):
     )
     rollouts: int = setting(
         64,
-        "Number of rollouts to measure per round, evenly spaced. Approximate: up to twice as many may be measured.",
+        "Maximum number of rollouts to measure per round, evenly spaced.",
         ge=1,
         operational=True,
     )

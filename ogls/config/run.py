@@ -22,6 +22,7 @@ class RunConfig(Section):
         "data/runs",
         "The store: a local folder, s3://bucket/path, gs://bucket/path or az://container/path.",
         operational=True,
+        min_length=1,
     )
     seed: int = setting(0, "Seed of the run; all other seeds are derived from it.", ge=0)
     rounds: int = setting(8, "Number of training rounds. Raise it to continue a finished run.", ge=0, operational=True)

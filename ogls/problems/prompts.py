@@ -7,6 +7,7 @@ template, so that its effect on style cancels in the difference (arXiv 2605.1240
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from ogls.config import PromptsConfig
@@ -21,20 +22,16 @@ class Prompter:
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.thinking = thinking
-        self._special = sorted({t for t in tokenizer.get_added_vocab() if len(t) > 1}, key=len, reverse=True)
+        self.control_tokens = sorted({t for t in tokenizer.get_added_vocab() if len(t) > 1}, key=len, reverse=True)
 
     def student(self, problem: str) -> list[int]:
         """Token ids of the student's prompt, including the generation prompt."""
-        return self._ids(fill_template(self.prompts.student, problem=self.escape_control_tokens(problem)))
+        return self._ids(fill_template(self.prompts.student, problem=self._escape(problem)))
 
     def teacher(self, problem: str, exemplar: str, *, reference: bool = False) -> list[int]:
         """Token ids of the teacher's prompt with one exemplar, including the generation prompt."""
         template = self.prompts.reference if reference else self.prompts.exemplar
-        return self._ids(
-            fill_template(
-                template, problem=self.escape_control_tokens(problem), exemplar=self.escape_control_tokens(exemplar)
-            )
-        )
+        return self._ids(fill_template(template, problem=self._escape(problem), exemplar=self._escape(exemplar)))
 
     def render(self, user: str) -> str:
         """The chat template around one user message, including the generation prompt."""
@@ -45,14 +42,21 @@ class Prompter:
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=self.thinking
         )
 
-    def escape_control_tokens(self, text: str) -> str:
-        """Split control tokens in the text by a space, so that a problem or rollout cannot imitate a chat turn."""
-        for token in self._special:
-            text = text.replace(token, token[0] + " " + token[1:])
-        return text
+    def _escape(self, text: str) -> str:
+        return escape_control_tokens(text, self.control_tokens)
 
     def _ids(self, user: str) -> list[int]:
         return self.tokenizer(self.render(user), add_special_tokens=False)["input_ids"]
+
+
+def escape_control_tokens(text: str, control_tokens: Iterable[str]) -> str:
+    """Split control tokens in the text by a space, so that a problem or rollout cannot imitate a chat turn.
+
+    `control_tokens` are the longest first.
+    """
+    for token in control_tokens:
+        text = text.replace(token, token[0] + " " + token[1:])
+    return text
 
 
 def fill_template(template: str, **values: str) -> str:

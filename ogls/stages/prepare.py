@@ -55,6 +55,7 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
                 writer.attach_file(POLICY, name, content)
         return {
             "left_out": dict(report.counts),
+            "control_tokens": prompter.control_tokens,
             "splits": dict(Counter(p.split for p in problems)),
             "probe": record_probe(run, policy, [p for p in problems if p.split == "train"]),
             "notice": notice,

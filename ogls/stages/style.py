@@ -14,6 +14,7 @@ from ogls.records import STYLE, StageResult
 from ogls.records.schema import to_arrow
 from ogls.stages.groups import cached_rollouts
 from ogls.stages.run import Run
+from ogls.store.manifest import Manifest
 from ogls.store.writer import StageWriter
 
 
@@ -32,29 +33,33 @@ def style(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     def work(writer: StageWriter) -> dict[str, Any]:
         head, tokenizer = load_head(config.model), load_tokenizer(config.model)
         classes = styling.classify(tokenizer, len(head), config.style.classes).to(head.device)
-        manifest = run.records.manifest("teacher_states", round_)
-        stride = max(1, int(manifest.metrics.get("rollouts", 0)) // config.style.rollouts) if manifest else 1
+        measured = _evenly_spaced(run.records.manifest("teacher_states", round_), config.style.rollouts)
         parts: dict[str, list[styling.Shift]] = {}
-        tokens, positions = [], []
+        tokens: dict[str, list[np.ndarray]] = {}  # by signal: rollouts may have different pools
+        positions: dict[str, list[np.ndarray]] = {}
         for index, (_, ids, states) in enumerate(cached_rollouts(run, round_, head.device, progress)):
-            if index % stride:
+            if index not in measured:
                 continue
-            if parts and not set(parts) <= set(styling.signal_recipes(tuple(states), config.steer.to_recipe())):
-                continue  # skip a rollout with fewer pools than the first: its signals cannot be compared
             recipes = styling.signal_recipes(tuple(states), config.steer.to_recipe())
             limits = config.steer.batch_tokens, config.steer.temperature
             for name, shift in styling.measure_shifts(states, recipes, classes, head, *limits).items():
                 parts.setdefault(name, []).append(shift)
-            tokens.append(classes[ids].cpu().numpy())
-            positions.append(np.arange(len(ids)))
-        shifts = {name: concatenate(rollout_shifts) for name, rollout_shifts in parts.items()}
+                tokens.setdefault(name, []).append(classes[ids].cpu().numpy())
+                positions.setdefault(name, []).append(np.arange(len(ids)))
         names = [c.name for c in config.style.classes]
-        rows, metrics = [], {}
-        if shifts:
-            token_classes = np.concatenate(tokens)
-            rows = list(styling.style_rows(shifts, token_classes, np.concatenate(positions), names))
-            metrics = styling.shift_metrics(shifts, token_classes, names)
+        rows: list[dict[str, Any]] = []
+        metrics: dict[str, float] = {}
+        for name, of_rollouts in parts.items():
+            shifts, token_classes = {name: concatenate(of_rollouts)}, np.concatenate(tokens[name])
+            rows += styling.style_rows(shifts, token_classes, np.concatenate(positions[name]), names)
+            metrics |= styling.shift_metrics(shifts, token_classes, names)
         writer.write_shard(0, to_arrow(STYLE, rows))
-        return {"numbers": metrics, "rollouts": len(tokens)}
+        return {"numbers": metrics, "rollouts": len(measured)}
 
     return run.carry_out("style", round_, inputs, work)
+
+
+def _evenly_spaced(states: Manifest | None, most: int) -> set[int]:
+    """The indices of at most `most` of the rollouts with cached states, evenly spaced."""
+    total = int(states.metrics.get("rollouts", 0)) if states else 0
+    return {i * total // min(most, total) for i in range(min(most, total))}

@@ -44,13 +44,18 @@ def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
         writer.write_shard(0, to_arrow(VERDICTS, verdict_rows))
         mixed = sum({"correct", "failed"} <= o for o in outcomes.values())
         verdicts = dict(Counter(j.verdict for j in judgements))
-        notice = ""
+        notices = []
+        if raised := [j.raised for j in judgements if j.raised]:
+            notices.append(
+                f"round {round_}: verify.checker raised an exception for {len(raised)} of {len(rows)} answers, which "
+                f"are undecided; the first: {raised[0]}"
+            )
         if not mixed:
-            notice = (
+            notices.append(
                 f"round {round_}: 0 of {len(outcomes)} groups are mixed ({verdicts.get('correct', 0)} of {len(rows)} "
                 "rollouts are correct): there is no direction; in a new run, raise rollout.samples, or use "
                 + ("easier problems" if not verdicts.get("correct") else "harder problems")
             )
-        return {"groups": len(outcomes), "mixed_groups": mixed, "verdicts": verdicts, "notice": notice}
+        return {"groups": len(outcomes), "mixed_groups": mixed, "verdicts": verdicts, "notice": "; ".join(notices)}
 
     return run.carry_out("verdicts", round_, inputs, work)

@@ -55,6 +55,8 @@ class Storage:
     """The files under one root, by relative path. `url` is the absolute path or URL of the root."""
 
     def __init__(self, root: str):
+        if not root:
+            raise ConfigError("root is empty: set it to a local folder, or to the URL of an object store")
         self.root = root
         self.scheme = root.partition("://")[0] if "://" in root else "file"
         self.local = self.scheme == "file"

@@ -25,6 +25,7 @@ from ogls.errors import ConfigError
 from ogls.progress import Progress, no_progress
 from ogls.verifiers.answers import find_answer
 from ogls.verifiers.custom import load_checker, run_checker
+from ogls.verifiers.guard import require_main_guard
 from ogls.verifiers.math import answers_match, init_worker
 
 _TASKS_PER_WORKER = 5000  # sympy's caches grow
@@ -38,6 +39,7 @@ class Judgement:
 
     verdict: Verdict
     answer: str | None = None
+    raised: str = ""  # the exception that a custom checker raised
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Verifier:
     """Judges completions in worker processes. Safe from any thread; use `shared_verifier` to reuse started workers."""
 
     def __init__(self, config: VerifyConfig):
+        require_main_guard()
         self.config = config
+        self.raised: dict[tuple[str, str], str] = {}  # exceptions of a custom checker, by (answer, expected)
         self._pool = self._new_pool()
 
     def _new_pool(self) -> Any:
@@ -93,12 +97,22 @@ class Verifier:
         judged = []
         for case, answer, pair, is_decidable in zip(cases, answers, pairs, decidable, strict=True):
             undecided: Verdict = "truncated" if case.finish_reason == "length" else "no_answer"
-            judged.append(Judgement(verdicts[pair] if is_decidable else undecided, answer))
+            raised = self.raised.get(pair, "") if is_decidable else ""
+            judged.append(Judgement(verdicts[pair] if is_decidable else undecided, answer, raised))
         return judged
 
     def can_verify(self, answers: Sequence[str]) -> list[bool]:
-        """Whether each expected answer can be parsed and equals itself."""
-        verdicts = self._judge_pairs(list(dict.fromkeys((a, a) for a in answers)), no_progress)
+        """Whether each expected answer can be parsed and equals itself.
+
+        Raises ConfigError if a custom checker raises: that is a fault of the checker, not of the answers.
+        """
+        pairs = list(dict.fromkeys((a, a) for a in answers))
+        verdicts = self._judge_pairs(pairs, no_progress)
+        if raised := [(pair[0], self.raised[pair]) for pair in pairs if pair in self.raised]:
+            raise ConfigError(
+                f"verify.checker: {self.config.checker} raised an exception for {len(raised)} of {len(pairs)} expected "
+                f"answers, first for {raised[0][0][:60]!r}: {raised[0][1]}; it must return True or False"
+            )
         return [verdicts[a, a] == "correct" for a in answers]
 
     def _judge_pairs(self, pairs: list[tuple[str, str]], progress: Progress) -> dict[tuple[str, str], Verdict]:
@@ -152,8 +166,10 @@ class Verifier:
                     retry.append(pair)
                 else:  # it exited at its memory limit
                     verdicts[pair] = "error"
-            except Exception:  # any error that sympy raises
+            except Exception as error:  # any error that sympy or a custom checker raises
                 verdicts[pair] = "error"
+                if self.config.checker:
+                    self.raised[pair] = f"{type(error).__name__}: {error}"[:300]
             progress()
         return retry
 

@@ -39,14 +39,14 @@ def test_another_version_of_the_code_is_a_notice_or_an_error(
 def fail_evaluation(monkeypatch: pytest.MonkeyPatch, errors: list[Exception]) -> list[int]:
     """Make the sampler raise `errors` in order; returns a list with the number of its calls.
 
-    Calls with one request succeed and are not counted, because the probe is one request.
+    Calls with at most eight requests succeed and are not counted: they are the probe.
     """
     from ogls.samplers.transformers import TransformersSampler
 
     real_sample, calls = TransformersSampler.sample, [0]
 
     def sample(self: Any, requests: Any, sampling: Any) -> Any:
-        if len(requests) > 1:
+        if len(requests) > 8:
             calls[0] += 1
             if errors:
                 raise errors.pop(0)
@@ -127,3 +127,15 @@ def test_a_run_name_with_another_configuration_is_an_error(trained: tuple) -> No
     other = config.model_copy(update={"seed": 5})
     with pytest.raises(StoreError, match="seed: 0 -> 5"):
         train_flow(other)
+
+
+def test_a_diagnostic_that_fails_does_not_stop_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console_output: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ogls.stages.style.styling.classify", lambda *_: 1 / 0)
+    config = tracked(tmp_path, "name=diagnostic", "rounds=1", "tracking.enabled=false")
+    train_flow(config)
+    states = {run.name: run.state_name for run in task_runs(newest_flow_run("train diagnostic"))}
+    assert (states["style r001"], states["train r001"]) == ("Skipped", "Completed")
+    assert "style r001 was skipped (ZeroDivisionError" in console_output.readouterr().out
+    assert Run(config).records.manifest("style", 1) is None

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import small_config
 from typer.testing import CliRunner
 
 from flows.cli import app
-from ogls.analysis.export import select_rows, write_dataset
+from ogls.analysis.export import _prompt_messages, _prompts, select_rows, write_dataset
 from ogls.errors import DataError, UserError
+from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
 from ogls.store import Store
 
@@ -98,3 +100,24 @@ def test_a_failed_write_leaves_no_files(store: Store, tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match="No space left"):
         write_dataset(select_rows(store, "rollouts"), tmp_path / "out", "rollouts", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_control_tokens_in_a_problem_are_escaped_as_in_the_prompt(tmp_path: Path) -> None:
+    row = json.loads(Path("data/tiny/train.jsonl").read_text().splitlines()[0])
+    rows = [row | {"id": str(i), "problem": f"<|im_end|> {i}: {row['problem']}"} for i in range(12)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run = Run(small_config(tmp_path, f"problems.source={tmp_path}/p.jsonl", "rollout.samples=2"))
+    run.open()
+    for stage, round_ in (("prepare", 0), ("sample", 1)):
+        STAGES[stage](run, round_)
+    manifest = run.records.manifest("problems", 0)
+    assert manifest
+    assert "<|im_end|>" in manifest.metrics["control_tokens"]
+    prompts = {run.config.name: _prompts(run.store, run.config.name)}
+    (user,) = _prompt_messages({"run": run.config.name, "problem": rows[0]["problem"]}, prompts)
+    assert user["content"].startswith("< |im_end|> 0")
+    tokenizer = run.load_policy().tokenizer
+    sampled = {r["problem_id"]: r["prompt_ids"] for r in run.records.read("trajectories", 1).to_pylist()}
+    for problem_id, ids in sampled.items():
+        (user,) = _prompt_messages({"run": run.config.name, "problem": rows[int(problem_id)]["problem"]}, prompts)
+        assert run.prompter(tokenizer)._ids(user["content"]) == ids

@@ -10,6 +10,7 @@ from conftest import REPO
 from ogls.analysis.figures import study_figure
 from ogls.analysis.study import (
     CURVES,
+    StudyConfig,
     curve_rows,
     load_study,
     mean_and_interval,
@@ -129,3 +130,17 @@ def test_an_unfinished_run_raises(tmp_path: Path) -> None:
     ):
         write_study_page(study, list(runs.values()))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "folder"),
+    [
+        ({}, "data/studies/study"),
+        ({"root": "elsewhere/runs"}, "elsewhere/studies/study"),
+        ({"root": "s3://bucket/runs"}, "data/studies/study"),
+        ({"root": "elsewhere/runs", "out": "pages"}, "pages/study"),
+    ],
+)
+def test_the_page_of_a_study_is_beside_its_runs(settings: dict[str, str], folder: str) -> None:
+    methods = ({"name": "ogls-sd"},)
+    assert StudyConfig.model_validate({"methods": methods, **settings}).folder == Path(folder)

@@ -178,3 +178,23 @@ def test_errors_of_a_running_run_advise_only_what_may_be_changed_then() -> None:
                 if named and "new run" not in text and "another run" not in text:
                     wrong.append((path.name, text))
     assert wrong == []
+
+
+def test_extends_must_be_a_path(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("extends = 5\n")
+    with pytest.raises(ConfigError, match=r"c\.toml: extends is the path of another configuration file, not 5"):
+        load_config(tmp_path / "c.toml")
+
+
+def test_a_wrong_pattern_gives_one_error() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(TINY, ["style.classes=[{name='a', pattern='('}]"])
+    assert "is not a valid regular expression" in str(caught.value)
+    assert "errors)" not in str(caught.value)
+    with pytest.raises(ConfigError, match="at least 1 item"):
+        load_config(TINY, ["style.classes=[]"])
+
+
+def test_an_empty_root_is_refused() -> None:
+    with pytest.raises(ConfigError, match="root: String should have at least 1 character"):
+        load_config(TINY, ["root="])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from ogls.distillation import style as styling
 from ogls.distillation.steering import steer_tokens
 from ogls.errors import ConfigError
 from ogls.models.policy import Policy
+from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
 
 DIGITS = torch.tensor([1] * 10 + [0] * 6)  # ten digits and six words
@@ -99,3 +103,23 @@ def test_rows_and_metrics_of_a_round_agree(finished: Run) -> None:
         assert all(0 <= r["style"] <= r["kl"] * 1.0001 + 1e-6 for r in signal_rows)
     # A teacher that has read the solution answers at once; the direction removes most of this shift of style.
     assert numbers["direction_style_share"] < numbers["reference_style_share"]
+
+
+def test_rollouts_with_different_pools_are_counted_by_signal(tmp_path: Path) -> None:
+    """With recipe none, extra pools and failed rollouts only, a later rollout has pools that the first lacks."""
+    overrides = ("steer.recipe=none", 'teacher.pools=["correct","incorrect"]', "train.rollouts=incorrect")
+    run = Run(small_config(tmp_path, *overrides, "style.rollouts=9"))
+    STAGES["prepare"](run, 0)
+    for stage in ("sample", "verify", "teach", "steer"):
+        STAGES[stage](run, 1)
+    states = run.records.read("teacher_states", 1, ["problem_id", "sample", "pool"]).to_pylist()
+    pools: dict[tuple[str, int], set[str]] = {}
+    for row in states:
+        pools.setdefault((row["problem_id"], row["sample"]), set()).add(row["pool"])
+    assert len(set(map(frozenset, pools.values()))) > 1
+    result = STAGES["style"](run, 1)
+    assert result.metrics["rollouts"] == 9 < len(pools)
+    tokens: Counter[str] = Counter()
+    for row in run.records.read("style", 1).to_pylist():
+        tokens[row["signal"]] += row["tokens"]
+    assert tokens["target"] >= tokens["direction"] > 0

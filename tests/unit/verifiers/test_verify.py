@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -185,3 +188,42 @@ def test_a_user_defined_checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_missing_checker_is_refused(checker: str, error: str) -> None:
     with pytest.raises(ConfigError, match=rf"verify\.checker: cannot load {checker}: .*{error}"):
         shared_verifier(VerifyConfig(workers=1, checker=checker))
+
+
+def test_a_checker_that_raises_is_shown_and_the_data_is_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "def equal(answer, expected):\n    return {'8': True}.get(answer) or {}['units']\n"
+    (tmp_path / "raising_checker.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    verifier = shared_verifier(VerifyConfig(workers=1, checker="raising_checker:equal"))
+    judged = verifier.judge([Case(r"\boxed{7}", "stop", "7"), Case(r"\boxed{8}", "stop", "8")])
+    assert [(j.verdict, j.raised) for j in judged] == [("error", "KeyError: 'units'"), ("correct", "")]
+    message = r"raised an exception for 1 of 2 expected answers, first for '7': KeyError: 'units'"
+    with pytest.raises(ConfigError, match=message):
+        verifier.can_verify(["8", "7"])
+
+
+SCRIPT = r"""
+from ogls.config import VerifyConfig
+from ogls.verifiers.pool import Case, Verifier
+{guard}:
+    verifier = Verifier(VerifyConfig(workers=1))
+    print(verifier.judge([Case(r"\boxed{{7}}", "stop", "7")]))
+    verifier.close()
+"""
+
+
+@pytest.mark.parametrize("guard", ["if True", 'if __name__ == "__main__"'])
+def test_a_script_without_a_main_guard_is_refused_at_once(tmp_path: Path, guard: str) -> None:
+    """Without the check its workers would run the script again, which starts workers, and so on."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(guard=guard))
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    command = [sys.executable, str(script)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    if guard == "if True":
+        assert result.returncode == 1
+        assert "each of them imports this script; put its code under `if __name__" in result.stderr
+    else:
+        assert "verdict='correct'" in result.stdout

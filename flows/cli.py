@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -80,7 +81,8 @@ def _next_steps(config: Any) -> list[str]:
 def evaluate(
     config: Config,
     round_: Annotated[
-        list[int] | None, typer.Option("--round", help="Round (0: the base model); default: the newest. Repeatable.")
+        list[int] | None,
+        typer.Option("--round", help="Round (0: the base model); default: the newest. Repeatable.", min=0),
     ] = None,
     set_: Set = None,
 ) -> None:
@@ -136,6 +138,8 @@ def sweep(
     chosen = tuple(recipes or RECIPES)
     if unknown := sorted(set(chosen) - set(RECIPES)):
         raise UserError(f"unknown recipe {', '.join(unknown)}; known recipes: {', '.join(RECIPES)}")
+    if not all(map(math.isfinite, strengths or ())):
+        raise UserError("--strength must be a finite number")
     opened = open_run(root, run)
     rounds = opened.records.rounds("teacher_states")
     if not rounds:
@@ -161,7 +165,7 @@ def stage(
         str, typer.Argument(help="Stage: prepare, sample, verify, teach, steer, style, train, evaluate or health.")
     ],
     config: Config,
-    round_: Annotated[int, typer.Option("--round", help="Number of the round; `prepare` ignores it.")] = 1,
+    round_: Annotated[int, typer.Option("--round", help="Number of the round; `prepare` ignores it.", min=0)] = 1,
     set_: Set = None,
 ) -> None:
     """Run one stage of one round in this process, without Prefect, for debugging."""
@@ -174,6 +178,8 @@ def stage(
 
     if name not in STAGES:
         raise UserError(f"unknown stage {name}; stages: {', '.join(STAGES)}")
+    if not round_ and name not in ("prepare", "evaluate", "health"):
+        raise UserError(f"--round 0: {name} runs in rounds 1 and later; round 0 is the evaluation before training")
     show_progress_on(err)
     run = Run(loaded)
     with run.records.lock(f"stage {name}"):
@@ -189,10 +195,10 @@ def stage(
 def seed_model(
     out_dir: Annotated[Path, typer.Argument(help="New folder for the model and the problems.")],
     terse: Annotated[
-        float, typer.Option(help="Share of terse answers (0 to 1) in texts that show a solution first.")
+        float, typer.Option(help="Share of terse answers (0 to 1) in texts that show a solution first.", min=0, max=1)
     ] = 0.5,
-    seed: Annotated[int, typer.Option(help="Seed of the weights and the pretraining text.")] = 0,
-    steps: Annotated[int, typer.Option(help="Number of pretraining steps.")] = 1500,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and the pretraining text.", min=0)] = 0,
+    steps: Annotated[int, typer.Option(help="Number of pretraining steps.", min=1)] = 1500,
 ) -> None:
     """Pretrain the seed model of the tiny world. Takes some minutes on a CPU."""
     from rich.progress import Progress
@@ -214,7 +220,7 @@ def seed_model(
 def plan(
     config: Config,
     gpu: Annotated[str, typer.Option(help="Hardware: rtx4090, l40s, a100-40, a100-80, h100, h200 or cpu.")] = "h100",
-    length: Annotated[int | None, typer.Option(help="Mean tokens per rollout; default: max_tokens / 3.")] = None,
+    length: Annotated[int | None, typer.Option(help="Mean tokens per rollout; default: max_tokens / 3.", min=1)] = None,
     set_: Set = None,
 ) -> None:
     """Estimate memory, time and tokens of each stage and the disk space of a round, without loading the model."""
@@ -288,7 +294,8 @@ def main() -> None:
         err.print("interrupted; the same command continues where this one ended", style="yellow")
         sys.exit(130)
     except (typer.Abort, typer.BadParameter, typer.TyperException) as error:
-        err.print(str(error))
+        message = error.format_message() if isinstance(error, typer.TyperException) else "aborted"
+        err.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

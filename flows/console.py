@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
+import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,39 +32,73 @@ Root = Annotated[str, typer.Option(help="Store of the runs: a folder, or s3://bu
 def show_table(table: Any, format_: str, to: Path | None) -> None:
     """Print an Arrow table, or write it to the file `to`.
 
-    Raises UserError for an unknown format, and for parquet without a file.
+    Equal column names get a number. Raises UserError for an unknown format, for parquet without a file, and if the file
+    cannot be written.
     """
-    import json
-
+    table = table.rename_columns(_unique(table.schema.names))
     if format_ == "parquet":
         if to is None:
             raise UserError("the format parquet needs a file: add --out FILE")
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        pq.write_table(table, to)
+        with atomic_write(to, replace=True, errors=(OSError, pa.ArrowException)) as file:
+            pq.write_table(table, file)
         return
-    if format_ == "csv":
-        import io
-
-        import pyarrow.csv as pc
-
-        flat = table
-        for i, column in enumerate(table.schema):
-            if str(column.type).startswith("list"):
-                flat = flat.set_column(i, column.name, [[json.dumps(v) for v in table[column.name].to_pylist()]])
-            elif str(column.type) == "string":
-                flat = flat.set_column(i, column.name, [[_escape_formula(v) for v in table[column.name].to_pylist()]])
-        sink = io.BytesIO()
-        pc.write_csv(flat, sink)
-        text = sink.getvalue().decode()
+    if format_ == "table" and to is None:
+        _print_table(table)
+        return
+    if format_ == "table":
+        text = _render_table(table)
+    elif format_ == "csv":
+        text = _to_csv(table)
     elif format_ == "json":
-        text = json.dumps(table.to_pylist(), indent=1, default=repr, ensure_ascii=False) + "\n"
-    elif format_ == "table":
-        _print_table(table, to)
-        return
+        text = json.dumps(_json_value(table.to_pylist()), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     else:
         raise UserError(f"unknown format {format_}; formats: table, csv, json and parquet")
-    to.write_text(text) if to else typer.echo(text, nl=False)
+    write_file(to, text) if to else typer.echo(text, nl=False)
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names, with _1, _2, ... after a name that occurred before, as DuckDB names the columns of a table."""
+    unique: list[str] = []
+    for name in names:
+        candidates = (f"{name}_{n}" if n else name for n in count())
+        unique.append(next(c for c in candidates if c not in unique))
+    return unique
+
+
+def _json_value(value: Any) -> Any:
+    """A value of a query as JSON: NaN and infinity as null, times in ISO format, bytes in hex, other types as text."""
+    if isinstance(value, dict):
+        return {str(k): _json_value(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, bytes):
+        return value.hex()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _to_csv(table: Any) -> str:
+    """CSV text; lists, structs and other values that CSV does not have are JSON text."""
+    import pyarrow as pa
+    import pyarrow.csv as pc
+
+    flat = table
+    for i, column in enumerate(table.schema):
+        is_plain = pa.types.is_primitive(column.type) or pa.types.is_null(column.type)
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            flat = flat.set_column(i, column.name, [[_escape_formula(v) for v in table[column.name].to_pylist()]])
+        elif not is_plain or pa.types.is_duration(column.type):
+            values = [None if v is None else json.dumps(_json_value(v)) for v in table[column.name].to_pylist()]
+            flat = flat.set_column(i, column.name, pa.array(values, pa.string()))
+    sink = io.BytesIO()
+    pc.write_csv(flat, sink)
+    return sink.getvalue().decode()
 
 
 def write_file(path: Path, text: str) -> None:
@@ -88,7 +126,8 @@ def escape_control_characters(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
-def _print_table(table: Any, to: Path | None) -> None:
+def _rich_table(table: Any) -> Table:
+    """The first 1000 rows as a Rich table."""
     from rich.markup import escape
     from rich.text import Text
 
@@ -99,13 +138,18 @@ def _print_table(table: Any, to: Path | None) -> None:
     rendered = Table(*[escape(n) for n in table.schema.names])
     for row in table.slice(0, 1000).to_pylist():
         rendered.add_row(*[cell(v) for v in row.values()])
-    caption = f"{len(table)} rows" + (", only the first 1000 are shown" if len(table) > 1000 else "")
-    if to:
-        with open(to, "w") as file:
-            Console(file=file, width=200).print(rendered)
-    else:
-        (out if out.is_terminal else Console(width=160)).print(rendered)
-    err.print(caption, style="dim")
+    return rendered
+
+
+def _render_table(table: Any) -> str:
+    sink = io.StringIO()
+    Console(file=sink, width=200).print(_rich_table(table))
+    return sink.getvalue()
+
+
+def _print_table(table: Any) -> None:
+    (out if out.is_terminal else Console(width=160)).print(_rich_table(table))
+    err.print(f"{len(table)} rows" + (", only the first 1000 are shown" if len(table) > 1000 else ""), style="dim")
 
 
 def configure_prefect() -> None:

@@ -1,4 +1,4 @@
-"""Commands that care for one run: check."""
+"""Commands that care for one run: check, rm."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ OneRun = Annotated[str, typer.Argument(help="Name of a run.")]
 def register(app: Any) -> None:
     """Add the commands to the command line."""
     app.command()(check)
+    app.command()(rm)
 
 
 def check(
@@ -56,3 +57,25 @@ def _repair(opened: Any, damaged: list[Any]) -> list[Any]:
             out.print(text, markup=False, highlight=False, soft_wrap=True)
             remaining += [damage] if reason else []
     return remaining
+
+
+def rm(
+    run: OneRun,
+    root: Root = "data/runs",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking for confirmation.")] = False,
+) -> None:
+    """Remove a run with all its rounds, adapters and reports. MLflow and Prefect keep what they have of it."""
+    from ogls.errors import RunLocked
+    from ogls.stages.run import open_run
+    from ogls.store.removal import remove_run, run_bytes
+
+    records = open_run(root, run).records
+    if holder := records.describe_holder():
+        raise RunLocked(f"run {run} is held by {holder}; wait for it or stop it")
+    newest = records.newest_manifest("updates")
+    size = run_bytes(records) / 2**20
+    out.print(f"{records.url('')}: {newest.round if newest else 0} trained rounds, {size:,.1f} MiB", soft_wrap=True)
+    if not (yes or typer.confirm(f"Remove the run {run}? This cannot be undone.")):
+        raise typer.Exit(1)
+    remove_run(records)
+    out.print(f"removed {run}", highlight=False)

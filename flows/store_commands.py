@@ -37,13 +37,13 @@ def query(
     ] = None,
 ) -> None:
     """Query the store in SQL: trajectories, verdicts, targets, scores and more."""
-    from ogls.store import Store, export_database, named_queries
+    from ogls.store import existing_store, export_database, named_queries
 
     queries = named_queries()
     if export:
         if sql or name:
             raise UserError("--export-db takes no query: the file has a view for every table and every named query")
-        export_database(Store(root), export, run)
+        export_database(existing_store(root), export, run)
         out.print(f"{export}: open it with any DuckDB client, such as `duckdb {export}`", soft_wrap=True)
         return
     if (sql is None) == (name is None):
@@ -51,7 +51,7 @@ def query(
     if name is not None and name not in queries:
         descriptions = "\n  ".join(f"{n}: {text.splitlines()[0].removeprefix('-- ')}" for n, text in queries.items())
         raise UserError(f"unknown query {name}; named queries:\n  {descriptions}")
-    show_table(run_query(Store(root), sql or queries[name or ""], run), format_, to)
+    show_table(run_query(existing_store(root), queries[name] if name else sql or "", run), format_, to)
 
 
 def dataset(
@@ -66,12 +66,12 @@ def dataset(
 ) -> None:
     """Export rollouts, SFT examples or preference pairs as a Hugging Face dataset folder or JSON Lines."""
     from ogls.analysis.export import KINDS, select_rows, write_dataset
-    from ogls.store import Store
+    from ogls.store import existing_store
 
     row_kind = next((k for k in KINDS if k == kind), None)
     if row_kind is None:
         raise UserError(f"unknown kind {kind}; kinds: {', '.join(KINDS)}")
-    rows = select_rows(Store(root), row_kind, where, run, pairs)
+    rows = select_rows(existing_store(root), row_kind, where, run, pairs)
     origin = f"Made by `ogls dataset` from {run or 'all runs'}: rollouts for which `{where}`."
     write_dataset(rows, to, row_kind, origin)
     out.print(f"{len(rows)} rows of {kind} in {to}", soft_wrap=True, highlight=False)
@@ -101,6 +101,8 @@ def view(
 
     if show not in SHOW:
         raise UserError(f"unknown --show {show}; choices: {', '.join(SHOW)}")
+    if sample is not None and not problem:
+        raise UserError("--sample needs --problem: it is the number of a sample of that problem")
     opened = open_run(root, run)
     show_progress_on(err)
     with terminal_progress("view", rounds[0] if rounds else 0) as progress:
@@ -167,10 +169,10 @@ def runs(root: Root = "data/runs", format_: Format = "table") -> None:
     import pyarrow as pa
 
     from ogls.stages.summaries import read_first_summary
-    from ogls.store import Store
+    from ogls.store import existing_store
 
     rows = []
-    for run in Store(root).runs():
+    for run in existing_store(root).runs():
         info = run.read_info() or {}
         trained, evaluated = run.newest_manifest("updates"), run.newest_manifest("scores")
         rows.append(
@@ -207,10 +209,10 @@ def gc(
     """Delete old teacher states, after listing them. Trajectories, targets and adapters are always kept."""
     import pyarrow as pa
 
-    from ogls.store import Store
+    from ogls.store import existing_store
     from ogls.store.retention import drop_states, list_droppable
 
-    opened = [r for r in Store(root).runs() if run in (None, r.name)]
+    opened = [r for r in existing_store(root).runs() if run in (None, r.name)]
     if run and not opened:
         raise UserError(f"no run {run} in {root}; `ogls runs --root {root}` lists the runs")
     droppable = [(r, d) for r in opened for d in list_droppable(r, keep)]

@@ -43,7 +43,7 @@ class RolloutSelector:
     def select(
         self, rounds: list[int], problem: str, sample: int | None, show: str, max_rollouts: int, per_round: int = 0
     ) -> list[SelectedRollout]:
-        """Return the rollouts of `problem`, or about `max_rollouts` rollouts of the kinds in `show`, newest first.
+        """Return the rollouts of `problem`, or at most `max_rollouts` rollouts of the kinds in `show`, newest first.
 
         `per_round` adds up to that number of correct and of failed rollouts from every round.
         """
@@ -60,6 +60,7 @@ class RolloutSelector:
                 merged = selected.setdefault(rollout.id, rollout)
                 merged.tags |= rollout.tags
                 merged.later = merged.later or rollout.later
+        selected = dict(list(selected.items())[:max_rollouts])
         for kind in ("correct", "failed") if per_round else ():
             for round_ in rounds:
                 for rollout in self._of_kind(kind, [r for r in rows if r["round"] == round_], per_round):

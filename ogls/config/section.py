@@ -50,4 +50,4 @@ def kind_of(field: FieldInfo) -> Kind:
 class Section(BaseModel):
     """An immutable section of the configuration that rejects unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)

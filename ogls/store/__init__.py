@@ -6,6 +6,6 @@ Does not belong here: the meaning of the records. The algorithm does not import 
 
 from ogls.store.query import export_database, named_queries, run_query
 from ogls.store.run_store import RunStore
-from ogls.store.store import Store
+from ogls.store.store import Store, existing_store
 
-__all__ = ["RunStore", "Store", "export_database", "named_queries", "run_query"]
+__all__ = ["RunStore", "Store", "existing_store", "export_database", "named_queries", "run_query"]

@@ -10,8 +10,19 @@ need no rename; there, shards are in a folder of the epoch of their writer (`rou
 
 from __future__ import annotations
 
+import os
+
+from ogls.errors import StoreError
 from ogls.store.run_store import RunStore
 from ogls.store.storage import Storage
+
+
+def existing_store(root: str) -> Store:
+    """The store at `root`, to read from. Raises StoreError if there is nothing, as for a mistyped root."""
+    store = Store(root)
+    if not store.storage.list_names("") and not (store.storage.local and os.path.isdir(store.storage.path)):
+        raise StoreError(f"no store at {store.storage.url}; give --root, or train a run first")
+    return store
 
 
 class Store:

@@ -20,6 +20,8 @@ from ogls.errors import DataError, RunLocked, StoreError
 from ogls.records import TABLES, VERDICTS
 from ogls.records.schema import SCHEMA_VERSION, to_arrow
 from ogls.store import RunStore, Store
+from ogls.store.removal import remove_run, run_bytes
+from ogls.store.storage import Storage
 from ogls.store.writer import StageWriter
 
 
@@ -235,3 +237,31 @@ def test_looking_at_the_holder_never_refuses_a_starting_training(tmp_path: Path,
 def test_every_table_can_be_read_while_empty(run: RunStore) -> None:
     StageWriter(run, VERDICTS, 1, "f").commit("verify", {})
     assert run.read("verdicts", 1).schema.equals(TABLES["verdicts"].schema)
+
+
+def test_a_removal_that_is_killed_leaves_no_run_and_no_finished_stage(
+    run: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.open(small_config("x", "name=r"))
+    for table, stage in (("problems", "prepare"), ("scores", "evaluate")):
+        writer = StageWriter(run, TABLES[table], 0, "f")
+        writer.attach_file("policy", f"{stage}.bin", b"content")
+        writer.commit(stage, {})
+    assert run_bytes(run) == 2 * len(b"content")
+    real, removed = Storage.remove, []
+
+    def remove(storage: Storage, path: str) -> None:
+        if len(removed) == 3:
+            raise KeyboardInterrupt
+        removed.append(path)
+        real(storage, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "remove", remove)
+        with pytest.raises(KeyboardInterrupt):
+            remove_run(run)
+    assert run.read_info() is None
+    assert run.rounds("problems") == run.rounds("scores") == []
+    assert "r" not in [r.name for r in Store(run.storage.root).runs()]
+    remove_run(run)
+    assert run.storage.list_files("r") == []

@@ -42,17 +42,24 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 def settings() -> str:
     """The page of all settings, section by section."""
     from ogls.config import RunConfig
+    from ogls.config.section import kind_of
 
     lines = ["# Configuration\n", "Generated from `ogls/config/`. A configuration can extend another"]
     lines.append('(`extends = "tiny.toml"`), and `--set section.key=value` overrides any value.')
-    lines.append("*Operational* settings change no result: a run can be resumed with other values of them.\n")
+    lines.append(
+        "*Numerics* settings change rounding, memory and speed, and *operational* settings how a run is executed:"
+    )
+    lines.append(
+        "a run can be resumed with other values of both. All others identify the run ([more](../how-to/resume.md)).\n"
+    )
     lines.append("`ogls config FILE` prints the resolved configuration.\n")
     for title, section in _sections("", RunConfig):
         lines += [f"## {title or 'The run'}\n", f"{inspect.cleandoc(section.__doc__ or '')}\n"]
         lines += ["| setting | type | default | description |", "| --- | --- | --- | --- |"]
         for name, field in section.model_fields.items():
             if not _is_section(field.annotation):
-                mark = " *Operational.*" if (field.json_schema_extra or {}).get("operational") else ""
+                kind = kind_of(field)
+                mark = "" if kind == "identity" else f" *{kind.capitalize()}.*"
                 description = (field.description or "").replace("|", "\\|") + mark
                 lines.append(f"| `{name}` | {_type(field.annotation)} | {_default(field.default)} | {description} |")
         lines.append("")

@@ -1,4 +1,4 @@
-"""Commands that care for one run: check, rm."""
+"""Commands on one run: stage, check, rm."""
 
 from __future__ import annotations
 
@@ -6,15 +6,47 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import Root, err, out
+from flows.console import Config, Root, Set, err, out
+from ogls.errors import UserError
 
 OneRun = Annotated[str, typer.Argument(help="Name of a run.")]
 
 
 def register(app: Any) -> None:
     """Add the commands to the command line."""
-    app.command()(check)
-    app.command()(rm)
+    for command in (stage, check, rm):
+        app.command()(command)
+
+
+def stage(
+    name: Annotated[
+        str, typer.Argument(help="Stage: prepare, sample, verify, teach, steer, style, train, evaluate or health.")
+    ],
+    config: Config,
+    round_: Annotated[int, typer.Option("--round", help="Number of the round; `prepare` ignores it.", min=0)] = 1,
+    set_: Set = None,
+) -> None:
+    """Run one stage of one round in this process, without Prefect, for debugging."""
+    from ogls.config import load_config
+
+    loaded = load_config(config, set_ or [])
+    from ogls.stages.registry import STAGES
+    from ogls.stages.run import Run
+    from tasks.progress import show_progress_on, terminal_progress
+
+    if name not in STAGES:
+        raise UserError(f"unknown stage {name}; stages: {', '.join(STAGES)}")
+    if not round_ and name not in ("prepare", "evaluate", "health"):
+        raise UserError(f"--round 0: {name} runs in rounds 1 and later; round 0 is the evaluation before training")
+    show_progress_on(err)
+    run = Run(loaded)
+    with run.records.lock(f"stage {name}"):
+        if notice := run.open():
+            err.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        with terminal_progress(name, round_) as progress:
+            result = STAGES[name](run, 0 if name == "prepare" else round_, progress)
+    out.print(f"{name} r{result.round:03d}: {result.rows} rows, {'already done' if result.reused else 'done'}")
+    out.print_json(data={"notice": result.notice, **result.metrics})
 
 
 def check(

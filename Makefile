@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: vllm setup quickstart test check fast soak docs bench bench-queries clean
+.PHONY: vllm setup quickstart test check fast nightly soak docs bench bench-queries clean
 
 setup: $(READY)
 
@@ -27,6 +27,9 @@ test: $(READY)
 
 fast: $(READY)  ## run the tests that are not marked slow
 	$(PYTEST) -m 'not slow'
+
+nightly: $(READY)  ## run the tests that CI leaves out because they are slow and say little
+	OGLS_NIGHTLY=1 $(PYTEST) -m nightly
 
 vllm: $(VENV)/.vllm  ## install the CPU build of vLLM; with CUDA: pip install vllm==0.32.0
 

@@ -61,7 +61,9 @@ def _group(file: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run groups with the most slow tests first, so that no process runs one alone at the end."""
+    """Leave out nightly tests, and run groups with the most slow tests first: no process runs one at the end."""
+    if not os.environ.get("OGLS_NIGHTLY"):
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
     groups = {item: _group(str(item.path)) for item in items}
     slow = Counter(group for item, group in groups.items() if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[groups[item]])

@@ -22,7 +22,7 @@ from ogls.verifiers.pool import Case, Verifier
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("fault", ["progress", "commit"])
+@pytest.mark.parametrize("fault", ["progress", pytest.param("commit", marks=pytest.mark.nightly)])
 def test_a_run_killed_in_every_stage_resumes_to_the_same_result(finished: Run, tmp_path: Path, fault: str) -> None:
     """commit: killed before the manifest of each stage. progress: killed during the work of the long stages."""
     kills = [("evaluate", 0), *((name, 1 + i % 2) for i, name in enumerate(ROUND))]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import REPO, SMALL, TINY
 
-from ogls.stages.run import Run
+from ogls.stages.run import Run, open_run
 
 OGLS = [sys.executable, "-m", "flows.cli"]
 
@@ -173,3 +173,27 @@ def test_train_interrupted_killed_and_finished_by_the_same_command(tmp_path: Pat
     assert run.info.status == "FINISHED"
     steps = [m.step for m in client.get_metric_history(run.info.run_id, "evaluate/accuracy")]
     assert steps == [0, 1, 2, 3]
+
+
+@pytest.mark.nightly
+def test_train_killed_during_its_start_up(finished: Run, tmp_path: Path) -> None:
+    """SIGKILL after a growing number of seconds, before and after the run is opened; then a complete run."""
+    overrides = [p for s in (*SMALL, "rounds=1", f"root={tmp_path}/store") for p in ("--set", s)]
+    command = [*OGLS, "train", str(TINY), *overrides]
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment.pop("PREFECT_API_URL", None)
+    for seconds in (0.2, 1, 2, 4, 6, 8, 10, 12):
+        child = subprocess.Popen(command, cwd=REPO, env=environment, stderr=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(seconds)
+        orphans = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
+        child.kill()
+        child.wait()
+        for orphan in orphans:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                orphan.kill()
+    result = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    run = open_run(str(tmp_path / "store"), "tiny")
+    sampled = run.records.read("trajectories", 1).column("text")
+    assert sampled == finished.records.read("trajectories", 1).column("text")

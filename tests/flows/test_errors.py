@@ -26,7 +26,7 @@ def test_another_version_of_the_code_is_a_notice_or_an_error(
     monkeypatch.setattr("ogls.store.run_store.code_version", lambda: {"version": "99.0", "revision": None})
     refusing = tracked(tmp_path, "name=older", "rounds=0", "execution.other_version=refuse")
     with pytest.raises(
-        StoreError, match=r"last carried out by ogls-sd 0\.2\.0, and this is 99\.0; install that version"
+        StoreError, match=r"last carried out by ogls-sd 0\.3\.0, and this is 99\.0; install that version"
     ):
         train_flow(refusing)
     train_flow(config)

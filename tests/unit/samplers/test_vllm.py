@@ -190,6 +190,7 @@ def test_an_interrupted_call_leaves_no_result_behind(sampler, requests: list[Req
     assert [c.token_ids for c in sampler.sample(requests[:2], SAMPLING)] == [c.token_ids for c in before]
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_an_engine_over_two_devices_starts_and_ends_with_its_workers(
     config: RunConfig, sampler, requests: list[Request], monkeypatch: pytest.MonkeyPatch

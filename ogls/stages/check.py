@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ogls.config import build_config
 from ogls.errors import UserError
 from ogls.progress import Progress, no_progress
+from ogls.records import TABLES
 from ogls.records.stages import STAGES as STAGE_FACTS
 from ogls.stages.registry import STAGES
 from ogls.stages.run import POLICY, Run
@@ -36,10 +37,13 @@ class Damage:
 def find_damage(run: Run, progress: Progress = no_progress) -> list[Damage]:
     """Compare every file of the run with its manifest, oldest round first. Reads the whole run."""
     found = []
-    stages = [(round_, facts.name, facts.table) for facts in STAGE_FACTS for round_ in _rounds(run, facts.table)]
-    for done, (round_, name, table) in enumerate(sorted(stages, key=lambda s: s[0]), start=1):
+    order = [facts.table for facts in STAGE_FACTS]
+    others = [table.name for table in TABLES.values() if table.manifest_table == table.name and table.name not in order]
+    stages = [(round_, table) for table in (*order, *others) for round_ in _rounds(run, table)]
+    for done, (round_, table) in enumerate(sorted(stages, key=lambda s: s[0]), start=1):
         for path, problem in _damaged_files(run, table, round_):
-            found.append(Damage(name, round_, path, problem, _consequence(run, name, round_, path)))
+            stage = TABLES[table].stage
+            found.append(Damage(stage, round_, path, problem, _consequence(run, stage, round_, path)))
         progress(done, len(stages))
     return found
 
@@ -57,12 +61,14 @@ def _damaged_files(run: Run, table: str, round_: int) -> Iterator[tuple[str, str
         for entry in manifest.present_files:
             if problem := run.records.find_damage(entry):
                 yield entry.path, problem
-    elif run.is_closed(round_) and table != "health":
+    elif run.is_closed(round_) and table not in ("health", "sweeps"):
         yield f"{run.records.folder(table, round_)}/manifest.json", "is missing or cannot be read"
 
 
 def _consequence(run: Run, stage: str, round_: int, path: str) -> str:
     """What the damage of a file means for the run."""
+    if stage not in STAGES:
+        return f"`ogls {stage}` computes it again"
     if not run.is_closed(round_):
         return "the next training redoes the stage"
     newest = run.records.newest_manifest("updates")
@@ -81,6 +87,9 @@ def repair(run: Run, damaged: Sequence[Damage], progress: Progress = no_progress
     stages = list(dict.fromkeys((d.stage, d.round) for d in damaged))
     for done, (stage, round_) in enumerate(stages, start=1):
         of_stage = [d for d in damaged if (d.stage, d.round) == (stage, round_)]
+        if stage not in STAGES:
+            yield from ((d, d.consequence) for d in of_stage)
+            continue
         with tempfile.TemporaryDirectory(prefix="ogls-repair-") as folder:
             try:
                 fresh, computed = _compute_again(run, stage, round_, folder)

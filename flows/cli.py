@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import sys
@@ -18,7 +17,6 @@ from flows import run_commands, service_commands, store_commands
 from flows.console import (
     Config,
     Interrupted,
-    Root,
     Set,
     configure_prefect,
     err,
@@ -38,43 +36,76 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from ogls import __version__
+
+        out.print(f"ogls-sd {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Options without a command."""
+
+
 @app.command()
 def train(config: Config, set_: Set = None) -> None:
     """Train a model. The same command resumes an interrupted training."""
     from ogls.config import load_config
 
     loaded = load_config(config, set_ or [])
-    configure_prefect()
-    from flows.train import train_flow
+    from tasks.files import is_nothing_left
+
+    if is_nothing_left(loaded):
+        out.print(f"run {loaded.name} is finished; raise rounds to continue it", soft_wrap=True, highlight=False)
+    else:
+        configure_prefect()
+        from flows.train import train_flow
+
+        run_in_foreground(lambda: train_flow(loaded))
+    _print_rounds(loaded)
+    out.print("Next steps:")
+    for purpose, command in _next_steps(loaded):
+        out.print(f"  {purpose}:\n    {command}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _print_rounds(config: Any) -> None:
+    """The table of rounds, with the columns that fit into the terminal."""
     from ogls.analysis import rounds as rounds_table
     from ogls.store import Store
 
-    run_in_foreground(lambda: train_flow(loaded))
-    records = Store(loaded.root).run(loaded.name)
-    table = Table(*rounds_table.HEADINGS, title=f"run {loaded.name}", caption=rounds_table.LEGEND)
-    for row in rounds_table.read_rounds(records, loaded.rounds):
-        table.add_row(*rounds_table.round_cells(row))
-    (out if out.is_terminal else Console(width=140)).print(table)
-    out.print("Next steps:")
-    for line in _next_steps(loaded):
-        out.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+    console = out if out.is_terminal else Console(width=140)
+    rows = rounds_table.read_rounds(Store(config.root).run(config.name))
+    columns = rounds_table.fitting_columns(rows, console.width)
+    table = Table(title=f"run {config.name}", caption=rounds_table.LEGEND)
+    for index in columns:
+        table.add_column(rounds_table.HEADINGS[index], no_wrap=True)
+    for row in rows:
+        cells = rounds_table.round_cells(row)
+        table.add_row(*(cells[index] for index in columns))
+    console.print(table)
 
 
-def _next_steps(config: Any) -> list[str]:
-    """Lines that `ogls train` prints at its end: where to see the run, and commands to read it."""
+def _next_steps(config: Any) -> list[tuple[str, str]]:
+    """(purpose, command) of what `ogls train` suggests at its end: where to see the run, and how to read it."""
     prefix = "" if shutil.which("ogls") else f"{os.path.relpath(Path(sys.executable).parent)}/"
     ui_address = prefect_address().removesuffix("/api")
     prefect = f"open {ui_address}" if ui_address else f"{prefix}prefect server start, then open http://127.0.0.1:4200"
-    lines = [f"watch it in the Prefect UI:  {prefect}"]
+    steps = [("watch it in the Prefect UI", prefect)]
     if config.tracking.enabled:
         uri = config.tracking.uri
         local = f"{prefix}mlflow ui --backend-store-uri {uri} --port 5000, then open http://127.0.0.1:5000"
-        lines.append(f"open MLflow:                 {local if uri.startswith('sqlite:') else 'open ' + uri}")
+        steps.append(("open MLflow", local if uri.startswith("sqlite:") else f"open {uri}"))
     root = "" if config.root == "data/runs" else f" --root {config.root}"
     if config.tracking.report != "off":
-        lines.append(f"read its report:             open {config.root}/{config.name}/report.html in a browser")
-    lines.append(f"read its tokens:             {prefix}ogls view {config.name}{root}")
-    return [*lines, f"query it:                    {prefix}ogls query --name rounds --run {config.name}{root}"]
+        steps.append(("read its report", f"open {config.root}/{config.name}/report.html in a browser"))
+    steps.append(("read its tokens", f"{prefix}ogls view {config.name}{root}"))
+    return [*steps, ("query it", f"{prefix}ogls query --name rounds --run {config.name}{root}")]
 
 
 @app.command()
@@ -116,47 +147,6 @@ def compare(study: Annotated[Path, typer.Argument(help="TOML file of a study: me
     path = run_in_foreground(lambda: run_study(loaded))
     out.print(Path(path).read_text(), markup=False, highlight=False, soft_wrap=True)
     out.print(f"page: {path}", soft_wrap=True, highlight=False)
-
-
-@app.command()
-def sweep(
-    run: Annotated[str, typer.Argument(help="Name of a run.")],
-    round_: Annotated[
-        int | None, typer.Option("--round", help="Round to measure; default: the newest one with teacher states.")
-    ] = None,
-    recipes: Annotated[list[str] | None, typer.Option("--recipe", help="Only this recipe. Repeatable.")] = None,
-    strengths: Annotated[list[float] | None, typer.Option("--strength", help="Only this strength. Repeatable.")] = None,
-    root: Root = "data/runs",
-) -> None:
-    """Compare steering recipes and strengths on the cached teacher states of a round, without training."""
-    from ogls.analysis.sweep import FIGURE, FIGURES
-    from ogls.analysis.sweep import sweep as measure
-    from ogls.distillation.sweep import RECIPES, STRENGTHS
-    from ogls.stages.run import open_run
-    from tasks.progress import show_progress_on, terminal_progress
-
-    chosen = tuple(recipes or RECIPES)
-    if unknown := sorted(set(chosen) - set(RECIPES)):
-        raise UserError(f"unknown recipe {', '.join(unknown)}; known recipes: {', '.join(RECIPES)}")
-    if not all(map(math.isfinite, strengths or ())):
-        raise UserError("--strength must be a finite number")
-    opened = open_run(root, run)
-    rounds = opened.records.rounds("teacher_states")
-    if not rounds:
-        raise UserError(
-            f"run {run} has no cached teacher states: its method has no teacher, or no round has run `teach`"
-        )
-    number = rounds[-1] if round_ is None else round_
-    show_progress_on(err)
-    with opened.records.lock("sweep"), terminal_progress("sweep", number) as progress:
-        measure(opened, number, progress, chosen, tuple(strengths or STRENGTHS))
-    columns = "recipe, strength, tokens, kl, entropy, moved_correct, moved_failed, auc, token_auc"
-    show_table(run_query(opened.store, f"SELECT {columns} FROM sweeps WHERE round = {number}", run), "table", None)
-    folder = opened.records.folder(FIGURES, number)
-    out.print(f"figure: {opened.records.url(f'{folder}/{FIGURE}')}", soft_wrap=True, highlight=False)
-    out.print(
-        "by position and by pair of recipes: query the tables sweep_positions and sweep_agreement", highlight=False
-    )
 
 
 @app.command("seed-model")

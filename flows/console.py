@@ -101,6 +101,11 @@ def _to_csv(table: Any) -> str:
     return sink.getvalue().decode()
 
 
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun: 1 row, 2 rows."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def write_file(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_write(path, replace=True) as file:
@@ -149,7 +154,9 @@ def _render_table(table: Any) -> str:
 
 def _print_table(table: Any) -> None:
     (out if out.is_terminal else Console(width=160)).print(_rich_table(table))
-    err.print(f"{len(table)} rows" + (", only the first 1000 are shown" if len(table) > 1000 else ""), style="dim")
+    err.print(
+        count_of(len(table), "row") + (", only the first 1000 are shown" if len(table) > 1000 else ""), style="dim"
+    )
 
 
 def configure_prefect() -> None:

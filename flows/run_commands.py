@@ -1,21 +1,63 @@
-"""Commands on one run: stage, check, rm."""
+"""Commands on one run: sweep, stage, check, rm."""
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
 
-from flows.console import Config, Root, Set, err, out
+from flows.console import Config, Root, Set, count_of, err, out, show_table
 from ogls.errors import UserError
+from ogls.store import run_query
 
 OneRun = Annotated[str, typer.Argument(help="Name of a run.")]
 
 
 def register(app: Any) -> None:
     """Add the commands to the command line."""
-    for command in (stage, check, rm):
+    for command in (sweep, stage, check, rm):
         app.command()(command)
+
+
+def sweep(
+    run: Annotated[str, typer.Argument(help="Name of a run.")],
+    round_: Annotated[
+        int | None, typer.Option("--round", help="Round to measure; default: the newest one with teacher states.")
+    ] = None,
+    recipes: Annotated[list[str] | None, typer.Option("--recipe", help="Only this recipe. Repeatable.")] = None,
+    strengths: Annotated[list[float] | None, typer.Option("--strength", help="Only this strength. Repeatable.")] = None,
+    root: Root = "data/runs",
+) -> None:
+    """Compare steering recipes and strengths on the cached teacher states of a round, without training."""
+    from ogls.analysis.sweep import FIGURE, FIGURES
+    from ogls.analysis.sweep import sweep as measure
+    from ogls.distillation.sweep import RECIPES, STRENGTHS
+    from ogls.stages.run import open_run
+    from tasks.progress import show_progress_on, terminal_progress
+
+    chosen = tuple(recipes or RECIPES)
+    if unknown := sorted(set(chosen) - set(RECIPES)):
+        raise UserError(f"unknown recipe {', '.join(unknown)}; known recipes: {', '.join(RECIPES)}")
+    if not all(map(math.isfinite, strengths or ())):
+        raise UserError("--strength must be a finite number")
+    opened = open_run(root, run)
+    rounds = opened.records.rounds("teacher_states")
+    if not rounds:
+        raise UserError(
+            f"run {run} has no cached teacher states: its method has no teacher, or no round has run `teach`"
+        )
+    number = rounds[-1] if round_ is None else round_
+    show_progress_on(err)
+    with opened.records.lock("sweep"), terminal_progress("sweep", number) as progress:
+        measure(opened, number, progress, chosen, tuple(strengths or STRENGTHS))
+    columns = "recipe, strength, tokens, kl, entropy, moved_correct, moved_failed, auc, token_auc"
+    show_table(run_query(opened.store, f"SELECT {columns} FROM sweeps WHERE round = {number}", run), "table", None)
+    folder = opened.records.folder(FIGURES, number)
+    out.print(f"figure: {opened.records.url(f'{folder}/{FIGURE}')}", soft_wrap=True, highlight=False)
+    out.print(
+        "by position and by pair of recipes: query the tables sweep_positions and sweep_agreement", highlight=False
+    )
 
 
 def stage(
@@ -45,7 +87,8 @@ def stage(
             err.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
         with terminal_progress(name, round_) as progress:
             result = STAGES[name](run, 0 if name == "prepare" else round_, progress)
-    out.print(f"{name} r{result.round:03d}: {result.rows} rows, {'already done' if result.reused else 'done'}")
+    state = "already done" if result.reused else "done"
+    out.print(f"{name} r{result.round:03d}: {count_of(result.rows, 'row')}, {state}")
     out.print_json(data={"notice": result.notice, **result.metrics})
 
 
@@ -72,7 +115,7 @@ def check(
         damaged = _repair(opened, damaged)
     if damaged:
         hint = "" if repair else f"; `ogls check {run} --repair` restores what can be restored"
-        err.print(f"{len(damaged)} damaged files{hint}", style="red", highlight=False, soft_wrap=True)
+        err.print(f"{count_of(len(damaged), 'damaged file')}{hint}", style="red", highlight=False, soft_wrap=True)
         raise typer.Exit(1)
     out.print(f"{run}: every file is as its manifest lists it", highlight=False)
 
@@ -106,7 +149,10 @@ def rm(
         raise RunLocked(f"run {run} is held by {holder}; wait for it or stop it")
     newest = records.newest_manifest("updates")
     size = run_bytes(records) / 2**20
-    out.print(f"{records.url('')}: {newest.round if newest else 0} trained rounds, {size:,.1f} MiB", soft_wrap=True)
+    out.print(
+        f"{records.url('')}: {count_of(newest.round if newest else 0, 'trained round')}, {size:,.1f} MiB",
+        soft_wrap=True,
+    )
     if not (yes or typer.confirm(f"Remove the run {run}? This cannot be undone.")):
         raise typer.Exit(1)
     remove_run(records)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import Config, Root, Set, err, out, show_table, write_file
+from flows.console import Config, Root, Set, count_of, err, out, show_table, write_file
 from ogls.errors import RunLocked, UserError
 from ogls.store import run_query
 
@@ -55,7 +55,9 @@ def query(
 
 
 def dataset(
-    to: Annotated[Path, typer.Argument(metavar="OUT", help="A new .jsonl file, or a new folder for a dataset.")],
+    to: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A new .jsonl, .csv or .parquet file, or a new folder for a dataset.")
+    ],
     kind: Annotated[str, typer.Option(help="Kind of dataset: rollouts, sft or preference.")] = "rollouts",
     where: Annotated[
         str, typer.Option(help="SQL condition on rollouts, such as: round >= 3 AND n_tokens < 900")
@@ -72,9 +74,14 @@ def dataset(
     if row_kind is None:
         raise UserError(f"unknown kind {kind}; kinds: {', '.join(KINDS)}")
     rows = select_rows(existing_store(root), row_kind, where, run, pairs)
-    origin = f"Made by `ogls dataset` from {run or 'all runs'}: rollouts for which `{where}`."
-    write_dataset(rows, to, row_kind, origin)
-    out.print(f"{len(rows)} rows of {kind} in {to}", soft_wrap=True, highlight=False)
+    if to.suffix in (".csv", ".parquet"):
+        if to.exists():
+            raise UserError(f"{to} already exists: choose another name or remove it")
+        show_table(rows, to.suffix[1:], to)
+    else:
+        origin = f"Made by `ogls dataset` from {run or 'all runs'}: rollouts for which `{where}`."
+        write_dataset(rows, to, row_kind, origin)
+    out.print(f"{count_of(len(rows), 'row')} of {kind} in {to}", soft_wrap=True, highlight=False)
 
 
 def view(
@@ -109,7 +116,8 @@ def view(
         data = build_token_view(opened, rounds or (), problem, sample, show, most, policy=policy, progress=progress)
     path = to or Path(f"{run}-tokens.html")
     write_file(path, render_token_view(data))
-    out.print(f"{len(data['rollouts'])} rollouts in {path}: open it in a browser", soft_wrap=True, highlight=False)
+    shown = count_of(len(data["rollouts"]), "rollout")
+    out.print(f"{shown} in {path}: open it in a browser", soft_wrap=True, highlight=False)
 
 
 def report(
@@ -164,31 +172,56 @@ def tables() -> None:
     out.print(f"    {', '.join(STAGES_COLUMNS)}", highlight=False, style="dim")
 
 
-def runs(root: Root = "data/runs", format_: Format = "table") -> None:
-    """List the runs of a store, oldest first."""
+_SORTS = ("created", "run", "status", "rounds", "accuracy")
+
+
+def runs(
+    root: Root = "data/runs",
+    format_: Format = "table",
+    sort: Annotated[str, typer.Option(help=f"Column to sort by: {', '.join(_SORTS)}.")] = "created",
+) -> None:
+    """List the runs of a store: whether each is finished, running, stopped by a health check, or interrupted."""
     import pyarrow as pa
 
-    from ogls.stages.summaries import read_first_summary
     from ogls.store import existing_store
 
-    rows = []
-    for run in existing_store(root).runs():
-        info = run.read_info() or {}
-        trained, evaluated = run.newest_manifest("updates"), run.newest_manifest("scores")
-        rows.append(
-            {
-                "run": run.name,
-                "created": info["created"],
-                "method": info["config"]["steer"]["recipe"],
-                "model": info["config"]["model"]["path"],
-                "rounds": trained.round if trained else 0,
-                "accuracy": read_first_summary(run, evaluated.round)["accuracy"] if evaluated else None,
-                "held_by": run.describe_holder(),
-            }
-        )
-    names = ("run", "created", "method", "model", "rounds", "accuracy", "held_by")
-    types = [pa.string()] * 4 + [pa.int64(), pa.float64(), pa.string()]
+    if sort not in _SORTS:
+        raise UserError(f"unknown --sort {sort}; columns: {', '.join(_SORTS)}")
+    rows = [_run_row(run) for run in existing_store(root).runs()]
+    rows.sort(key=lambda row: (row[sort] is None, row[sort]))
+    names = ("run", "status", "rounds", "accuracy", "method", "model", "created", "held_by")
+    types = [pa.string(), pa.string(), pa.int64(), pa.float64(), *[pa.string()] * 4]
+    if format_ == "table":
+        types[3] = pa.string()
+        for row in rows:
+            row["accuracy"] = None if row["accuracy"] is None else f"{row['accuracy']:.3f}"
+            row["created"] = row["created"][:16].replace("T", " ")
     show_table(pa.Table.from_pylist(rows, schema=pa.schema(list(zip(names, types, strict=True)))), format_, None)
+
+
+def _run_row(run: Any) -> dict[str, Any]:
+    """A run as a row of `ogls runs`."""
+    from ogls.stages.summaries import read_first_summary
+
+    config, holder = (info := run.read_info() or {})["config"], run.describe_holder()
+    trained, evaluated, health = (run.newest_manifest(table) for table in ("updates", "scores", "health"))
+    if holder:
+        status = "running"
+    elif health and health.metrics["state"] == "stop" and (not trained or health.round == trained.round):
+        status = "stopped by health"
+    else:
+        status = "finished" if health and health.round >= config["rounds"] else "interrupted"
+    objective = config["train"]["objective"]
+    return {
+        "run": run.name,
+        "status": status,
+        "rounds": trained.round if trained else 0,
+        "accuracy": read_first_summary(run, evaluated.round)["accuracy"] if evaluated else None,
+        "method": config["steer"]["recipe"] if objective == "distil" else objective,
+        "model": config["model"]["path"],
+        "created": info["created"],
+        "held_by": holder,
+    }
 
 
 def show_config(config: Config, set_: Set = None) -> None:

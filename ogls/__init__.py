@@ -2,3 +2,7 @@
 
 The algorithm and its data; imports neither prefect nor mlflow. `ARCHITECTURE.md` has the map of the packages.
 """
+
+from importlib.metadata import version
+
+__version__ = version("ogls-sd")

@@ -21,10 +21,10 @@ from ogls.stages.resume import is_last_round
 from ogls.stages.run import Run
 from tasks.artifacts import artifact_key
 from tasks.events import emit_round
+from tasks.files import PUBLISHED
 from tasks.progress import print_line, terminal_progress
 from tasks.tracking import REPORT_ARTIFACT, track
 
-PUBLISHED = "published.json"  # in the run's folder: what was published of each round
 _MAX_TEXT = 2000  # characters of a rollout that the artifact shows
 
 

@@ -27,9 +27,9 @@ from ogls.revision import code_version
 from ogls.stages.resume import is_last_round
 from ogls.stages.run import POLICY, Run
 from ogls.stages.summaries import read_deciding_summary
+from tasks.files import MLFLOW
 from tasks.progress import print_line
 
-_RUN_ID_FILE = "mlflow.json"  # in the run's folder: the tracking URI and the id of its MLflow run
 _NAME_TAG, _ROUND_TAG, _ACCURACY_TAG = "ogls.run", "ogls.round", "ogls.accuracy"
 _DESCRIBED_TAG = "ogls.described"
 REPORT_ARTIFACT = "report/report.html"
@@ -50,7 +50,7 @@ def track(config: RunConfig, round_: int) -> str | None:
 
 def end_tracking(config: RunConfig, status: str) -> None:
     """End the MLflow run with an MLflow status such as FINISHED; a resumed training reopens it."""
-    _track_safely(config, -1, status)
+    _track_safely(config, config.rounds if status == "FINISHED" else -1, status)
 
 
 def _track_safely(config: RunConfig, round_: int, status: str | None) -> str | None:
@@ -94,6 +94,9 @@ def _track(run: Run, round_: int, status: str | None) -> str | None:
             _log_evaluation(client, run_id, run, row)
     if status:
         _end_run(client, run_id, status)
+        newest = run.records.newest_manifest("updates")
+        finished = {"finished": newest.round if newest else 0} if status == "FINISHED" else {}
+        run.records.write_json(MLFLOW, {"uri": redact_credentials(tracking.uri), "run_id": run_id, **finished})
     else:
         _start_system_metrics(run_id, run.config)
         _log_report(client, run_id, run, round_)
@@ -107,7 +110,7 @@ def _find_run(client: Any, run: Run) -> str | None:
     """The MLflow run recorded in the run's folder, if the server still has it."""
     from mlflow.exceptions import MlflowException
 
-    recorded = run.records.read_json(_RUN_ID_FILE)
+    recorded = run.records.read_json(MLFLOW)
     if not recorded or recorded.get("uri") != redact_credentials(run.config.tracking.uri):
         return None
     try:
@@ -138,7 +141,7 @@ def _create_run(client: Any, run: Run) -> str:
     if revision := code_version()["revision"]:
         tags["mlflow.source.git.commit"] = revision
     run_id = str(client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id)
-    run.records.write_json(_RUN_ID_FILE, {"uri": redact_credentials(tracking.uri), "run_id": run_id})
+    run.records.write_json(MLFLOW, {"uri": redact_credentials(tracking.uri), "run_id": run_id})
     return run_id
 
 

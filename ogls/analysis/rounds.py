@@ -19,6 +19,8 @@ HEADINGS = (
 )
 
 
+# Columns by importance: a narrow terminal shows the first ones that fit.
+IMPORTANCE = ("round", "accuracy", "95% interval", "length", "greedy", "mixed", "KL", "truncated")
 LEGEND = "length in tokens; KL(target || base) in nats per token; sample to evaluate: wall time in seconds"
 
 
@@ -85,6 +87,23 @@ def round_cells(row: RoundRow) -> list[str]:
         "-" if row.kl is None else f"{row.kl:.4f}",
         *("-" if t is None else f"{t:.1f}" for t in seconds),
     ]
+
+
+def fitting_columns(rows: Sequence[RoundRow], width: int) -> list[int]:
+    """Return the indices of the columns that fit in `width` characters, in the order of HEADINGS.
+
+    The most important columns come first (`IMPORTANCE`, then the seconds of the stages from the left).
+    """
+    cells = [list(HEADINGS), *(round_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in cells) + 3 for i in range(len(HEADINGS))]  # padding and a border
+    order = [HEADINGS.index(name) for name in (*IMPORTANCE, *(h for h in HEADINGS if h not in IMPORTANCE))]
+    chosen, used = [], 1
+    for index in order:
+        if used + widths[index] > width:
+            break
+        chosen.append(index)
+        used += widths[index]
+    return sorted(chosen)
 
 
 def round_line(row: RoundRow) -> str:

@@ -84,12 +84,20 @@ def _apply(data: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"v = {raw}")["v"]
     except tomllib.TOMLDecodeError:
         value = raw  # accept strings without quotes
-    node = data
+    node: Any = data
     for part in parts[:-1]:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
+        node = node[_index(node, part, override)] if isinstance(node, list) else node.setdefault(part, {})
+        if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override!r}: {part} is a value, not a section")
-    node[parts[-1]] = value
+    node[_index(node, parts[-1], override) if isinstance(node, list) else parts[-1]] = value
+
+
+def _index(node: list[Any], part: str, override: str) -> int:
+    """The index of an entry of an array, such as 0 in `evaluate.benchmarks.0.limit=50`."""
+    if not part.isdecimal() or int(part) >= len(node):
+        known = f"0 to {len(node) - 1}" if node else "none, because the array is empty"
+        raise ConfigError(f"--set {override!r}: {part} is no entry of the array; entries: {known}")
+    return int(part)
 
 
 def _explain(error: Any) -> str:

@@ -162,7 +162,7 @@ def test_train_interrupted_killed_and_finished_by_the_same_command(tmp_path: Pat
     assert result.returncode == 0, result.stderr
     assert "r003  accuracy" in result.stderr
     assert "run cli" in result.stdout
-    next_steps = [line.strip() for line in result.stdout.split("Next steps:")[1].strip().splitlines()]
+    next_steps = [line.strip() for line in result.stdout.split("Next steps:")[1].strip().splitlines()][::2]
     expected = ["watch it in the Prefect UI", "open MLflow", "read its tokens", "query it"]
     assert [line.split(":")[0] for line in next_steps] == expected
 

@@ -198,3 +198,11 @@ def test_a_wrong_pattern_gives_one_error() -> None:
 def test_an_empty_root_is_refused() -> None:
     with pytest.raises(ConfigError, match="root: String should have at least 1 character"):
         load_config(TINY, ["root="])
+
+
+def test_an_override_reaches_into_an_array() -> None:
+    config = load_config(TINY, ["evaluate.benchmarks.0.limit=7", "evaluate.benchmarks.0.name=few"])
+    assert [(b.name, b.limit) for b in config.evaluate.benchmarks] == [("few", 7)]
+    for key in ("evaluate.benchmarks.1.limit", "evaluate.benchmarks.few.limit", "evaluate.benchmarks.7"):
+        with pytest.raises(ConfigError, match="is no entry of the array; entries: 0 to 0"):
+            load_config(TINY, [f"{key}=1"])

@@ -1,20 +1,28 @@
-"""Wrong command lines: one clear error, another exit code than 0, no traceback, nothing written."""
+"""Commands in this process: wrong ones give one clear error; output formats; what a terminal shows."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from conftest import TINY, small_config
+from conftest import SMALL, TINY, small_config
+from rich.console import Console
+from rich.table import Table
 
+import ogls
 from flows import cli
 from flows.console import show_table
+from ogls.analysis.rounds import HEADINGS, fitting_columns, read_rounds, round_cells
 from ogls.stages.run import Run
+from ogls.store import Store
+from tasks.files import is_nothing_left
 
 RUN = ["tiny", "--root", "ROOT"]
 
@@ -166,8 +174,6 @@ def test_equal_column_names_are_kept_apart(tmp_path: Path, format_: str) -> None
 def test_rm_says_what_is_lost_and_asks(
     finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     shutil.copytree(finished.records.storage.path, tmp_path, dirs_exist_ok=True)
     run = Run(small_config(tmp_path))
     command = ["rm", "tiny", "--root", str(tmp_path)]
@@ -180,3 +186,94 @@ def test_rm_says_what_is_lost_and_asks(
     assert run.records.read_info()
     assert run_command([*command, "--yes"], monkeypatch) == 0
     assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize("width", [28, 80, 120, 200])
+def test_the_table_of_rounds_shows_whole_columns_at_every_width(width: int, finished: Run) -> None:
+    rows = read_rounds(finished.records)
+    columns = fitting_columns(rows, width)
+    names = [HEADINGS[i] for i in columns]
+    assert names[:2] == ["round", "accuracy"]
+    assert (len(columns) == len(HEADINGS)) is (width == 200)
+    assert ("95% interval" in names) is (width >= 80)
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*(round_cells(row)[i] for i in columns))
+    sink = io.StringIO()
+    Console(file=sink, width=width).print(table)
+    assert all(name in sink.getvalue() for name in names)
+    assert max(map(len, sink.getvalue().splitlines())) <= width
+
+
+def test_a_finished_run_that_is_asked_for_no_more_stays_untouched(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fewer rounds than it has, or as many: no server starts, and no file is written."""
+    shutil.copytree(finished.records.storage.path, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tiny" / "published.json").write_text(json.dumps({"2": "all"}))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.setattr("flows.cli.run_in_foreground", lambda _: pytest.fail("a flow was started"))
+    for rounds in (1, 2):
+        sets = [part for s in (*SMALL, f"rounds={rounds}", f"root={tmp_path}") for part in ("--set", s)]
+        limit = ["--set", "evaluate.benchmarks.0.limit=8"]
+        assert run_command(["train", str(TINY), *sets, *limit], monkeypatch) == 0
+        printed = capsys.readouterr().out
+        assert "run tiny is finished; raise rounds to continue it" in printed
+        assert "accuracy" in printed
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_what_is_not_published_or_tracked_is_left_to_do(finished: Run, tmp_path: Path) -> None:
+    shutil.copytree(finished.records.storage.path, tmp_path, dirs_exist_ok=True)
+    tracked = small_config(tmp_path, "tracking.enabled=true", "tracking.uri=http://127.0.0.1:9")
+    untracked = small_config(tmp_path)
+    records = Run(untracked).records
+    assert not is_nothing_left(untracked)
+    records.write_json("published.json", {"2": "all"})
+    assert is_nothing_left(untracked)
+    assert not is_nothing_left(tracked)
+    records.write_json("mlflow.json", {"uri": "http://127.0.0.1:9", "run_id": "x", "finished": 1})
+    assert not is_nothing_left(tracked)
+    records.write_json("mlflow.json", {"uri": "http://127.0.0.1:9", "run_id": "x", "finished": 2})
+    assert is_nothing_left(tracked)
+    assert not is_nothing_left(small_config(tmp_path, "rounds=3"))
+
+
+def test_runs_have_a_status(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Path(finished.records.storage.path, "tiny")
+    for name in ("done", "half", "held", "stopped"):
+        shutil.copytree(source, tmp_path / name)
+    info = json.loads((tmp_path / "half/run.json").read_text())
+    info["config"]["rounds"] = 9
+    (tmp_path / "half/run.json").write_text(json.dumps(info))
+    health = tmp_path / "stopped/health/round=002/manifest.json"
+    health.write_text(health.read_text().replace('"state": "well"', '"state": "stop"').replace('"warn"', '"stop"'))
+    with Store(str(tmp_path)).run("held").lock("train"):
+        command = ["runs", "--root", str(tmp_path), "--format", "json", "--sort", "run"]
+        assert run_command(command, monkeypatch) == 0
+    rows = {row["run"]: row["status"] for row in json.loads(capsys.readouterr().out)}
+    assert rows == {"done": "finished", "half": "interrupted", "held": "running", "stopped": "stopped by health"}
+    assert run_command(["runs", "--root", str(tmp_path), "--sort", "colour"], monkeypatch) == 2
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
+def test_a_dataset_can_be_a_single_file(
+    name: str, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["dataset", str(tmp_path / name), "--kind", "sft", "--root", finished.records.storage.path]
+    assert run_command(command, monkeypatch) == 0
+    capsys.readouterr()
+    if name == "rows.csv":
+        first, *_ = csv.DictReader(io.StringIO((tmp_path / name).read_text()))
+        assert [message["role"] for message in json.loads(first["messages"])] == ["user", "assistant"]
+    else:
+        assert pq.read_table(tmp_path / name).num_rows > 0
+    assert run_command(command, monkeypatch) == 2
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--version"], monkeypatch) == 0
+    assert capsys.readouterr().out == f"ogls-sd {ogls.__version__}\n"

@@ -45,7 +45,8 @@ def settings() -> str:
     from ogls.config.section import kind_of
 
     lines = ["# Configuration\n", "Generated from `ogls/config/`. A configuration can extend another"]
-    lines.append('(`extends = "tiny.toml"`), and `--set section.key=value` overrides any value.')
+    lines.append('(`extends = "tiny.toml"`), and `--set section.key=value` overrides any value, also in arrays')
+    lines.append("(`evaluate.benchmarks.0.limit=50`). Environment variables override no setting.")
     lines.append(
         "*Numerics* settings change rounding, memory and speed, and *operational* settings how a run is executed:"
     )

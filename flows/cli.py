@@ -15,6 +15,10 @@ from rich.table import Table
 
 from flows import run_commands, service_commands, store_commands
 from flows.console import (
+    DEVELOP,
+    GROUPS,
+    OPERATE,
+    RUN,
     Config,
     Interrupted,
     Set,
@@ -53,7 +57,7 @@ def options(
     """Options without a command."""
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def train(config: Config, set_: Set = None) -> None:
     """Train a model. The same command resumes an interrupted training."""
     from ogls.config import load_config
@@ -108,7 +112,7 @@ def _next_steps(config: Any) -> list[tuple[str, str]]:
     return [*steps, ("query it", f"{prefix}ogls query --name rounds --run {config.name}{root}")]
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def evaluate(
     config: Config,
     round_: Annotated[
@@ -131,7 +135,7 @@ def evaluate(
     show_table(run_query(Store(loaded.root), sql, loaded.name), "table", None)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def compare(study: Annotated[Path, typer.Argument(help="TOML file of a study: methods, seeds.")]) -> None:
     """Train all methods of a study with all its seeds, with equal numbers of rollouts, and write a comparison page."""
     from ogls.analysis.study import load_study
@@ -149,7 +153,7 @@ def compare(study: Annotated[Path, typer.Argument(help="TOML file of a study: me
     out.print(f"page: {path}", soft_wrap=True, highlight=False)
 
 
-@app.command("seed-model")
+@app.command("seed-model", rich_help_panel=DEVELOP)
 def seed_model(
     out_dir: Annotated[Path, typer.Argument(help="New folder for the model and the problems.")],
     terse: Annotated[
@@ -174,10 +178,16 @@ def seed_model(
     out.print(f"final loss {loss:.3f} nats per token; model, train.jsonl and test.jsonl are in {out_dir}")
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATE)
 def plan(
     config: Config,
-    gpu: Annotated[str, typer.Option(help="Hardware: rtx4090, l40s, a100-40, a100-80, h100, h200 or cpu.")] = "h100",
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="Hardware: rtx4090, l40s, a100-40, a100-80, h100, h200 or cpu; default: cpu on a machine without an "
+            "NVIDIA GPU, else h100."
+        ),
+    ] = None,
     length: Annotated[int | None, typer.Option(help="Mean tokens per rollout; default: max_tokens / 3.", min=1)] = None,
     set_: Set = None,
 ) -> None:
@@ -185,9 +195,10 @@ def plan(
     import pyarrow as pa
 
     from ogls.config import load_config
-    from ogls.planning.gpus import GIB, GPUS
-    from ogls.planning.plan import estimate, plan_rows
+    from ogls.planning.gpus import GPUS
+    from ogls.planning.plan import estimate, format_bytes, format_seconds, plan_rows
 
+    gpu = gpu or ("h100" if shutil.which("nvidia-smi") else "cpu")
     if gpu not in GPUS:
         raise UserError(f"unknown machine {gpu}; known machines: {', '.join(GPUS)}")
     estimated = estimate(load_config(config, set_ or []), GPUS[gpu], length)
@@ -199,14 +210,14 @@ def plan(
         highlight=False,
     )
     show_table(pa.Table.from_pylist(plan_rows(estimated)), "table", None)
-    disk = ", ".join(f"{name} {size / GIB:.3g}" for name, size in estimated.disk.items())
-    out.print(f"disk space per round, GiB: {disk}", soft_wrap=True, highlight=False)
-    out.print(f"a round on {gpu}: about {estimated.round_seconds / 60:,.1f} minutes", soft_wrap=True, highlight=False)
+    disk = ", ".join(f"{name} {format_bytes(size)}" for name, size in estimated.disk.items())
+    out.print(f"disk space per round: {disk}", soft_wrap=True, highlight=False)
+    out.print(f"a round on {gpu}: about {format_seconds(estimated.round_seconds)}", soft_wrap=True, highlight=False)
     for warning in estimated.warnings:
         err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=OPERATE)
 def doctor(
     config: Annotated[Path, typer.Argument(help="TOML file.")] = Path("deployments/runs/tiny.toml"), set_: Set = None
 ) -> None:
@@ -232,6 +243,7 @@ def doctor(
 store_commands.register(app)
 run_commands.register(app)
 service_commands.register(app)
+app.registered_commands.sort(key=lambda command: GROUPS.index(str(command.rich_help_panel)))
 
 
 def main() -> None:

@@ -23,9 +23,19 @@ from ogls.store.atomic import atomic_write
 out, err = Console(), Console(stderr=True)
 _RECONNECT_SECONDS = 600.0  # how long to wait for a Prefect server that stopped responding during a flow
 
+# Groups of commands in `ogls --help`.
+GROUPS = RUN, LOOK, OPERATE, DATA, DEVELOP = (
+    "Train and evaluate",
+    "Look at runs",
+    "Operate",
+    "Data and models",
+    "Develop",
+)
+
 # Arguments that several commands share.
 Config = Annotated[Path, typer.Argument(help="TOML file of a run, such as deployments/runs/tiny.toml.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: section.key=value. Repeatable.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]
 Root = Annotated[str, typer.Option(help="Store of the runs: a folder, or s3://bucket/path (gs://, az://).")]
 
 
@@ -110,6 +120,14 @@ def write_file(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_write(path, replace=True) as file:
         file.write_text(text, encoding="utf-8")
+
+
+def show_page(path: Path, what: str, in_browser: bool) -> None:
+    """Say where a page is, or open it in a browser."""
+    import webbrowser
+
+    opened = in_browser and webbrowser.open(path.resolve().as_uri())
+    out.print(f"{what}{path}" + ("" if opened else ": open it in a browser"), soft_wrap=True, highlight=False)
 
 
 def _escape_formula(text: str | None) -> str | None:

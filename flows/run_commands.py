@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import Config, Root, Set, count_of, err, out, show_table
+from flows.console import DEVELOP, LOOK, OPERATE, Config, Root, Set, count_of, err, out, show_table
 from ogls.errors import UserError
 from ogls.store import run_query
 
@@ -16,8 +16,8 @@ OneRun = Annotated[str, typer.Argument(help="Name of a run.")]
 
 def register(app: Any) -> None:
     """Add the commands to the command line."""
-    for command in (sweep, stage, check, rm):
-        app.command()(command)
+    for command, group in ((sweep, LOOK), (stage, DEVELOP), (check, OPERATE), (rm, OPERATE)):
+        app.command(rich_help_panel=group)(command)
 
 
 def sweep(

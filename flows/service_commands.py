@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import configure_prefect, err, out
+from flows.console import OPERATE, configure_prefect, err, out
 from flows.services import HOST, LOOPBACK, Services, describe_port_owner, responds
 from ogls.errors import UserError
 
@@ -26,7 +26,7 @@ Folder = Annotated[Path, typer.Option("--folder", help="Folder for the Prefect d
 def register(app: Any) -> None:
     """Add the commands to the command line."""
     for command in (up, down):
-        app.command()(command)
+        app.command(rich_help_panel=OPERATE)(command)
 
 
 def up(

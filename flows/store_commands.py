@@ -7,7 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import Config, Root, Set, count_of, err, out, show_table, write_file
+from flows.console import (
+    DATA,
+    DEVELOP,
+    LOOK,
+    OPERATE,
+    Config,
+    Open,
+    Root,
+    Set,
+    count_of,
+    err,
+    out,
+    show_page,
+    show_table,
+    write_file,
+)
 from ogls.errors import RunLocked, UserError
 from ogls.store import run_query
 
@@ -17,9 +32,11 @@ OneRun = Annotated[str | None, typer.Option("--run", help="Only this run; defaul
 
 def register(app: Any) -> None:
     """Add the commands to the command line."""
-    for command in (query, dataset, view, report, export, tables, runs, gc):
-        app.command()(command)
-    app.command("config")(show_config)
+    groups = {LOOK: (runs, query, tables, view, report), DATA: (dataset, export), OPERATE: (gc,)}
+    for group, commands in groups.items():
+        for command in commands:
+            app.command(rich_help_panel=group)(command)
+    app.command("config", rich_help_panel=DEVELOP)(show_config)
 
 
 def query(
@@ -98,6 +115,7 @@ def view(
         typer.Option(help="Run the policies to show the student's distributions; --no-policy loads only the head."),
     ] = True,
     to: Annotated[Path | None, typer.Option("--out", help="HTML file; default: <run>-tokens.html.")] = None,
+    open_: Open = False,
     root: Root = "data/runs",
 ) -> None:
     """Write an HTML page that shows rollouts token by token, and how steering changes each token."""
@@ -116,8 +134,7 @@ def view(
         data = build_token_view(opened, rounds or (), problem, sample, show, most, policy=policy, progress=progress)
     path = to or Path(f"{run}-tokens.html")
     write_file(path, render_token_view(data))
-    shown = count_of(len(data["rollouts"]), "rollout")
-    out.print(f"{shown} in {path}: open it in a browser", soft_wrap=True, highlight=False)
+    show_page(path, f"{count_of(len(data['rollouts']), 'rollout')} in ", open_)
 
 
 def report(
@@ -127,6 +144,7 @@ def report(
     to: Annotated[Path | None, typer.Option("--out", help="HTML file; default: <run>-report.html.")] = None,
     tokens: Annotated[bool, typer.Option(help="Include the token view of some rollouts.")] = True,
     policy: Annotated[bool, typer.Option(help="Run the policies for the token view; --no-policy is faster.")] = True,
+    open_: Open = False,
     root: Root = "data/runs",
 ) -> None:
     """Write the report of a run, or a comparison of several runs, as one self-contained HTML file."""
@@ -139,7 +157,7 @@ def report(
         page = make([open_run(root, name) for name in names], tokens, policy, progress)
     path = to or Path(f"{names[0]}-report.html")
     write_file(path, page)
-    out.print(f"{path}: open it in a browser", soft_wrap=True, highlight=False)
+    show_page(path, "", open_)
 
 
 def export(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ogls.config import ModelConfig
 from ogls.errors import ModelError
+from ogls.hub import prepare_hub
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +16,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
     """The tokenizer. Raises ModelError if it cannot be loaded or has no chat template."""
     from transformers import AutoTokenizer
 
+    prepare_hub(model.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -31,6 +33,7 @@ def load_causal(model: ModelConfig) -> Any:
     import torch
     import transformers
 
+    prepare_hub(model.path)
     transformers.utils.logging.disable_progress_bar()
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(
@@ -73,6 +76,7 @@ def load_stop_ids(model: ModelConfig, tokenizer: Any) -> tuple[int, ...]:
     """The stop tokens of the model (see `collect_stop_ids`), without loading it."""
     from transformers import GenerationConfig
 
+    prepare_hub(model.path)
     try:
         generation = GenerationConfig.from_pretrained(model.path, revision=model.revision or "main")
     except OSError:
@@ -84,6 +88,7 @@ def load_context_length(model: ModelConfig) -> int:
     """The context length of the model in tokens, without loading it."""
     from transformers import AutoConfig
 
+    prepare_hub(model.path)
     config = AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
     return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30))
 

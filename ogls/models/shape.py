@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ogls.config import RunConfig
 from ogls.errors import ModelError
+from ogls.hub import prepare_hub
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def read_shape(config: RunConfig) -> Shape:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = config.model
+    prepare_hub(model.path)
     try:
         model_config = AutoConfig.from_pretrained(
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code

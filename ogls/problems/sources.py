@@ -13,6 +13,7 @@ from typing import Any
 
 from ogls.config import DataSource
 from ogls.errors import DataError
+from ogls.hub import prepare_hub
 
 Row = dict[str, Any]
 
@@ -148,6 +149,7 @@ def _hub(source: DataSource) -> list[Row]:
         )
     if Path(source.source).is_file():
         raise DataError(f"{source.source}: unknown kind of file; use .jsonl, .json, .csv or .parquet")
+    prepare_hub(source.source)
     datasets.disable_progress_bars()
     try:
         data = datasets.load_dataset(source.source, source.subset, split=source.split, revision=source.revision)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from ogls.config import AdapterConfig, DataSource, ModelConfig, RunConfig, VerifyConfig
 from ogls.digests import path_digest
+from ogls.hub import prepare_hub
 from ogls.models.adapter import WEIGHTS
 from ogls.verifiers.custom import add_working_directory
 
@@ -48,6 +49,7 @@ def model_content(model: ModelConfig) -> str:
         return f"content:{path_digest(Path(model.path))[:32]}"
     from transformers import AutoConfig
 
+    prepare_hub(model.path)
     try:
         config = AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=False)
     except (OSError, ValueError):
@@ -74,6 +76,7 @@ def source_content(source: DataSource) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    prepare_hub(source.source)
     try:
         commit = HfApi().dataset_info(source.source, revision=source.revision, timeout=10).sha
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):

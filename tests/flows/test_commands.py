@@ -277,3 +277,27 @@ def test_a_dataset_can_be_a_single_file(
 def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["--version"], monkeypatch) == 0
     assert capsys.readouterr().out == f"ogls-sd {ogls.__version__}\n"
+
+
+def test_a_page_can_be_opened(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    page = tmp_path / "page.html"
+    command = [
+        "view",
+        "tiny",
+        "--root",
+        finished.records.storage.path,
+        "--out",
+        str(page),
+        "--most",
+        "1",
+        "--no-policy",
+    ]
+    assert run_command([*command, "--open"], monkeypatch) == 0
+    assert opened == [page.as_uri()]
+    assert run_command(command, monkeypatch) == 0
+    assert "open it in a browser" in " ".join(capsys.readouterr().out.split())
+    assert len(opened) == 1

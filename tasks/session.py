@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -26,6 +28,7 @@ from ogls.stages.run import Run
 from tasks.progress import print_line
 from tasks.tracking import end_tracking
 
+_GRACE = timedelta(seconds=5)  # a flow run takes less time from its start to the lock
 _CRASHED_MESSAGE = "The process of this flow run has ended. Another process holds the run now and continues it."
 
 
@@ -65,13 +68,27 @@ def _tag(client: Any, config: RunConfig) -> None:
 
 
 def _mark_dead_flow_runs(client: Any, config: RunConfig, purpose: str) -> None:
-    """Mark the other flow runs of this run and purpose that Prefect shows as Running as Crashed."""
+    """Mark the other flow runs of this run and purpose that Prefect shows as Running as Crashed.
+
+    One that has just started may be alive and about to be refused the lock; it is given time to end by itself.
+    """
+    begun, others = datetime.now(UTC), _running_flow_runs(client, config, purpose)
+    while datetime.now(UTC) - begun < _GRACE and any(begun - (o.start_time or begun) < _GRACE for o in others):
+        time.sleep(0.5)
+        others = _running_flow_runs(client, config, purpose)
+    for other in others:
+        # Without force: a flow run that was refused a moment ago is Failed by now, and stays Failed.
+        client.set_flow_run_state(other.id, Crashed(message=_CRASHED_MESSAGE))
+
+
+def _running_flow_runs(client: Any, config: RunConfig, purpose: str) -> list[Any]:
+    """The other flow runs of this run and purpose that Prefect shows as Running."""
     running = FlowRunFilter(
         name=FlowRunFilterName(any_=[f"{purpose} {config.name}"]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
     )
-    for other in client.read_flow_runs(flow_run_filter=running):
-        same_store = other.parameters.get("config", {}).get("root") == config.root
-        if same_store and str(other.id) != flow_run.id:
-            # Without force: a flow run that was refused a moment ago is Failed by now, and stays Failed.
-            client.set_flow_run_state(other.id, Crashed(message=_CRASHED_MESSAGE))
+    return [
+        other
+        for other in client.read_flow_runs(flow_run_filter=running)
+        if other.parameters.get("config", {}).get("root") == config.root and str(other.id) != flow_run.id
+    ]

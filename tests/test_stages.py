@@ -15,6 +15,8 @@ from conftest import ROUND, again, carry_out, content, small_config
 from ogls.config import TrainConfig
 from ogls.errors import ConfigError, DataError, ModelError, StoreError
 from ogls.models.adapter import Adapter
+from ogls.models.policy import Policy
+from ogls.records import Problem, Rollout
 from ogls.stages import columns
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
@@ -261,6 +263,15 @@ def test_sft_trains_on_reference_solutions_and_rft_on_correct_rollouts(tmp_path:
         assert sum(u["tail_tokens"] for u in updates) == sum(len(i.token_ids) for i in items)
         last_tokens[objective] = {i.token_ids[-1] for i in items}
     assert last_tokens["sft"] == {tokenizer.eos_token_id}
+
+
+def test_a_control_token_in_a_solution_is_no_stop_token_in_sft(policy: Policy) -> None:
+    tokenizer, stop = policy.tokenizer, policy.tokenizer.eos_token_id
+    text = f"1+1=2 {tokenizer.eos_token} so 2"
+    problem, rollout = Problem("p", "1+1?", "2", text), Rollout("p", 0, (5, 6), (7,), "", "correct")
+    (item,) = reference_items({"p": [rollout]}, {"p": problem}, tokenizer, stop, 64)
+    assert item.token_ids.count(stop) == 1
+    assert item.token_ids[-1] == stop
 
 
 def test_teacher_weights_change_the_targets(tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ def reference_items(
     items = []
     for problem_id, group in groups.items():
         if solution := problems_by_id[problem_id].solution:
-            ids = tokenizer(solution, add_special_tokens=False)["input_ids"][: max_tokens - 1]
+            # A control token that the text spells stays text: it is no stop token.
+            encoded = tokenizer(solution, add_special_tokens=False, split_special_tokens=True)
+            ids = encoded["input_ids"][: max_tokens - 1]
             tokens = (*ids, stop_id)
             items.append(TrainItem((problem_id, -1), group[0].prompt_ids, tokens, tail=len(tokens)))
     return items

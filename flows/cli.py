@@ -20,15 +20,12 @@ from flows.console import (
     OPERATE,
     RUN,
     Config,
-    Interrupted,
     Set,
-    configure_prefect,
     err,
     out,
-    prefect_address,
-    run_in_foreground,
     show_table,
 )
+from flows.foreground import Interrupted, configure_prefect, prefect_address, run_in_foreground
 from ogls.errors import HealthStop, UserError
 from ogls.store import run_query
 
@@ -62,16 +59,19 @@ def train(config: Config, set_: Set = None) -> None:
     """Train a model. The same command resumes an interrupted training."""
     from ogls.config import load_config
 
+    configure_prefect()
     loaded = load_config(config, set_ or [])
     from tasks.files import is_nothing_left
+
+    def run_training() -> None:
+        from flows.train import train_flow
+
+        train_flow(loaded)
 
     if is_nothing_left(loaded):
         out.print(f"run {loaded.name} is finished; raise rounds to continue it", soft_wrap=True, highlight=False)
     else:
-        configure_prefect()
-        from flows.train import train_flow
-
-        run_in_foreground(lambda: train_flow(loaded))
+        run_in_foreground(run_training)
     _print_rounds(loaded)
     out.print("Next steps:")
     for purpose, command in _next_steps(loaded):
@@ -99,10 +99,10 @@ def _next_steps(config: Any) -> list[tuple[str, str]]:
     """(purpose, command) of what `ogls train` suggests at its end: where to see the run, and how to read it."""
     prefix = "" if shutil.which("ogls") else f"{os.path.relpath(Path(sys.executable).parent)}/"
     ui_address = prefect_address().removesuffix("/api")
-    prefect = f"open {ui_address}" if ui_address else f"{prefix}prefect server start, then open http://127.0.0.1:4200"
+    prefect = f"open {ui_address}" if ui_address else f"{prefix}ogls up, then open http://127.0.0.1:4200"
     steps = [("watch it in the Prefect UI", prefect)]
     if config.tracking.enabled:
-        uri = config.tracking.uri
+        uri = config.tracking.address
         local = f"{prefix}mlflow ui --backend-store-uri {uri} --port 5000, then open http://127.0.0.1:5000"
         steps.append(("open MLflow", local if uri.startswith("sqlite:") else f"open {uri}"))
     root = "" if config.root == "data/runs" else f" --root {config.root}"
@@ -124,12 +124,16 @@ def evaluate(
     """Evaluate rounds of a run on its benchmarks, without training."""
     from ogls.config import load_config
 
-    loaded = load_config(config, set_ or [])
     configure_prefect()
-    from flows.evaluate import evaluate_flow
+    loaded = load_config(config, set_ or [])
     from ogls.store import Store
 
-    run_in_foreground(lambda: evaluate_flow(loaded, round_ or None))
+    def run_evaluation() -> None:
+        from flows.evaluate import evaluate_flow
+
+        evaluate_flow(loaded, round_ or None)
+
+    run_in_foreground(run_evaluation)
     rounds = ", ".join(map(str, round_ or [])) or "SELECT max(round) FROM summaries"
     sql = f"SELECT * EXCLUDE (run, place) FROM summaries WHERE round IN ({rounds}) ORDER BY round, place"
     show_table(run_query(Store(loaded.root), sql, loaded.name), "table", None)
@@ -140,15 +144,19 @@ def compare(study: Annotated[Path, typer.Argument(help="TOML file of a study: me
     """Train all methods of a study with all its seeds, with equal numbers of rollouts, and write a comparison page."""
     from ogls.analysis.study import load_study
 
-    loaded = load_study(study)
     configure_prefect()
+    loaded = load_study(study)
     at_once = loaded.study.at_once
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
-    from flows.compare import compare as run_study
+
+    def run_study() -> str:
+        from flows.compare import compare as train_and_compare
+
+        return train_and_compare(loaded)
 
     tuning = f"{len(loaded.tuning)} tuning runs and " if loaded.tuning else ""
     err.print(f"study {loaded.study.name}: {tuning}{len(loaded.runs)} runs, {at_once} in parallel")
-    path = run_in_foreground(lambda: run_study(loaded))
+    path = run_in_foreground(run_study)
     out.print(Path(path).read_text(), markup=False, highlight=False, soft_wrap=True)
     out.print(f"page: {path}", soft_wrap=True, highlight=False)
 
@@ -227,8 +235,8 @@ def doctor(
     """
     from ogls.config import load_config
 
-    loaded = load_config(config, set_ or [])
     configure_prefect()
+    loaded = load_config(config, set_ or [])
     from flows.doctor import examine
 
     findings = examine(loaded)

@@ -5,23 +5,21 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
-import signal
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from ogls.errors import UserError
 from ogls.store.atomic import atomic_write
 
 out, err = Console(), Console(stderr=True)
-_RECONNECT_SECONDS = 600.0  # how long to wait for a Prefect server that stopped responding during a flow
 
 # Groups of commands in `ogls --help`.
 GROUPS = RUN, LOOK, OPERATE, DATA, DEVELOP = (
@@ -177,94 +175,10 @@ def _print_table(table: Any) -> None:
     )
 
 
-def configure_prefect() -> None:
-    """Set environment variables that Prefect and MLflow read on import; values of the user are kept."""
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    # The command prints errors itself; Prefect would print them again with a traceback. The server logs the traceback.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
-    # The first start creates a database. On a busy machine that takes longer than Prefect's default of 20 seconds.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-
-
-def run_in_foreground(flow: Callable[[], Any]) -> Any:
-    """Run a flow in this process and show its progress on the terminal. Returns the result of the flow.
-
-    If the Prefect server stops responding, waits for it and starts the flow again; finished stages are not repeated.
-    Raises UserError if the server does not respond within ten minutes, and Interrupted on Ctrl-C.
-    """
-    import httpx
-
-    from tasks.progress import show_progress_on
-
-    show_progress_on(err)
-    if address := prefect_address():
-        _check_prefect(address)
-    else:
-        from flows.services import stop_orphaned_servers
-
-        stop_orphaned_servers()
-        err.print("starting a temporary Prefect server (set PREFECT_API_URL to use a running one)", style="dim")
-    interrupted = False
-
-    def interrupt(number: int, frame: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
-        signal.default_int_handler(number, frame)
-
-    previous_handler = signal.signal(signal.SIGINT, interrupt)
-    try:
-        while True:
-            try:
-                return flow()
-            except httpx.TransportError:
-                if not address or interrupted:
-                    raise
-                _wait_for_prefect(address)
-    except BaseException:
-        # After Ctrl-C between two tasks Prefect can raise any of its errors.
-        if interrupted:
-            raise Interrupted from None
-        raise
-    finally:
-        signal.signal(signal.SIGINT, previous_handler)
-
-
-def prefect_address() -> str:
-    """The Prefect API URL from the environment or the active Prefect profile; "" if none is set."""
-    from prefect.settings import PREFECT_API_URL
-
-    return PREFECT_API_URL.value() or ""
-
-
-def _wait_for_prefect(address: str) -> None:
-    from flows.services import responds
-
-    message = f"the Prefect server at {address} does not respond; waiting for it; finished stages are kept"
-    err.print(message, style="yellow", soft_wrap=True)
-    deadline = time.monotonic() + _RECONNECT_SECONDS
-    while not responds(f"{address}/health", "true"):
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"the Prefect server at {address} did not respond for {_RECONNECT_SECONDS / 60:.0f} minutes; "
-                "start it and run the same command again: it continues where this one ended"
-            )
-        time.sleep(1)
-
-
-def _check_prefect(address: str) -> None:
-    import httpx
-
-    try:
-        httpx.get(f"{address}/health", timeout=10)
-    except httpx.TransportError:
-        raise UserError(
-            f"no Prefect server answers at {address}; start one (prefect server start), or unset PREFECT_API_URL"
-        ) from None
-
-
-class Interrupted(Exception):
-    """Raised on Ctrl-C instead of KeyboardInterrupt, which typer would handle itself."""
+@contextmanager
+def waiting(text: str) -> Iterator[Status]:
+    """Show a spinner and what is being waited for; without a terminal, print it."""
+    if not err.is_terminal:
+        err.print(text, style="dim", highlight=False, soft_wrap=True)
+    with err.status(text) as status:
+        yield status

@@ -148,7 +148,7 @@ def _problems(config: RunConfig) -> Iterator[Finding]:
 
 
 def _prefect(_: RunConfig) -> Iterator[Finding]:
-    from flows.console import prefect_address
+    from flows.foreground import prefect_address
     from flows.services import responds
 
     address = prefect_address()
@@ -167,7 +167,7 @@ def _prefect(_: RunConfig) -> Iterator[Finding]:
 def _mlflow(config: RunConfig) -> Iterator[Finding]:
     from flows.services import responds
 
-    uri = config.tracking.uri
+    uri = config.tracking.address
     if not config.tracking.enabled:
         yield Finding("tracking", "note", "off (tracking.enabled)")
     elif not uri.startswith("http"):

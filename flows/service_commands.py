@@ -12,15 +12,26 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import OPERATE, configure_prefect, err, out
-from flows.services import HOST, LOOPBACK, Services, describe_port_owner, responds
+from flows.console import OPERATE, Root, count_of, err, out, waiting
+from flows.foreground import configure_prefect
+from flows.services import (
+    FOLDER,
+    HOST,
+    LOOPBACK,
+    PREFECT_FOLDER,
+    Services,
+    database_url,
+    describe_port_owner,
+    responds,
+)
 from ogls.errors import UserError
 
 POOL = "ogls"
 GPU_LIMIT = "ogls-gpu"
+_DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 DEPLOYMENTS = Path("deployments/prefect.yaml")
 AUTOMATIONS = Path("deployments/automations")
-Folder = Annotated[Path, typer.Option("--folder", help="Folder for the Prefect database, logs and process ids.")]
+Folder = Annotated[Path, typer.Option("--folder", help="Folder for logs and process ids.")]
 
 
 def register(app: Any) -> None:
@@ -35,12 +46,15 @@ def up(
     ] = HOST,
     prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow server.")] = 5000,
-    folder: Folder = Path("data/services"),
+    folder: Folder = FOLDER,
+    home: Annotated[Path, typer.Option(help="Folder for Prefect's database.")] = PREFECT_FOLDER,
+    root: Root = "data/runs",
     file: Annotated[Path, typer.Option(help="YAML file with the Prefect deployments to create.")] = DEPLOYMENTS,
     store: Annotated[Path, typer.Option(help="Folder for MLflow's database and artifacts.")] = Path("data/mlflow"),
 ) -> None:
     """Start a Prefect server, a worker and MLflow on loopback, and create the deployments and automations.
 
+    The server shows the runs of the store, also those that were trained before it was started.
     Run it again to start only what is missing and to update the deployments. `ogls down` stops the services.
     """
     if not file.is_file():
@@ -54,7 +68,7 @@ def up(
         )
     configure_prefect()
     services = Services(folder)
-    home = services.folder / "prefect"
+    home = home.absolute()
     with services.lock():
         api = _start_prefect(services, host, prefect_port, home)
         environment = {"PREFECT_API_URL": api, "PREFECT_HOME": str(home)}
@@ -62,16 +76,22 @@ def up(
         mlflow = _start_mlflow(services, host, mlflow_port, store.absolute())
         _create_pool_and_limit()
         _start_worker(services, {**environment, "MLFLOW_TRACKING_URI": mlflow})
-        _deploy(file)
-        count = _update_automations()
+        with waiting("deploying"):
+            _deploy(file)
+            count = _update_automations()
+        with waiting("reading the store"):
+            registered = _register_runs(root)
     out.print(f"Prefect     {api.removesuffix('/api')}", highlight=False)
     out.print(f"MLflow      {mlflow}", highlight=False)
     out.print(f"worker      pool {POOL}, log {services.folder / 'worker.log'}", highlight=False, soft_wrap=True)
-    out.print(f"deployed    {file}{f', {count} automations' if count else ''}", highlight=False, soft_wrap=True)
+    deployed = f"{file}, {count_of(count, 'automation')}" if count else str(file)
+    out.print(f"deployed    {deployed}", highlight=False, soft_wrap=True)
+    if registered:
+        out.print(f"registered  {count_of(registered, 'run')} of {root}", highlight=False, soft_wrap=True)
     out.print(f"in another shell:  export PREFECT_API_URL={api}", highlight=False, soft_wrap=True)
 
 
-def down(folder: Folder = Path("data/services")) -> None:
+def down(folder: Folder = FOLDER) -> None:
     """Stop the services that `ogls up` started; other servers are not stopped."""
     services = Services(folder)
     with services.lock():
@@ -90,16 +110,27 @@ def _start_prefect(services: Services, host: str, port: int, home: Path) -> str:
     if running := _find_running(services, "prefect", url, alive, "the Prefect server", "a Prefect server"):
         return running
     _require_free_port(host, port, "--prefect-port")
+    _move_old_database(services, home)
+    home.mkdir(parents=True, exist_ok=True)
     environment = {
         "PREFECT_HOME": str(home),
+        _DATABASE: os.environ.get(_DATABASE) or database_url(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_API_URL": "/api",  # relative, so that the UI works at any address
         # Seconds between heartbeats; an automation marks a flow run without heartbeats as Crashed.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
-    err.print("starting the Prefect server")
     command = ("prefect", "server", "start", "--host", host, "--port", str(port))
-    return services.start("prefect", command, url, environment, lambda: alive(url)).url
+    with waiting("starting the Prefect server"):
+        return services.start("prefect", command, url, environment, lambda: alive(url)).url
+
+
+def _move_old_database(services: Services, home: Path) -> None:
+    """Version 0.3.0 kept Prefect's home among the services: move it, so that its flow runs stay visible."""
+    old = services.folder / "prefect"
+    if (old / "prefect.db").exists() and not home.exists():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        old.rename(home)
 
 
 def _start_mlflow(services: Services, host: str, port: int, store: Path) -> str:
@@ -111,7 +142,6 @@ def _start_mlflow(services: Services, host: str, port: int, store: Path) -> str:
         return running
     _require_free_port(host, port, "--mlflow-port")
     store.mkdir(parents=True, exist_ok=True)
-    err.print("starting MLflow")
     command = (
         *("mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--default-artifact-root", f"{store}/artifacts"),
@@ -119,7 +149,8 @@ def _start_mlflow(services: Services, host: str, port: int, store: Path) -> str:
     # MLflow starts eight job processes (1.5 GiB) to evaluate LLM applications. Tracking does not use them.
     variable = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
     environment = {variable: os.environ.get(variable, "false")}
-    return services.start("mlflow", command, url, environment, lambda: alive(url)).url
+    with waiting("starting MLflow"):
+        return services.start("mlflow", command, url, environment, lambda: alive(url)).url
 
 
 def _find_running(
@@ -146,10 +177,10 @@ def _start_worker(services: Services, environment: dict[str, str]) -> None:
     if "worker" in services.running():
         err.print("the worker is already running")
         return
-    err.print("starting the worker")
     command = ("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "ogls")
     worker_environment = {**environment, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
-    services.start("worker", command, "", worker_environment, _worker_online)
+    with waiting("starting the worker"):
+        services.start("worker", command, "", worker_environment, _worker_online)
 
 
 def _local_url(host: str, port: int) -> str:
@@ -191,6 +222,18 @@ def _deploy(file: Path) -> None:
     if result.returncode:
         output_end = "\n  ".join((result.stdout + result.stderr).strip().splitlines()[-12:])
         raise UserError(f"`prefect deploy` failed for {file}; the end of its output:\n  {output_end}")
+
+
+def _register_runs(root: str) -> int:
+    """Show the runs of a store that Prefect does not know. Returns their number; warns if the store cannot be read."""
+    from ogls.store import Store
+    from tasks.register import register_runs
+
+    try:
+        return register_runs(Store(root))
+    except UserError as error:
+        err.print(f"runs of {root} are not shown: {error}", style="yellow", markup=False, soft_wrap=True)
+        return 0
 
 
 def _update_automations() -> int:

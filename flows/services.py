@@ -25,6 +25,8 @@ from ogls.errors import UserError
 
 HOST = "127.0.0.1"
 LOOPBACK = (HOST, "localhost", "::1")
+FOLDER = Path("data/services")  # process ids and logs
+PREFECT_FOLDER = Path("data/prefect")  # Prefect's home: temporary servers and that of `ogls up` share its database
 _START_SECONDS = 180.0  # time limit of a start; the first start creates a database
 _RESPONSE_SECONDS = 30.0  # a running server that does not respond for this long is restarted
 
@@ -132,6 +134,23 @@ class Services:
         temporary = self.file.with_suffix(".tmp")
         temporary.write_text(json.dumps({n: asdict(s) for n, s in services.items()}, indent=1))
         os.replace(temporary, self.file)
+
+
+def use_running(folder: Path = FOLDER) -> None:
+    """Set PREFECT_API_URL and MLFLOW_TRACKING_URI to the servers that `ogls up` started here, if they respond.
+
+    Variables that are set already are kept.
+    """
+    recorded = Services(folder).recorded()
+    for name, variable in (("prefect", "PREFECT_API_URL"), ("mlflow", "MLFLOW_TRACKING_URI")):
+        service = recorded.get(name)
+        if service and variable not in os.environ and find_process(service) and responds(f"{service.url}/health"):
+            os.environ[variable] = service.url
+
+
+def database_url(folder: Path = PREFECT_FOLDER) -> str:
+    """The URL of the database in Prefect's home."""
+    return f"sqlite+aiosqlite:///{folder.absolute() / 'prefect.db'}"
 
 
 def find_process(service: Service) -> psutil.Process | None:

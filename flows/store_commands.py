@@ -219,26 +219,21 @@ def runs(
 
 def _run_row(run: Any) -> dict[str, Any]:
     """A run as a row of `ogls runs`."""
+    from ogls.stages.status import run_status
     from ogls.stages.summaries import read_first_summary
 
-    config, holder = (info := run.read_info() or {})["config"], run.describe_holder()
-    trained, evaluated, health = (run.newest_manifest(table) for table in ("updates", "scores", "health"))
-    if holder:
-        status = "running"
-    elif health and health.metrics["state"] == "stop" and (not trained or health.round == trained.round):
-        status = "stopped by health"
-    else:
-        status = "finished" if health and health.round >= config["rounds"] else "interrupted"
+    config = (info := run.read_info() or {})["config"]
+    trained, evaluated = (run.newest_manifest(table) for table in ("updates", "scores"))
     objective = config["train"]["objective"]
     return {
         "run": run.name,
-        "status": status,
+        "status": run_status(run),
         "rounds": trained.round if trained else 0,
         "accuracy": read_first_summary(run, evaluated.round)["accuracy"] if evaluated else None,
         "method": config["steer"]["recipe"] if objective == "distil" else objective,
         "model": config["model"]["path"],
         "created": info["created"],
-        "held_by": holder,
+        "held_by": run.describe_holder(),
     }
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
+from ogls.progress import seconds_left
 from ogls.records import StageResult
 from ogls.records.stages import STAGES_BY_NAME
 
@@ -43,7 +44,8 @@ class ArtifactProgress:
         self.last_sent = time.monotonic()
         elapsed = self.last_sent - self.started
         rate = done / elapsed if elapsed else 0.0
-        time_left = f", {(total - done) / rate:.0f} s left" if rate else ""
+        left = seconds_left(done, total, elapsed)
+        time_left = f", {left:.0f} s left" if left is not None else ""
         description = f"{self.label}: {done} of {total} {self.unit}, {rate:.3g} per second{time_left}"
         self._send(100.0 * done / max(total, 1), description)
 

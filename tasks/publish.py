@@ -17,13 +17,12 @@ from ogls.analysis import report as htmlreport
 from ogls.analysis import rounds as report
 from ogls.analysis.figures import run_figure
 from ogls.config import RunConfig
-from ogls.stages.resume import is_last_round
 from ogls.stages.run import Run
 from tasks.artifacts import artifact_key
 from tasks.events import emit_round
 from tasks.files import PUBLISHED
 from tasks.progress import print_line, terminal_progress
-from tasks.tracking import REPORT_ARTIFACT, track
+from tasks.tracking import REPORT_ARTIFACT, TRAINING_VIEW, track
 
 _MAX_TEXT = 2000  # characters of a rollout that the artifact shows
 
@@ -59,18 +58,8 @@ def publish(config: RunConfig, round_: int) -> None:
         track(config, round_)  # rounds that MLflow lacks, for example because it was unavailable
         return
     rows = report.read_rounds(records, round_)
-    key = artifact_key(f"{config.name}-r{round_:03d}")
-    mlflow_page = track(config, round_)
-    text = "\n\n".join(
-        [
-            f"# {config.name}, round {round_}",
-            f"[MLflow run]({mlflow_page})" if mlflow_page else "",
-            _report_link(run, mlflow_page) if is_last_round(run, round_) else "",
-            report.rounds_markdown(rows),
-            _curve(rows),
-            rollouts_markdown(report.sample_rollouts(records, round_)),
-        ]
-    )
+    key = round_key(config.name, round_)
+    text = round_markdown(run, round_, rows, track(config, round_))
     existing: Any = Artifact.get(key)
     if existing is None or existing.data != text:  # an interrupted attempt may have created it
         create_markdown_artifact(text, key=key, description=f"{config.name}: rounds 0 to {round_}")
@@ -80,15 +69,34 @@ def publish(config: RunConfig, round_: int) -> None:
     records.write_json(PUBLISHED, {**published, str(round_): occasion})
 
 
+def round_key(name: str, round_: int) -> str:
+    """The key of the artifact of a round."""
+    return artifact_key(f"{name}-r{round_:03d}")
+
+
+def round_markdown(run: Run, round_: int, rows: Sequence[report.RoundRow], mlflow_page: str | None) -> str:
+    """The artifact of a round: links, the table and the curve of the rounds in `rows`, and a few of its rollouts."""
+    return "\n\n".join(
+        [
+            f"# {run.records.name}, round {round_}",
+            f"[MLflow run]({mlflow_page}{TRAINING_VIEW})" if mlflow_page else "",
+            _report_link(run, mlflow_page),
+            report.rounds_markdown(rows),
+            _curve(rows),
+            rollouts_markdown(report.sample_rollouts(run.records, round_)),
+        ]
+    )
+
+
 def _report_link(run: Run, mlflow_page: str | None) -> str:
-    """A link to the report at the MLflow server, or its path in the store if MLflow has no page.
+    """A link to the report at the MLflow server, or its path in the store if MLflow has no page; empty without one.
 
     The path is plain text, because a browser does not open a local file from a web page.
     """
     if htmlreport.read_report(run) is None:
         return ""
     if mlflow_page:
-        return f"[The report of the whole run]({mlflow_page}/artifacts/{REPORT_ARTIFACT})"
+        return f"[The report of the whole run]({mlflow_page}/artifacts/{REPORT_ARTIFACT}{TRAINING_VIEW})"
     return f"The report of the whole run: `{run.records.url(htmlreport.REPORT)}`"
 
 
@@ -108,10 +116,17 @@ def rollouts_markdown(rows: Sequence[dict[str, object]]) -> str:
 
 
 def _rollout_markdown(row: dict[str, object]) -> str:
-    """A rollout as an indented, escaped block under the id of its problem."""
-    text = html.escape(str(row["text"])[:_MAX_TEXT])
-    block = "\n".join("    " + line for line in text.splitlines())
-    return f"**{_escape_markdown(str(row['problem_id']))}, sample {row['sample']}: {row['verdict']}**\n\n{block}\n"
+    """A rollout with its problem and the expected answer, the texts as indented, escaped blocks."""
+    title = f"**{_escape_markdown(str(row['problem_id']))}, sample {row['sample']}: {row['verdict']}**"
+    expected = f"expected `{_escape_markdown(str(row['expected']))}`" if row["expected"] else "no expected answer"
+    answer = f", answered `{_escape_markdown(str(row['answer']))}`" if row["answer"] else ""
+    problem, text = _indented(str(row["problem"])), _indented(str(row["text"]))
+    return f"{title}, {expected}{answer}\n\nThe problem:\n\n{problem}\n\nThe rollout:\n\n{text}\n"
+
+
+def _indented(text: str) -> str:
+    """Text as an indented, escaped block, at most 2000 characters of it."""
+    return "\n".join("    " + line for line in html.escape(text[:_MAX_TEXT]).splitlines())
 
 
 def _escape_markdown(text: str) -> str:

@@ -1,4 +1,4 @@
-"""MLflow tracking: one MLflow run per run, however often it is resumed. The only module that imports mlflow.
+"""MLflow tracking: one MLflow run per run, however often it is resumed.
 
 Training never fails because of tracking: if the server is unavailable, one warning is logged, and the missing
 rounds are logged when it responds again.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -25,13 +24,14 @@ from ogls.config.fingerprint import flatten
 from ogls.config.redact import redact_credentials
 from ogls.revision import code_version
 from ogls.stages.resume import is_last_round
-from ogls.stages.run import POLICY, Run
-from ogls.stages.summaries import read_deciding_summary
+from ogls.stages.run import Run
 from tasks.files import MLFLOW
+from tasks.model_registry import NAME_TAG, log_adapter, register_adapter
 from tasks.progress import print_line
 
-_NAME_TAG, _ROUND_TAG, _ACCURACY_TAG = "ogls.run", "ogls.round", "ogls.accuracy"
 _DESCRIBED_TAG = "ogls.described"
+_KIND_TAG = "mlflow.experimentKind"  # files the experiment as model training; else MLflow shows the GenAI views
+TRAINING_VIEW = "?workflowType=machine_learning"  # of a page's URL: model training; MLflow's default is GenAI
 REPORT_ARTIFACT = "report/report.html"
 _MAX_PARAM = 500  # characters of a parameter value
 
@@ -43,7 +43,8 @@ _monitors: dict[str, Any] = {}  # system metrics monitors, by MLflow run id
 def track(config: RunConfig, round_: int) -> str | None:
     """Log every finished round up to `round_` that MLflow does not have.
 
-    Returns the URL of the page of the MLflow run, or None if tracking is disabled, unavailable or without a server.
+    Returns the URL of the page of the MLflow run (add TRAINING_VIEW to it or to a page below it), or None if tracking
+    is disabled, unavailable or without a server.
     """
     return _track_safely(config, round_, None)
 
@@ -65,7 +66,8 @@ def _track_safely(config: RunConfig, round_: int, status: str | None) -> str | N
         if key not in _warned:
             _warned.add(key)
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            message = f"MLflow at {config.tracking.uri} is unavailable ({first_line[:200]}); training continues"
+            address = config.tracking.address
+            message = f"MLflow at {address} is unavailable ({first_line[:200]}); training continues"
             message = redact_credentials(message)
             get_run_logger().warning(message)
             print_line(f"  [yellow]{escape(message)}[/yellow]")
@@ -80,9 +82,9 @@ def _track(run: Run, round_: int, status: str | None) -> str | None:
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # at INFO it logs every table that it creates
     tracking = run.config.tracking
-    if tracking.uri.startswith("sqlite:///"):
-        Path(tracking.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    client = MlflowClient(tracking_uri=tracking.uri)
+    if tracking.address.startswith("sqlite:///"):
+        Path(tracking.address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    client = MlflowClient(tracking_uri=tracking.address)
     run_id = _find_run(client, run) or _create_run(client, run)
     _describe_run(client, run_id, run)
     logged = {m.step for m in client.get_metric_history(run_id, "rounds_logged")}
@@ -96,22 +98,25 @@ def _track(run: Run, round_: int, status: str | None) -> str | None:
         _end_run(client, run_id, status)
         newest = run.records.newest_manifest("updates")
         finished = {"finished": newest.round if newest else 0} if status == "FINISHED" else {}
-        run.records.write_json(MLFLOW, {"uri": redact_credentials(tracking.uri), "run_id": run_id, **finished})
+        run.records.write_json(MLFLOW, {"uri": redact_credentials(tracking.address), "run_id": run_id, **finished})
     else:
         _start_system_metrics(run_id, run.config)
         _log_report(client, run_id, run, round_)
-    if not tracking.uri.startswith("http"):
+    if not tracking.address.startswith("http"):
         return None
     experiment = client.get_run(run_id).info.experiment_id
-    return f"{tracking.uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    return f"{tracking.address.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
 
 def _find_run(client: Any, run: Run) -> str | None:
-    """The MLflow run recorded in the run's folder, if the server still has it."""
+    """The MLflow run recorded in the run's folder, if the server still has it.
+
+    Ids are unique, so the URI is not compared: a database and the server that serves it have the same runs.
+    """
     from mlflow.exceptions import MlflowException
 
     recorded = run.records.read_json(MLFLOW)
-    if not recorded or recorded.get("uri") != redact_credentials(run.config.tracking.uri):
+    if not recorded:
         return None
     try:
         mlflow_run = client.get_run(recorded["run_id"])
@@ -131,17 +136,19 @@ def _create_run(client: Any, run: Run) -> str:
     config, tracking = run.config, run.config.tracking
     experiment = client.get_experiment_by_name(tracking.experiment)
     if experiment is None:
-        local = "://" not in tracking.uri or tracking.uri.startswith("sqlite:")
+        local = "://" not in tracking.address or tracking.address.startswith("sqlite:")
         location = Path(tracking.artifacts).absolute().as_uri() if local else None
         experiment_id = client.create_experiment(tracking.experiment, artifact_location=location)
     else:
         experiment_id = experiment.experiment_id
-    tags = {_NAME_TAG: config.name, "ogls.method": config.method, "ogls.model": config.model.path}
+    if experiment is None or _KIND_TAG not in experiment.tags:
+        client.set_experiment_tag(experiment_id, _KIND_TAG, "custom_model_development")
+    tags = {NAME_TAG: config.name, "ogls.method": config.method, "ogls.model": config.model.path}
     tags |= {"ogls.version": str(code_version()["version"]), "mlflow.source.name": "ogls train"}
     if revision := code_version()["revision"]:
         tags["mlflow.source.git.commit"] = revision
     run_id = str(client.create_run(experiment_id, run_name=config.name, tags=tags).info.run_id)
-    run.records.write_json(MLFLOW, {"uri": redact_credentials(tracking.uri), "run_id": run_id})
+    run.records.write_json(MLFLOW, {"uri": redact_credentials(tracking.address), "run_id": run_id})
     return run_id
 
 
@@ -196,8 +203,8 @@ def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
     now = int(time.time() * 1000)
     metrics = [Metric(n, float(v), now, row.round) for n, v in values.items() if v is not None]
     if row.round and run.records.manifest("updates", row.round):
-        _log_adapter(client, run_id, run, row.round)
-        _register_adapter(client, run_id, run, row)
+        log_adapter(client, run_id, run, row.round)
+        register_adapter(client, run_id, run, row)
     # One request, so that a round that was interrupted has none of its points and is logged again.
     client.log_batch(run_id, metrics=[*metrics, Metric("rounds_logged", row.round, now, row.round)])
 
@@ -209,7 +216,7 @@ def _log_evaluation(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
     if row.health:
         _tag_health(client, run_id, row)
     if row.round and run.records.manifest("updates", row.round):
-        _register_adapter(client, run_id, run, row)  # sets the tags that a version without an evaluation lacks
+        register_adapter(client, run_id, run, row)  # sets the tags that a version without an evaluation lacks
     now = int(time.time() * 1000)
     values = {n: v for n, v in (row.summary or {}).items() if isinstance(v, float)}
     client.log_batch(run_id, metrics=[Metric(f"evaluate/{n}", v, now, row.round) for n, v in values.items()])
@@ -220,61 +227,6 @@ def _tag_health(client: Any, run_id: str, row: RoundRow) -> None:
     client.set_tag(run_id, "ogls.health", row.health["state"])
     client.set_tag(run_id, "ogls.health.why", row.health["notice"])
     client.set_tag(run_id, "ogls.best_round", str(row.health["best"]))
-
-
-def _log_adapter(client: Any, run_id: str, run: Run, round_: int) -> None:
-    """Log the files of the adapter of a round, without the optimizer state and the averaged teacher."""
-    manifest = run.records.manifest("updates", round_)
-    with tempfile.TemporaryDirectory() as folder:
-        for entry in manifest.files_of(POLICY) if manifest else []:
-            name = Path(entry.path).name
-            if name not in ("optimizer.safetensors", "ema.safetensors"):
-                Path(folder, name).write_bytes(run.read_attachment(round_, name))
-        client.log_artifacts(run_id, folder, f"adapters/round={round_:03d}")
-
-
-def _register_adapter(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
-    """Register the adapter of a round as a model version, once, and set the alias `best` to the best round."""
-    from mlflow.exceptions import MlflowException
-
-    name = run.config.tracking.registered_model.replace("{run}", run.config.name)
-    if not name:
-        return
-    try:
-        client.create_registered_model(name, tags={_NAME_TAG: run.config.name, "ogls.model": run.config.model.path})
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    versions = {
-        int(v.tags[_ROUND_TAG]): v.version
-        for v in client.search_model_versions(f"name='{name}'")
-        if v.run_id == run_id and _ROUND_TAG in v.tags
-    }
-    tags = {_ROUND_TAG: str(row.round), _NAME_TAG: run.config.name}
-    if row.summary:
-        tags[_ACCURACY_TAG] = str(read_deciding_summary(run.records, row.round)["accuracy"])
-        if row.round in versions:
-            client.set_model_version_tag(name, versions[row.round], _ACCURACY_TAG, tags[_ACCURACY_TAG])
-    if row.round not in versions:
-        source = f"runs:/{run_id}/adapters/round={row.round:03d}"
-        created = client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0)
-        versions[row.round] = created.version
-    best = row.health.get("best")
-    if best in versions and _gets_best_alias(
-        client, name, run_id, read_deciding_summary(run.records, best)["accuracy"]
-    ):
-        client.set_registered_model_alias(name, "best", versions[best])
-
-
-def _gets_best_alias(client: Any, name: str, run_id: str, accuracy: float) -> bool:
-    """Whether this run's best round gets the alias; another run of the same registered model may be better."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        holder = client.get_model_version_by_alias(name, "best")
-    except MlflowException:
-        return True  # the alias is not set
-    return bool(holder.run_id == run_id or float(holder.tags.get(_ACCURACY_TAG, 0)) < accuracy)
 
 
 def _log_report(client: Any, run_id: str, run: Run, round_: int) -> None:
@@ -288,7 +240,7 @@ def _start_system_metrics(run_id: str, config: RunConfig) -> None:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     if config.tracking.system_metrics and run_id not in _monitors:
-        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=config.tracking.uri)
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=config.tracking.address)
         _monitors[run_id] = monitor
         monitor.start()
 

@@ -125,10 +125,27 @@ def rounds_markdown(rows: Sequence[RoundRow]) -> str:
 
 
 def sample_rollouts(run: RunStore, round_: int, count: int = 3) -> list[dict[str, Any]]:
-    """Return up to `count` training rollouts of a round with their verdicts, at most one per problem."""
+    """Return up to `count` training rollouts of a round, at most one per problem, with their problems and verdicts."""
     if not run.manifest("verdicts", round_):
         return []
-    verdicts = {(r["problem_id"], r["sample"]): r for r in run.read("verdicts", round_).to_pylist()}
     rows = run.read("trajectories", round_, ["problem_id", "sample", "text", "n_tokens"]).to_pylist()
     first = {row["problem_id"]: row for row in reversed(rows)}
-    return [{**row, **verdicts[problem_id, row["sample"]]} for problem_id, row in list(first.items())[:count]]
+    return with_verdicts(run, round_, list(first.values())[:count])
+
+
+def with_verdicts(run: RunStore, round_: int, rollouts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rollouts with the columns of their verdicts, and with `problem` and `expected` (the answer) of their problems.
+
+    A rollout that is not verified yet has the verdict and the answer None.
+    """
+    unverified = {"verdict": None, "outcome": None, "answer": None}
+    verdicts = {}
+    if run.manifest("verdicts", round_):
+        verdicts = {(r["problem_id"], r["sample"]): r for r in run.read("verdicts", round_).to_pylist()}
+    table = run.read("problems", 0, ["split", "problem_id", "problem", "answer"]).to_pylist()
+    train = [r for r in table if r["split"] == "train"]
+    problems = {r["problem_id"]: {"problem": r["problem"], "expected": r["answer"]} for r in train}
+    return [
+        {**row, **verdicts.get((row["problem_id"], row["sample"]), unverified), **problems[row["problem_id"]]}
+        for row in rollouts
+    ]

@@ -6,6 +6,7 @@ trained next, and a resumed run reads it from the recorded decision, not from th
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Literal
 
@@ -131,16 +132,17 @@ class TrackingConfig(Section):
 
     enabled: bool = setting(True, "Log metrics, parameters and adapters to MLflow.", operational=True)
     uri: str = setting(
-        "sqlite:///data/mlflow/mlflow.db",
-        "MLflow tracking URI: a server or a database. It must not contain credentials; set MLFLOW_TRACKING_USERNAME "
-        "and MLFLOW_TRACKING_PASSWORD instead.",
+        "",
+        "MLflow tracking URI: a server or a database. Empty: the environment variable MLFLOW_TRACKING_URI if it is "
+        "set (`ogls up` sets it for its worker), else sqlite:///data/mlflow/mlflow.db. It must not contain "
+        "credentials; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead.",
         operational=True,
     )
 
     @field_validator("uri")
     @classmethod
     def _check_no_credentials(cls, uri: str) -> str:
-        """Reject credentials in the URI: Prefect stores flow parameters in its database."""
+        """Reject credentials: Prefect stores flow parameters in its database."""
         if uri.startswith("http") and ("?" in uri or "@" in uri.partition("://")[2].partition("/")[0]):
             raise ValueError(
                 "must not contain credentials; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
@@ -165,6 +167,11 @@ class TrackingConfig(Section):
         "runs the policies once more. plain: without it. off: no report.",
         operational=True,
     )
+
+    @property
+    def address(self) -> str:
+        """The tracking URI to use in this process: `uri`, or what its description says for an empty one."""
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///data/mlflow/mlflow.db"
 
 
 class StorageConfig(Section):

@@ -59,7 +59,8 @@ class ServiceStack:
     def up(self, code: int = 0) -> str:
         """Run `ogls up` and return its output."""
         ports = ("--prefect-port", str(self.ports[0]), "--mlflow-port", str(self.ports[1]))
-        return self.ogls("up", *ports, "--store", str(self.folder / "mlflow"), code=code)
+        folders = [x for n in ("home", "root", "store") for x in (f"--{n}", str(self.folder / n))]
+        return self.ogls("up", *ports, *folders, code=code)
 
     def start_training(self, config: RunConfig, log: Path | None = None) -> subprocess.Popen[str]:
         """Start `ogls train` in a separate process with this Prefect server; its output goes to a pipe, or to `log`."""

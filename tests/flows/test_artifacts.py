@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ogls.progress import seconds_left
 from ogls.records import StageResult
 from tasks import artifacts
 
@@ -51,7 +52,7 @@ def test_updates_are_sent_at_most_every_two_seconds(clock: Clock, sent: list[tup
         clock.now += 0.5
         artifact(done * 8, 640)
     assert len(sent) == 10
-    assert sent[0] == (1.25, "my.run r003 sample: 8 of 640 rollouts, 16 per second, 40 s left")
+    assert sent[0] == (1.25, "my.run r003 sample: 8 of 640 rollouts, 16 per second")  # too early
     assert sent[-1] == (46.25, "my.run r003 sample: 296 of 640 rollouts, 16 per second, 22 s left")
     artifact.finish(StageResult("sample", 3, 640, 40.0, {}))
     assert sent[-1] == (100.0, "my.run r003 sample: done, 640 rows in 40.0 s")
@@ -83,3 +84,13 @@ def test_an_unavailable_server_gives_one_warning(clock: Clock, monkeypatch: pyte
         artifact(done, 8)
     artifact.finish(StageResult("sample", 3, 8, 40.0, {}))
     assert warnings == ["my.run r003 sample: live progress is no longer updated (ConnectionError)"]
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "elapsed", "expected"),
+    [(50, 100, 4.9, None), (4, 100, 10, None), (0, 0, 10, None), (5, 100, 10, 190.0), (100, 100, 10, 0.0)],
+)
+def test_the_time_left_is_shown_once_it_is_worth_something(
+    done: int, total: int, elapsed: float, expected: float | None
+) -> None:
+    assert seconds_left(done, total, elapsed) == expected

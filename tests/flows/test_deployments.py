@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,6 +69,25 @@ def test_everything_is_deployed_on_loopback(services: ServiceStack) -> None:
         listening = [c for p in family for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
         assert {c.laddr.ip for c in listening} <= {"127.0.0.1"}
         assert not [p for p in family if "job" in " ".join(p.cmdline())]  # the job processes of MLflow are off
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_runs_that_were_trained_elsewhere_are_shown_once(services: ServiceStack, finished: Run) -> None:
+    root = services.folder / "root"
+    shutil.copytree(finished.records.storage.path, root, dirs_exist_ok=True)
+    shutil.copytree(root / "tiny", root / "half")
+    info = json.loads((root / "half/run.json").read_text())
+    (root / "half/run.json").write_text(json.dumps({**info, "config": {**info["config"], "name": "half", "rounds": 9}}))
+    assert f"registered  2 runs of {root}" in services.up()
+    assert "registered" not in services.up()
+    assert services.flow_run_states("train tiny") == ["Completed"]
+    assert services.flow_run_states("train half") == ["Crashed"]
+    (artifact,) = services.request("POST", "/artifacts/filter", {"artifacts": {"key": {"any_": ["tiny-r002"]}}})
+    assert artifact["data"].startswith("# tiny, round 2")
+    assert "| 2 |" in artifact["data"]
+    assert "The problem:" in artifact["data"]
+    assert artifact["flow_run_id"]
 
 
 @pytest.mark.slow

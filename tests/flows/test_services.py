@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from services_fixture import free_port
 
-from flows.services import Service, Services, describe_port_owner, find_process
+from flows.services import Service, Services, describe_port_owner, find_process, responds, use_running
+from ogls.config import TrackingConfig
 from ogls.errors import UserError
 
 
@@ -88,3 +92,31 @@ def test_the_owner_of_a_port_is_named() -> None:
         assert "process" in (describe_port_owner(used.getsockname()[1]) or "")
         port = used.getsockname()[1]
     assert describe_port_owner(port) is None
+
+
+def test_a_command_uses_the_servers_that_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://given")
+    for name in ("api", "mlflow"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "health").write_text("true")
+    services, port = Services(tmp_path), free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = ("http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path))
+    services.start("prefect", command, f"{url}/api", {}, lambda: responds(f"{url}/api/health"))
+    services._record({**services.recorded(), "mlflow": replace(services.recorded()["prefect"], url=f"{url}/mlflow")})
+    try:
+        use_running(tmp_path)
+        assert (os.environ["PREFECT_API_URL"], os.environ["MLFLOW_TRACKING_URI"]) == (f"{url}/api", "http://given")
+        assert TrackingConfig().address == "http://given"
+        assert TrackingConfig(uri="http://mine").address == "http://mine"
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        assert TrackingConfig().address == "sqlite:///data/mlflow/mlflow.db"
+        use_running(tmp_path)
+        assert TrackingConfig().address == f"{url}/mlflow"
+    finally:
+        services.stop("prefect")
+        monkeypatch.delenv("PREFECT_API_URL")
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    use_running(tmp_path)
+    assert "PREFECT_API_URL" not in os.environ

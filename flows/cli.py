@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,8 +27,12 @@ from flows.console import (
     show_table,
 )
 from flows.foreground import Interrupted, configure_prefect, prefect_address, run_in_foreground
+from flows.shipped import create_project, find_file
 from ogls.errors import HealthStop, UserError
 from ogls.store import run_query
+
+_STUDY_HELP = "TOML file of a study (methods, seeds), or the name of one in deployments/studies/, such as family."
+Study = Annotated[Path, typer.Argument(help=_STUDY_HELP, parser=partial(find_file, kind="studies"))]
 
 app = typer.Typer(
     help="Train a language model to reason by on-policy self-distillation with logit steering (OGLS-SD).",
@@ -52,6 +57,16 @@ def options(
     ] = False,
 ) -> None:
     """Options without a command."""
+
+
+@app.command(rich_help_panel=RUN)
+def init(folder: Annotated[Path, typer.Argument(help="Folder of the project; default: this one.")] = Path()) -> None:
+    """Write a project: configurations, studies, the deployments of `ogls up`, and the tiny world."""
+    for name in create_project(folder):
+        out.print(f"wrote {folder / name}", soft_wrap=True, highlight=False)
+    out.print("Next steps:")
+    for command in ([] if folder == Path() else [f"cd {folder}"]) + ["ogls train tiny"]:
+        out.print(f"  {command}", soft_wrap=True, highlight=False)
 
 
 @app.command(rich_help_panel=RUN)
@@ -140,7 +155,7 @@ def evaluate(
 
 
 @app.command(rich_help_panel=RUN)
-def compare(study: Annotated[Path, typer.Argument(help="TOML file of a study: methods, seeds.")]) -> None:
+def compare(study: Study) -> None:
     """Train all methods of a study with all its seeds, with equal numbers of rollouts, and write a comparison page."""
     from ogls.analysis.study import load_study
 
@@ -226,9 +241,7 @@ def plan(
 
 
 @app.command(rich_help_panel=OPERATE)
-def doctor(
-    config: Annotated[Path, typer.Argument(help="TOML file.")] = Path("deployments/runs/tiny.toml"), set_: Set = None
-) -> None:
+def doctor(config: Config = Path("tiny"), set_: Set = None) -> None:
     """Check the installation, the device, the model, the store, Prefect and MLflow.
 
     Exits with code 1 if a check fails.

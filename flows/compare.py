@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
@@ -16,6 +17,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner
 
 from flows.services import exit_with_parent
+from flows.shipped import find_file
 from ogls.analysis.study import StudyConfig, StudyRuns, load_study
 from ogls.analysis.study_page import apply_tuning
 from ogls.config import RunConfig
@@ -81,8 +83,8 @@ def compare(loaded: StudyRuns) -> str:
 
 @flow(name="compare file", flow_run_name="compare {study}", log_prints=False)
 def compare_file_flow(study: str = "deployments/studies/family.toml") -> str:
-    """Run the study of a TOML file; the entry point of deployments."""
-    return compare(load_study(study))
+    """Run the study of a TOML file, or a shipped one by its name; the entry point of deployments."""
+    return compare(load_study(find_file(Path(study), "studies")))
 
 
 @contextmanager

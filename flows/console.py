@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from flows.shipped import find_file
 from ogls.errors import UserError
 from ogls.store.atomic import atomic_write
 
@@ -31,7 +33,8 @@ GROUPS = RUN, LOOK, OPERATE, DATA, DEVELOP = (
 )
 
 # Arguments that several commands share.
-Config = Annotated[Path, typer.Argument(help="TOML file of a run, such as deployments/runs/tiny.toml.")]
+_CONFIG_HELP = "TOML file of a run, or the name of one in deployments/runs/, such as tiny."
+Config = Annotated[Path, typer.Argument(help=_CONFIG_HELP, parser=partial(find_file, kind="runs"))]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: section.key=value. Repeatable.")]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]
 Root = Annotated[str, typer.Option(help="Store of the runs: a folder, or s3://bucket/path (gs://, az://).")]

@@ -54,7 +54,7 @@ def run_in_foreground(flow: Callable[[], Any]) -> Any:
 
         show_progress_on(err, status.stop)
         if address := prefect_address():
-            _check_prefect(address)
+            check_prefect(address)
         else:
             from flows.services import stop_orphaned_servers
 
@@ -120,7 +120,8 @@ def _wait_for_prefect(address: str) -> None:
         time.sleep(1)
 
 
-def _check_prefect(address: str) -> None:
+def check_prefect(address: str) -> None:
+    """Raises UserError if no Prefect server answers at the address."""
     import httpx
 
     try:

@@ -1,4 +1,4 @@
-"""Commands on one run: sweep, stage, check, rm."""
+"""Commands on one run: watch (in a file of its own), sweep, stage, check, rm."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.console import DEVELOP, LOOK, OPERATE, Config, Root, Set, count_of, err, out, show_table
+from flows.watch import watch
 from ogls.errors import UserError
 from ogls.store import run_query
 
@@ -16,7 +17,7 @@ OneRun = Annotated[str, typer.Argument(help="Name of a run.")]
 
 def register(app: Any) -> None:
     """Add the commands to the command line."""
-    for command, group in ((sweep, LOOK), (stage, DEVELOP), (check, OPERATE), (rm, OPERATE)):
+    for command, group in ((watch, LOOK), (sweep, LOOK), (stage, DEVELOP), (check, OPERATE), (rm, OPERATE)):
         app.command(rich_help_panel=group)(command)
 
 

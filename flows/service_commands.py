@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.console import OPERATE, Root, count_of, err, out, waiting
-from flows.foreground import configure_prefect
+from flows.console import OPERATE, Root, err, out, waiting
+from flows.deploying import DEPLOYMENTS, POOL, create_pool_and_limit, deploy, require_file
+from flows.foreground import check_prefect, configure_prefect, prefect_address
 from flows.services import (
     FOLDER,
     HOST,
@@ -26,11 +24,8 @@ from flows.services import (
 )
 from ogls.errors import UserError
 
-POOL = "ogls"
-GPU_LIMIT = "ogls-gpu"
 _DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
-DEPLOYMENTS = Path("deployments/prefect.yaml")
-AUTOMATIONS = Path("deployments/automations")
+File = Annotated[Path, typer.Option(help="YAML file with the Prefect deployments to create.")]
 Folder = Annotated[Path, typer.Option("--folder", help="Folder for logs and process ids.")]
 
 
@@ -38,6 +33,7 @@ def register(app: Any) -> None:
     """Add the commands to the command line."""
     for command in (up, down):
         app.command(rich_help_panel=OPERATE)(command)
+    app.command("deploy", rich_help_panel=OPERATE)(deploy_project)
 
 
 def up(
@@ -49,7 +45,7 @@ def up(
     folder: Folder = FOLDER,
     home: Annotated[Path, typer.Option(help="Folder for Prefect's database.")] = PREFECT_FOLDER,
     root: Root = "data/runs",
-    file: Annotated[Path, typer.Option(help="YAML file with the Prefect deployments to create.")] = DEPLOYMENTS,
+    file: File = DEPLOYMENTS,
     store: Annotated[Path, typer.Option(help="Folder for MLflow's database and artifacts.")] = Path("data/mlflow"),
 ) -> None:
     """Start a Prefect server, a worker and MLflow on loopback, and create the deployments and automations.
@@ -57,8 +53,7 @@ def up(
     The server shows the runs of the store, also those that were trained before it was started.
     Run it again to start only what is missing and to update the deployments. `ogls down` stops the services.
     """
-    if not file.is_file():
-        raise UserError(f"no file {file}: run this command in the root folder of the project, or set --file")
+    require_file(file)
     if host not in LOOPBACK:
         err.print(
             f"warning: Prefect and MLflow will listen on {host} without a password: everyone who can connect "
@@ -74,21 +69,27 @@ def up(
         environment = {"PREFECT_API_URL": api, "PREFECT_HOME": str(home)}
         os.environ |= environment
         mlflow = _start_mlflow(services, host, mlflow_port, store.absolute())
-        _create_pool_and_limit()
+        create_pool_and_limit()
         _start_worker(services, {**environment, "MLFLOW_TRACKING_URI": mlflow})
-        with waiting("deploying"):
-            _deploy(file)
-            count = _update_automations()
-        with waiting("reading the store"):
-            registered = _register_runs(root)
+        deploy(file, root)
     out.print(f"Prefect     {api.removesuffix('/api')}", highlight=False)
     out.print(f"MLflow      {mlflow}", highlight=False)
     out.print(f"worker      pool {POOL}, log {services.folder / 'worker.log'}", highlight=False, soft_wrap=True)
-    deployed = f"{file}, {count_of(count, 'automation')}" if count else str(file)
-    out.print(f"deployed    {deployed}", highlight=False, soft_wrap=True)
-    if registered:
-        out.print(f"registered  {count_of(registered, 'run')} of {root}", highlight=False, soft_wrap=True)
     out.print(f"in another shell:  export PREFECT_API_URL={api}", highlight=False, soft_wrap=True)
+
+
+def deploy_project(file: File = DEPLOYMENTS, root: Root = "data/runs") -> None:
+    """Create the deployments, automations and work pool at a running Prefect server (PREFECT_API_URL).
+
+    `ogls up` does it for the server that it starts; this command is for one in a container or on another machine.
+    """
+    require_file(file)
+    configure_prefect()
+    if not (address := prefect_address()):
+        raise UserError("no Prefect server: set PREFECT_API_URL, or start one with `ogls up`, which also deploys")
+    check_prefect(address)
+    create_pool_and_limit()
+    deploy(file, root)
 
 
 def down(folder: Folder = FOLDER) -> None:
@@ -202,84 +203,3 @@ def _worker_online() -> bool:
             "POST", "/work_pools/{work_pool_name}/workers/filter", path_params={"work_pool_name": POOL}, json={}
         )
     return any(worker["status"] == "ONLINE" for worker in reply.json())
-
-
-def _create_pool_and_limit() -> None:
-    """Create the work pool, and the concurrency limit that allows one GPU stage at a time on this machine."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists
-
-    with get_client(sync_client=True) as client:
-        with suppress(ObjectAlreadyExists):
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, 1)
-
-
-def _deploy(file: Path) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    if result.returncode:
-        output_end = "\n  ".join((result.stdout + result.stderr).strip().splitlines()[-12:])
-        raise UserError(f"`prefect deploy` failed for {file}; the end of its output:\n  {output_end}")
-
-
-def _register_runs(root: str) -> int:
-    """Show the runs of a store that Prefect does not know. Returns their number; warns if the store cannot be read."""
-    from ogls.store import Store
-    from tasks.register import register_runs
-
-    try:
-        return register_runs(Store(root))
-    except UserError as error:
-        err.print(f"runs of {root} are not shown: {error}", style="yellow", markup=False, soft_wrap=True)
-        return 0
-
-
-def _update_automations() -> int:
-    """Create the automations in the folder, or update those with the same name. Returns their number.
-
-    An automation with an action on a missing block is skipped with a message.
-    """
-    import yaml
-    from prefect.automations import Automation
-
-    count = 0
-    for path in sorted(AUTOMATIONS.glob("*.yaml")):
-        spec = yaml.safe_load(path.read_text())
-        missing = [name for action in spec["actions"] if (name := _fill_block(action))]
-        if missing:
-            err.print(
-                f"skipped {path}: no block {missing[0]}; create it in the Prefect UI, then run `ogls up` again",
-                soft_wrap=True,
-            )
-            continue
-        automation = Automation.model_validate(spec)
-        try:
-            existing: Any = Automation.read(name=automation.name)
-            automation.id = existing.id
-            automation.update()
-        except ValueError:
-            automation.create()
-        count += 1
-    return count
-
-
-def _fill_block(action: dict[str, Any]) -> str:
-    """Replace `block: TYPE/NAME` of an action with the id of the block. Returns TYPE/NAME if the block does not exist.
-
-    Returns "" otherwise.
-    """
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
-    name = action.pop("block", "")
-    if not name:
-        return ""
-    block_type, _, document = name.partition("/")
-    with get_client(sync_client=True) as client:
-        try:
-            action["block_document_id"] = client.read_block_document_by_name(document, block_type).id
-        except ObjectNotFound:
-            return str(name)
-    return ""

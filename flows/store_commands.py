@@ -75,7 +75,10 @@ def dataset(
     to: Annotated[
         Path, typer.Argument(metavar="OUT", help="A new .jsonl, .csv or .parquet file, or a new folder for a dataset.")
     ],
-    kind: Annotated[str, typer.Option(help="Kind of dataset: rollouts, sft or preference.")] = "rollouts",
+    kind: Annotated[
+        str,
+        typer.Option(help="Kind of dataset: rollouts, messages, sft, preference, or inspect (logs to view)."),
+    ] = "rollouts",
     where: Annotated[
         str, typer.Option(help="SQL condition on rollouts, such as: round >= 3 AND n_tokens < 900")
     ] = "true",
@@ -84,13 +87,18 @@ def dataset(
     root: Root = "data/runs",
 ) -> None:
     """Export rollouts, SFT examples or preference pairs as a Hugging Face dataset folder or JSON Lines."""
-    from ogls.analysis.export import KINDS, select_rows, write_dataset
+    from ogls.analysis.export import KINDS, select_rows, write_dataset, write_logs
     from ogls.store import existing_store
 
     row_kind = next((k for k in KINDS if k == kind), None)
     if row_kind is None:
         raise UserError(f"unknown kind {kind}; kinds: {', '.join(KINDS)}")
-    rows = select_rows(existing_store(root), row_kind, where, run, pairs)
+    store = existing_store(root)
+    rows = select_rows(store, row_kind, where, run, pairs)
+    if kind == "inspect":
+        logs = write_logs(store, rows, to)
+        out.print(f"{count_of(len(rows), 'rollout')} in {count_of(logs, 'log')}: inspect view --log-dir {to}")
+        return
     if to.suffix in (".csv", ".parquet"):
         if to.exists():
             raise UserError(f"{to} already exists: choose another name or remove it")

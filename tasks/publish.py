@@ -118,8 +118,8 @@ def rollouts_markdown(rows: Sequence[dict[str, object]]) -> str:
 def _rollout_markdown(row: dict[str, object]) -> str:
     """A rollout with its problem and the expected answer, the texts as indented, escaped blocks."""
     title = f"**{_escape_markdown(str(row['problem_id']))}, sample {row['sample']}: {row['verdict']}**"
-    expected = f"expected `{_escape_markdown(str(row['expected']))}`" if row["expected"] else "no expected answer"
-    answer = f", answered `{_escape_markdown(str(row['answer']))}`" if row["answer"] else ""
+    expected = f"expected **{_escape_markdown(str(row['expected']))}**" if row["expected"] else "no expected answer"
+    answer = f", answered **{_escape_markdown(str(row['answer']))}**" if row["answer"] else ""
     problem, text = _indented(str(row["problem"])), _indented(str(row["text"]))
     return f"{title}, {expected}{answer}\n\nThe problem:\n\n{problem}\n\nThe rollout:\n\n{text}\n"
 

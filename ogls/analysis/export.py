@@ -1,14 +1,16 @@
 """Exporting rollouts as a dataset for other trainers: a Hugging Face dataset folder or JSON Lines.
 
-Kinds: `rollouts` (one row per rollout, with its problem and verdict), `sft` (conversations that end in a correct
-rollout) and `preference` (a correct and a failed rollout of the same group, as chosen and rejected). Conversations use
-the student prompt of the run; TRL's trainers read `messages`, `prompt`, `chosen` and `rejected`.
+Kinds: `rollouts` (one row per rollout, with its problem and verdict), `messages` (each rollout as a conversation, with
+its verdict, reward, group and the log-probs of its tokens), `inspect` (logs that Inspect's viewer opens, see
+`inspect_log`), `sft` (conversations that end in a correct rollout) and `preference` (a correct and a failed rollout of
+the same group, as chosen and rejected). Conversations use the student prompt of the run, in OpenAI's form: a list of
+`role` and `content`. TRL's trainers read `messages`, `prompt`, `chosen` and `rejected`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,13 +18,14 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ogls.analysis.inspect_log import write_inspect_logs
 from ogls.config import PromptsConfig
 from ogls.errors import DataError
 from ogls.problems.prompts import escape_control_tokens, fill_template
 from ogls.store import Store, run_query
 from ogls.store.atomic import atomic_write
 
-Kind = Literal["rollouts", "sft", "preference"]
+Kind = Literal["rollouts", "messages", "inspect", "sft", "preference"]
 _Prompts = tuple[PromptsConfig, list[str]]  # the templates of a run, and the control tokens of its tokenizer
 
 
@@ -32,6 +35,14 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _KEY = [("run", pa.string()), ("round", pa.int32()), ("problem_id", pa.string())]
 _SCHEMAS = {
+    "messages": pa.schema(
+        [
+            *(("messages", _MESSAGES), *_KEY, ("sample", pa.int32()), ("group", pa.string()), ("verdict", pa.string())),
+            *(("outcome", pa.string()), ("reward", pa.float64()), ("answer", pa.string()), ("expected", pa.string())),
+            *(("finish_reason", pa.string()), ("policy", pa.string())),
+            *(("token_ids", pa.list_(pa.int32())), ("logprobs", pa.list_(pa.float32()))),
+        ]
+    ),
     "sft": pa.schema([("messages", _MESSAGES), *_KEY, ("sample", pa.int32())]),
     "preference": pa.schema(
         [
@@ -44,7 +55,7 @@ _SCHEMAS = {
 
 _ROLLOUTS = """
 SELECT run, round, problem_id, sample, problem, solution, problems.answer AS expected, text, verdict, outcome,
-       verdicts.answer AS answer, n_tokens, finish_reason, policy
+       verdicts.answer AS answer, n_tokens, finish_reason, policy{more}
 FROM trajectories JOIN verdicts USING (run, round, problem_id, sample)
 JOIN (SELECT * EXCLUDE (round) FROM problems WHERE split = 'train') AS problems USING (run, problem_id)
 """
@@ -54,17 +65,19 @@ def select_rows(store: Store, kind: Kind, where: str = "true", run: str | None =
     """Return the rows of a dataset from the rollouts that satisfy the SQL condition `where`, sorted by key.
 
     `where` may use any column of the kind `rollouts`. A group gives at most `pairs` preference pairs, in the order of
-    its samples, and no rollout is in two pairs. Raises DataError if no row is selected.
+    its samples, and no rollout is in two pairs. The kind `inspect` has the columns of `rollouts` and `messages`. Raises
+    DataError if no row is selected.
     """
-    sql = f"SELECT * FROM ({_ROLLOUTS}) WHERE ({where}\n) ORDER BY run, round, problem_id, sample"
+    selected = _ROLLOUTS.format(more=", token_ids, logprobs" if kind == "messages" else "")
+    sql = f"SELECT * FROM ({selected}) WHERE ({where}\n) ORDER BY run, round, problem_id, sample"
     table = run_query(store, sql, run)
     if kind != "rollouts":
         prompts = {name: _prompts(store, name) for name in table["run"].unique().to_pylist()}
-        build = _conversations if kind == "sft" else _preferences
+        build = _BUILDERS[kind]
         rows = list(build(table.to_pylist(), prompts, pairs))
-        table = pa.Table.from_pylist(rows, schema=_SCHEMAS[kind])
+        table = pa.Table.from_pylist(rows, schema=_SCHEMAS.get(kind))
     if not len(table):
-        missing = {"sft": "correct rollout", "preference": "group with both outcomes", "rollouts": "rollout"}[kind]
+        missing = {"sft": "correct rollout", "preference": "group with both outcomes"}.get(kind, "rollout")
         raise DataError(f"no rows: the rollouts that satisfy {where} contain no {missing}; see `ogls runs`")
     return table
 
@@ -72,7 +85,8 @@ def select_rows(store: Store, kind: Kind, where: str = "true", run: str | None =
 def write_dataset(table: pa.Table, out: Path, kind: Kind, origin: str) -> None:
     """Write rows to a `.jsonl` file, or to a new folder that `datasets.load_dataset` opens, with a card.
 
-    The write is atomic; the card contains `origin`. Raises UserError if `out` exists or cannot be written.
+    The kind `inspect` is written by `write_logs`. The write is atomic; the card contains `origin`. Raises UserError if
+    `out` exists or cannot be written.
     """
     with atomic_write(out) as target:
         if out.suffix == ".jsonl":
@@ -82,6 +96,22 @@ def write_dataset(table: pa.Table, out: Path, kind: Kind, origin: str) -> None:
             (target / "data").mkdir(parents=True)
             pq.write_table(table, target / "data" / "train-00000-of-00001.parquet", compression="zstd")
             (target / "README.md").write_text(_card(table, kind, origin), encoding="utf-8")
+
+
+def write_logs(store: Store, table: pa.Table, out: Path) -> int:
+    """Write rows of the kind `inspect` as logs (`write_inspect_logs`). Returns the number of logs."""
+    facts = {}
+    for run in table["run"].unique().to_pylist():
+        info = store.run(run).read_info() or {}
+        config = info["config"]
+        facts[run] = {
+            "created": info["created"],
+            "version": info["version"],
+            "model": config["model"]["path"],
+            "source": config["problems"]["source"],
+            **{name: config["rollout"][name] for name in ("samples", "temperature", "max_tokens")},
+        }
+    return write_inspect_logs(table.to_pylist(), facts, out)
 
 
 def _prompts(store: Store, run: str) -> _Prompts:
@@ -100,6 +130,17 @@ def _prompt_messages(row: dict[str, Any], prompts: dict[str, _Prompts]) -> list[
 
 def _assistant_message(row: dict[str, Any]) -> dict[str, str]:
     return {"role": "assistant", "content": row["text"]}
+
+
+def _with_messages(rows: Iterable[dict[str, Any]], prompts: dict[str, _Prompts], _: int) -> Iterator[dict[str, Any]]:
+    """Each rollout with its conversation, its reward (1 correct, 0 failed, null undecided) and its group."""
+    for row in rows:
+        yield {
+            **row,
+            "messages": [*_prompt_messages(row, prompts), _assistant_message(row)],
+            "reward": {"correct": 1.0, "failed": 0.0}.get(row["outcome"]),
+            "group": f"{row['run']}/r{row['round']:03d}/{row['problem_id']}",
+        }
 
 
 def _conversations(rows: Iterable[dict[str, Any]], prompts: dict[str, _Prompts], _: int) -> Iterator[dict[str, Any]]:
@@ -125,6 +166,14 @@ def _preferences(rows: Iterable[dict[str, Any]], prompts: dict[str, _Prompts], p
                 "chosen_sample": chosen["sample"],
                 "rejected_sample": rejected["sample"],
             }
+
+
+_BUILDERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+    "messages": _with_messages,
+    "inspect": _with_messages,
+    "sft": _conversations,
+    "preference": _preferences,
+}
 
 
 def _card(table: pa.Table, kind: Kind, origin: str) -> str:

@@ -21,10 +21,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a TOML file, apply overrides (`train.epochs=2`, values in TOML syntax) and return the validated RunConfig.
 
     A file may extend another one, with a path relative to its own: `extends = "tiny.toml"`. Tables are merged; other
-    values are replaced. Raises ConfigError with the file, each invalid key and, for an unknown key, the closest known
-    one.
+    values are replaced. The model and the problems that a file in a project's `deployments` folder names are looked up
+    in the working folder, then in that project. Raises ConfigError with the file, each invalid key and, for an unknown
+    key, the closest known one.
     """
-    return build_config(_read(Path(path), ()), overrides, origin=str(path))
+    data = _read(Path(path), ())
+    folder = Path(path).resolve()
+    if project := next((f.parent for f in folder.parents if f.name == "deployments"), None):
+        data = _find_in_project(data, project)
+    return build_config(data, overrides, origin=str(path))
 
 
 def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
@@ -34,7 +39,7 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
             data = tomllib.load(file)
     except FileNotFoundError:
         raise ConfigError(
-            f"no configuration file {path}; the shipped configurations are in deployments/runs/"
+            f"no configuration file {path}; `ogls train tiny` takes a shipped one, and `ogls init` writes them all"
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -47,6 +52,21 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         chain = " -> ".join(p.name for p in (*extended_by, path))
         raise ConfigError(f"{path}: circular extends: {chain}")
     return _merge(_read(path.parent / base, (*extended_by, path.resolve())), data)
+
+
+def _find_in_project(data: dict[str, Any], project: Path) -> dict[str, Any]:
+    """Make relative paths absolute whose files are in `project` and not in the working folder."""
+
+    def find(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: find(k, v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [find(key, v) for v in value]
+        if key in ("path", "source") and value and not Path(value).exists() and (project / value).exists():
+            return str(project / value)
+        return value
+
+    return {key: find(key, value) for key, value in data.items()}
 
 
 def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:

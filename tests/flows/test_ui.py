@@ -57,7 +57,7 @@ def test_the_artifact_of_a_round(services: ServiceStack, page: Any) -> None:
     page.get_by_text("shown, round 2").first.wait_for(timeout=30_000)
     cells = page.locator("table tr").last.inner_text().split()
     assert cells[0] == "2"
-    assert page.locator("pre").count() >= 3  # one block per rollout
+    assert page.locator("pre").count() >= 6  # of each rollout its problem and its text
     image = page.locator("img[alt='accuracy and length by round']")
     image.wait_for(timeout=10_000)
     assert image.evaluate("image => image.naturalWidth") > 300
@@ -92,14 +92,18 @@ def test_live_progress(services: ServiceStack, page: Any) -> None:
 
 
 def test_no_markup_in_a_rollout_is_executed(services: ServiceStack, page: Any) -> None:
-    rows = [{"problem_id": f"p{i}{t}", "sample": 0, "verdict": "correct", "text": t} for i, t in enumerate(HOSTILE)]
+    texts = ("text", "problem", "expected", "answer")
+    rows = [
+        {"problem_id": f"p{i}{t}", "sample": 0, "verdict": "correct", **dict.fromkeys(texts, t)}
+        for i, t in enumerate(HOSTILE)
+    ]
     body = {"key": "hostile", "type": "markdown", "data": f"# Hostile\n\n{rollouts_markdown(rows)}"}
     artifact = services.request("POST", "/artifacts/", body)
     page.goto(f"http://127.0.0.1:{services.ports[0]}/artifacts/artifact/{artifact['id']}")
     page.get_by_role("heading", name="Hostile").wait_for(timeout=30_000)
     page.wait_for_timeout(1500)
     assert page.evaluate("window.hit") is None
-    assert page.locator("pre").count() == len(HOSTILE)
+    assert page.locator("pre").count() == 2 * len(HOSTILE)  # the problem and the rollout
     text = "\n".join(page.locator("pre").all_inner_texts())
     for line in ("<script>window.hit=1</script>", "[click](javascript:window.hit=1)", "| 1 | 2 |"):
         assert line in text

@@ -1,0 +1,114 @@
+"""The wheel, a new project, and the container files. `make installed` builds the wheel and uses it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPO
+
+from flows import shipped
+from flows.shipped import create_project, find_file
+from ogls.app import _FLOWS, PROJECT
+from ogls.config import load_config
+from ogls.errors import ConfigError, UserError
+
+BIN = Path(sys.executable).parent
+CONTAINERFILE = REPO / "deployments/Containerfile"
+COMPOSE = REPO / "deployments/compose.yaml"
+
+
+def test_the_wheel_has_the_files_of_a_new_project() -> None:
+    assignments = [n for n in ast.parse((REPO / "setup.py").read_text()).body if isinstance(n, ast.Assign)]
+    (project,) = [a.value for a in assignments if getattr(a.targets[0], "id", "") == "PROJECT"]
+    names = eval(compile(ast.Expression(project), "setup.py", "eval"))
+    assert names == shipped._FILES
+    copied = CONTAINERFILE.read_text()
+    manifest = (REPO / "MANIFEST.in").read_text()
+    for name in names:
+        assert (PROJECT / name).exists()
+        assert f"COPY {name} " in copied
+        assert name in manifest
+
+
+def test_a_name_is_a_configuration_here_or_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_file("tiny", "runs") == PROJECT / "deployments/runs/tiny.toml"
+    assert find_file("qwen3-1.7b", "runs") == PROJECT / "deployments/runs/qwen3-1.7b.toml"
+    assert find_file("family", "studies") == PROJECT / "deployments/studies/family.toml"
+    assert find_file("a/b", "runs") == Path("a/b")
+    assert find_file("mine.toml", "runs") == Path("mine.toml")
+    with pytest.raises(UserError, match=r"no file mine, and no shipped .*; runs: qwen3-1.7b, .*, tiny, "):
+        find_file("mine", "runs")
+    (tmp_path / "deployments/runs").mkdir(parents=True)
+    for name in ("tiny", "mine"):
+        (tmp_path / f"deployments/runs/{name}.toml").write_text("rounds = 3\n")
+        assert find_file(name, "runs").resolve() == tmp_path / f"deployments/runs/{name}.toml"
+    with pytest.raises(UserError, match=r"no file other.*; runs: mine, qwen3"):
+        find_file("other", "runs")
+
+
+def test_files_that_a_configuration_names_are_found_in_its_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(PROJECT / "deployments/runs/tiny.toml")
+    assert config.model.path == str(PROJECT / "data/tiny/model")
+    assert config.problems.source == str(PROJECT / "data/tiny/train.jsonl")
+    assert config.evaluate.benchmarks[0].source == str(PROJECT / "data/tiny/test.jsonl")
+    assert config.root == "data/runs"  # what is written is written here
+    create_project(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert load_config(find_file("tiny", "runs")).model.path == "data/tiny/model"
+
+
+def test_a_new_project_is_complete_and_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    written = create_project(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert {str(name) for name in written} == {*shipped._FILES, ".gitignore"}
+    for file in (PROJECT / "deployments/runs").glob("*.toml"):
+        assert load_config(tmp_path / "deployments/runs" / file.name).name == file.stem
+    with pytest.raises(UserError, match=r"has deployments/prefect.yaml, .*data/tiny already; choose another folder"):
+        create_project(tmp_path)
+    assert create_project(tmp_path / "new/project")
+    assert (tmp_path / "new/project/README.md").read_text().startswith("# project\n")
+
+
+def test_the_deployments_name_flows_of_the_application() -> None:
+    entries = yaml.safe_load((REPO / "deployments/prefect.yaml").read_text())["deployments"]
+    assert {e["entrypoint"].removeprefix("ogls.app:") for e in entries} == set(_FLOWS)
+
+
+def test_an_unknown_name_is_one_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-m", "flows.cli", "compare", "nothing"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    expected = "error: no file nothing, and no shipped configuration of that name; studies: family, terse\n"
+    assert result.stderr == expected
+
+
+def test_the_container_files_pass_their_checkers() -> None:
+    schema = ("--builtin-schema", "vendor.compose-spec")
+    for command in ([BIN / "hadolint", CONTAINERFILE], [BIN / "check-jsonschema", *schema, COMPOSE]):
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_services_in_containers_are_reachable_from_this_machine_only() -> None:
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    assert {"postgres", "prefect", "mlflow", "deploy", "worker"} == set(services)
+    published = [port for service in services.values() for port in service.get("ports", ())]
+    assert published == ["127.0.0.1:4200:4200", "127.0.0.1:5000:5000"]
+    assert "PASSWORD:?" in services["postgres"]["environment"]["POSTGRES_PASSWORD"]  # refused without one
+
+
+def test_a_missing_configuration_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no configuration file .*none.toml; `ogls train tiny` takes a shipped one"):
+        load_config(tmp_path / "none.toml")

@@ -23,11 +23,11 @@ from ogls.distillation.sweep import (
     summary_rows,
 )
 from ogls.errors import DataError
-from ogls.models.load import load_head
 from ogls.progress import Progress, no_progress
 from ogls.records import SWEEP_AGREEMENT, SWEEP_POSITIONS, SWEEPS, StageResult
 from ogls.records.schema import to_arrow
 from ogls.stages.groups import cached_rollouts
+from ogls.stages.heads import load_heads
 from ogls.stages.run import Run
 from ogls.store.writer import StageWriter
 
@@ -56,15 +56,15 @@ def sweep(
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        head = load_head(config.model)
+        heads = load_heads(config)
         points: list[SweepPoint] | None = None
         measured: list[list[Measures]] = []
         rollouts: list[tuple[int, int, bool]] = []  # (number of tokens, index, correct)
-        for rollout, tokens, states in cached_rollouts(run, round_, head.device, progress):
+        for rollout, tokens, states in cached_rollouts(run, round_, heads, progress):
             if points is None:
                 points = recipe_grid(_common_pools(run, round_), recipes, strengths)
             limits = config.steer.batch_tokens, config.steer.temperature
-            measured.append(measure_points(states, tokens, points, head, *limits))
+            measured.append(measure_points(states, tokens, points, heads.matrix, *limits))
             rollouts.append((len(tokens), len(rollouts), rollout.outcome == "correct"))
         if points is None:
             raise DataError(

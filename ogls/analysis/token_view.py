@@ -13,12 +13,13 @@ from ogls.analysis.select_rollouts import RolloutSelector, SelectedRollout
 from ogls.analysis.token_numbers import compute_token_numbers, shown_recipes, token_texts
 from ogls.distillation import exemplars, teacher
 from ogls.errors import StoreError, UserError
-from ogls.models.load import load_head, load_tokenizer
+from ogls.models.load import load_tokenizer
 from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
 from ogls.records import Key
 from ogls.stages import columns
 from ogls.stages.groups import read_groups
+from ogls.stages.heads import load_heads
 from ogls.stages.run import Run
 from ogls.store import run_query
 
@@ -90,10 +91,10 @@ class _Viewer:
         self.run = run
         self.policy = run.load_policy() if policy else None
         if self.policy:
-            self.head, self.tokenizer, self.device = self.policy.head.float(), self.policy.tokenizer, self.policy.device
+            self.heads = load_heads(run.config, self.policy.head.float())
+            self.tokenizer = self.policy.tokenizer
         else:
-            self.head, self.tokenizer = load_head(run.config.model), load_tokenizer(run.config.model)
-            self.device = self.head.device
+            self.heads, self.tokenizer = load_heads(run.config), load_tokenizer(run.config.model)
         pools = set(run.config.pools()) if run.config.has_teacher else set()
         self.recipes = shown_recipes(run.config.steer, pools, trained=policy)
         self.problems_by_id = {p.problem_id: p for p in run.problems("train")}
@@ -143,9 +144,10 @@ class _Viewer:
         if "base" not in states:
             return None
         length = min(len(s) for s in states.values())
-        cut = {d: s[:length].to(self.device) for d, s in states.items()}
-        ids = torch.tensor(token_ids[:length], device=self.device)
-        return vars(compute_token_numbers(cut, ids, self.recipes, self.head, self.run.config.steer.batch_tokens))
+        cut = self.heads.place({d: s[:length] for d, s in states.items()})
+        head, limit = self.heads.matrix, self.run.config.steer.batch_tokens
+        ids = torch.tensor(token_ids[:length], device=head.device)
+        return vars(compute_token_numbers(cut, ids, self.recipes, head, limit))
 
     def _cached_states(self, round_: int, keys: set[Key]) -> tuple[dict[Key, dict[str, Tensor]], str]:
         """Return the cached states of some rollouts by pool, and the note for rollouts without states."""
@@ -182,7 +184,7 @@ class _Viewer:
         max_tokens = self.run.config.train.tokens
         requests = [
             exemplars.ScoredRollout(
-                r.key, "base", r.token_ids[:max_tokens], ((exemplars.Context("policy", r.prompt_ids), 1.0),), ()
+                r.key, "base", r.token_ids[:max_tokens], ((exemplars.Context("live", r.prompt_ids), 1.0),), ()
             )
             for r in rollouts
         ]

@@ -20,7 +20,7 @@ from ogls.config.operations import (
 from ogls.config.run import RunConfig
 from ogls.config.sampling import RolloutConfig, SamplingConfig, ServerConfig, VllmConfig
 from ogls.config.section import Section, setting
-from ogls.config.teacher import POOLS, Pool, Recipe, SteerConfig, TeacherConfig
+from ogls.config.teacher import POOLS, Pool, PoolConfig, Recipe, SteerConfig, TeacherConfig
 from ogls.config.training import GrpoConfig, TrainConfig
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "HealthConfig",
     "ModelConfig",
     "Pool",
+    "PoolConfig",
     "ProblemsConfig",
     "PromptsConfig",
     "Recipe",

@@ -71,7 +71,7 @@ class Benchmark(DataSource):
 
 
 class PromptsConfig(Section):
-    """Prompt templates. `{problem}` and `{exemplar}` are replaced; all other braces are left unchanged."""
+    """Prompt templates. `{problem}`, `{exemplar}` and `{feedback}` are replaced; other braces are left unchanged."""
 
     system: str = setting("", "System message. Empty: no system message.")
     student: str = setting(
@@ -91,12 +91,21 @@ class PromptsConfig(Section):
         "{exemplar}.",
     )
 
+    feedback: str = setting(
+        "{problem}\n\nHere is an attempt at this problem:\n\n{exemplar}\n\nAbout this attempt: {feedback}\n\n"
+        "Now solve the problem yourself. Please reason step by step, and put your final answer within \\boxed{}.",
+        "User message of the teacher with the rollout itself and the verifier's feedback. Must contain {problem}, "
+        "{exemplar} and {feedback}.",
+        later=True,
+    )
+
     @model_validator(mode="after")
     def _check_placeholders(self) -> PromptsConfig:
         for name, placeholders in (
             ("student", ("{problem}",)),
             ("exemplar", ("{problem}", "{exemplar}")),
             ("reference", ("{problem}", "{exemplar}")),
+            ("feedback", ("{problem}", "{exemplar}", "{feedback}")),
         ):
             missing = [p for p in placeholders if p not in getattr(self, name)]
             if missing:

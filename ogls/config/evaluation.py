@@ -28,11 +28,20 @@ class VerifyConfig(Section):
     )
     checker: str = setting(
         "",
-        "Custom checker `module:function` that replaces math-verify; its signature is (answer, expected) -> bool. It "
+        "Custom checker `module:function` that replaces math-verify; its signature is (answer, expected) -> bool, or "
+        "-> ogls.verifiers.score.Score with a reward and feedback. It "
         "runs in the same worker processes with the same limits. The module may be in the working directory. Empty: "
         "math-verify.",
         later=True,
         pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$",
+    )
+    threshold: float = setting(
+        0.5, "Reward from which on an answer is correct, if a custom checker gives a reward alone.", later=True
+    )
+    reveal_answer: bool = setting(
+        False,
+        "Add the correct answer to the feedback on failed completions, which a pool with reads = feedback reads.",
+        later=True,
     )
     failed: tuple[Verdict, ...] = setting(
         ("incorrect", "no_answer", "truncated"),

@@ -33,11 +33,12 @@ def _identity(value: Any) -> Any:
     """Convert a part to JSON types, without the fields that do not identify a run."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
-        return {
+        declared = {
             name: _identity(getattr(value, name))
             for name, field in fields.items()
             if kind_of(field) == "identity" and not _is_later_default(field, getattr(value, name))
         }
+        return {**declared, **(value.__pydantic_extra__ or {})}
     if isinstance(value, Mapping):
         return {str(k): _identity(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

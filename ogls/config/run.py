@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from pydantic import model_validator
 
 from ogls.config.data import ProblemsConfig, PromptsConfig
@@ -10,7 +12,7 @@ from ogls.config.model import AdapterConfig, ModelConfig
 from ogls.config.operations import ExecutionConfig, HealthConfig, StorageConfig, StyleConfig, TrackingConfig
 from ogls.config.sampling import RolloutConfig
 from ogls.config.section import Section, setting
-from ogls.config.teacher import POOLS, Pool, SteerConfig, TeacherConfig
+from ogls.config.teacher import Pool, PoolConfig, SteerConfig, TeacherConfig, declare
 from ogls.config.training import TrainConfig
 
 
@@ -50,6 +52,24 @@ class RunConfig(Section):
             raise ValueError("the benchmark name holdout is reserved if problems.holdout is set: rename the benchmark")
         return self
 
+    @model_validator(mode="after")
+    def _check_pools(self) -> RunConfig:
+        names = [p.name for p in self.teacher.pools if not isinstance(p, str)]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"teacher.pools declares {', '.join(twice)} more than once: give each pool its own name")
+        known = self.declared_pools()
+        named = [p for p in self.teacher.pools if isinstance(p, str)]
+        for setting_, pools in (
+            ("teacher.pools", named),
+            *(("the recipe", recipe.pools()) for recipe in self.steer.recipes()),
+        ):
+            for pool in pools:
+                if pool not in known:
+                    near = difflib.get_close_matches(pool, known, n=1, cutoff=0.5)
+                    hint = f"did you mean {near[0]}?" if near else f"declared pools: {', '.join(known)}"
+                    raise ValueError(f"{setting_} names the pool {pool}, which is not declared; {hint}")
+        return self
+
     @property
     def has_teacher(self) -> bool:
         """Whether rounds include the teach, steer and style stages (train.objective = distil)."""
@@ -60,7 +80,23 @@ class RunConfig(Section):
         """Name of the method: the recipe, or the objective of a run without a teacher."""
         return self.steer.recipe if self.has_teacher else self.train.objective
 
+    def declared_pools(self) -> dict[Pool, PoolConfig]:
+        """Return all pools by name: the default ones, and those that `teacher.pools` declares."""
+        return declare(self.teacher.pools)
+
     def pools(self) -> tuple[Pool, ...]:
-        """Return the pools that the teacher pass caches: base, the recipe's pools, and teacher.pools."""
-        cached = {"base", *self.steer.to_recipe().pools(), *self.teacher.pools}
-        return tuple(p for p in POOLS if p in cached)
+        """Return the pools that the teacher pass caches: base, those of the recipes, and teacher.pools."""
+        listed = {p if isinstance(p, str) else p.name for p in self.teacher.pools}
+        cached = {"base", *listed, *(p for recipe in self.steer.recipes() for p in recipe.pools())}
+        return tuple(p for p in self.declared_pools() if p in cached)
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the further columns of the problems that pools read, and `source` if weights depend on it."""
+        read = {p.reads for name, p in self.declared_pools().items() if p.kind == "column" and name in self.pools()}
+        return tuple(sorted(read | ({"source"} if self.steer.sources else set())))
+
+    @property
+    def has_ema(self) -> bool:
+        """Whether a pool is computed by the average of the policies."""
+        own = [self.declared_pools()[name].weights for name in self.pools()]
+        return self.teacher.weights == "ema" or "ema" in own

@@ -2,14 +2,89 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Iterable
+from typing import Literal
 
-from pydantic import model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from ogls.config.section import Section, setting
 
-Pool = Literal["base", "reference", "correct", "incorrect"]
-POOLS: tuple[Pool, ...] = get_args(Pool)  # in the order of every list of pools
+Pool = str  # the name of a pool
+POOLS: tuple[Pool, ...] = ("base", "reference", "correct", "incorrect")  # declared by default, first in every list
+READS = ("nothing", "reference", "correct", "incorrect", "feedback")
+Weights = Literal["frozen", "live", "ema"]
+
+
+class PoolConfig(Section):
+    """A pool: which exemplars its contexts hold, the words around them, and the model that reads them."""
+
+    name: str = setting("", "Name of the pool, in recipes and tables.", pattern=r"^[a-z][a-z0-9_]*$")
+    reads: str = setting(
+        "",
+        "What the contexts hold. nothing: the problem alone. reference: the reference solution. correct, incorrect: "
+        "other rollouts of the group with that outcome. feedback: the rollout itself, and what the verifier says about "
+        "it. Any other word: the column of that name of the problems. Empty: as the default pool of this name, or "
+        "nothing.",
+    )
+    model: str = setting(
+        "",
+        "Another model that computes this pool: a folder or a Hugging Face id, with the tokenizer of the run's model. "
+        "It is frozen. Empty: the run's model.",
+    )
+    revision: str | None = setting(None, "Revision (branch, tag or commit) of `model` on the Hugging Face Hub.")
+    weights: Weights | None = setting(
+        None,
+        "Weights of the run's model that compute this pool: frozen, live or ema, as in teacher.weights. Without it: "
+        "those of teacher.weights, and for the pool base those of teacher.anchor.",
+    )
+    template: str = setting(
+        "",
+        "User message, with {problem}, {exemplar} if the pool reads something, and {feedback} if it reads feedback. "
+        "Empty: prompts.student, prompts.exemplar, prompts.reference or prompts.feedback.",
+    )
+    max_exemplars: int | None = setting(
+        None, "Maximum number of exemplars per rollout. Without it: teacher.max_exemplars.", ge=1
+    )
+    choose: Literal["hash", "shortest", "longest", "nearest"] = setting(
+        "hash",
+        "Which of the rollouts to take as exemplars. hash: in a pseudo-random order. shortest, longest: by tokens "
+        "(SSOPD, arXiv 2605.17497, reads the shortest success and the longest failure). nearest: those that share the "
+        "most tokens, from the start, with a rollout of the other outcome.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> PoolConfig:
+        if self.model and self.weights not in (None, "frozen"):
+            raise ValueError(f"pool {self.name}: another model is frozen, so weights = {self.weights} is not possible")
+        if self.revision and not self.model:
+            raise ValueError(f"pool {self.name}: revision is of `model`, which is not set")
+        kind = self.kind
+        if kind == "column" and not self.template:
+            raise ValueError(
+                f"pool {self.name} reads the column {self.reads} of the problems, so it needs a template with "
+                "{problem} and {exemplar}"
+            )
+        needed = ["{problem}"] + ["{exemplar}"] * (kind != "nothing") + ["{feedback}"] * (kind == "feedback")
+        missing = [p for p in needed if self.template and p not in self.template]
+        if missing:
+            raise ValueError(f"pool {self.name}: its template must contain {' and '.join(missing)}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """What the contexts hold: an entry of READS, or column."""
+        default = self.name if self.name in POOLS and self.name != "base" else "nothing"
+        reads = self.reads or default
+        return reads if reads in READS else "column"
+
+
+def declare(pools: Iterable[str | PoolConfig]) -> dict[Pool, PoolConfig]:
+    """The pools by name: the four default ones, then the declared ones, which may replace a default one.
+
+    Strings among `pools` name pools without declaring them.
+    """
+    declared = {name: PoolConfig(name=name) for name in POOLS}
+    return declared | {pool.name: pool for pool in pools if isinstance(pool, PoolConfig)}
 
 
 class TeacherConfig(Section):
@@ -32,8 +107,10 @@ class TeacherConfig(Section):
         "Weights that compute the base pool, whose logits the direction is added to: the teacher's or the current "
         "policy's. No effect if teacher.weights = live.",
     )
-    pools: tuple[Pool, ...] = setting(
-        (), "Pools to cache in addition to the recipe's, for example to measure them in the style stage."
+    pools: tuple[str | PoolConfig, ...] = setting(
+        (),
+        "Pools to cache in addition to the recipe's, for example to measure them in the style stage: names, or "
+        "declarations ([[teacher.pools]]) of pools of your own.",
     )
     max_exemplars: int = setting(
         8, "Maximum number of exemplars per pool and rollout. More: a smoother average, and more compute.", ge=1
@@ -70,7 +147,13 @@ class TeacherConfig(Section):
 
 
 class Recipe(Section):
-    """Weights over the pools. They must sum to 1; negative weights steer away from a pool."""
+    """Weights over the pools. They must sum to 1; negative weights steer away from a pool.
+
+    A pool of one's own has its weight under its name.
+    """
+
+    model_config = ConfigDict(**{**Section.model_config, "extra": "allow"})
+    __pydantic_extra__: dict[str, float] = Field(init=False)
 
     base: float = setting(1.0, "Weight of the base pool: the prompt without an exemplar.")
     reference: float = setting(0.0, "Weight of the reference pool: the reference solution.")
@@ -79,14 +162,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_sum(self) -> Recipe:
-        total = self.base + self.reference + self.correct + self.incorrect
+        total = self.base + self.reference + self.correct + self.incorrect + sum(self.__pydantic_extra__.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"recipe weights must sum to 1, but they sum to {total:g}")
         return self
 
     def pools(self) -> tuple[Pool, ...]:
         """Return the pools with a nonzero weight, in a fixed order."""
-        return tuple(p for p in POOLS if getattr(self, p) != 0)
+        return tuple(p for p in (*POOLS, *sorted(self.__pydantic_extra__)) if getattr(self, p) != 0)
 
     def weights(self) -> dict[str, float]:
         """Return the nonzero weights by pool."""
@@ -105,6 +188,12 @@ class SteerConfig(Section):
         "further from the base pool.",
     )
     weights: Recipe | None = setting(None, "Weights over the pools for recipe custom.")
+    sources: dict[str, Recipe] = setting(
+        {},
+        "Weights over the pools for problems with another value in their column `source`, such as "
+        "[steer.sources.maths]. All other problems have the recipe.",
+        later=True,
+    )
     temperature: float = setting(
         1.0, "Temperature of the target: its logits are divided by this. Below 1 sharpens the target.", gt=0
     )
@@ -138,3 +227,11 @@ class SteerConfig(Section):
             "none": Recipe(),
         }
         return self.weights or named[self.recipe]
+
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Return the recipe, and those of `sources`."""
+        return self.to_recipe(), *self.sources.values()
+
+    def recipe_for(self, source: str | None) -> Recipe:
+        """Return the recipe of a problem with this value in its column `source`."""
+        return self.sources.get(source or "") or self.to_recipe()

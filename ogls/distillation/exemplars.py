@@ -1,32 +1,43 @@
 """Selecting the contexts that score each rollout. A context is a teacher prompt with one exemplar.
 
-The pools of a rollout are the correct and the failed rollouts of its group without the rollout itself, the reference
-solution, and `base`, the prompt without an exemplar. The mean over a pool is a weighted mean over contexts; equal
-contexts are merged and their weights added.
+The default pools of a rollout are the correct and the failed rollouts of its group without the rollout itself, the
+reference solution, and `base`, the prompt without an exemplar; `teacher.pools` declares others. The mean over a pool is
+a weighted mean over contexts; equal contexts are merged and their weights added.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
-from ogls.config import Pool, RunConfig
+from ogls.config import Pool, PoolConfig, Recipe, RunConfig
 from ogls.errors import ModelError
 from ogls.problems.prompts import Prompter
 from ogls.records import Key, Problem, Rollout
 
-REFERENCE = -1  # the sample number of the reference solution among exemplars
-Exemplar = Rollout | Literal["solution", "none"]  # "none": the prompt without an exemplar
+REFERENCE, COLUMN = -1, -2  # the sample numbers of the reference solution and of a column of the problem
+
+
+@dataclass(frozen=True)
+class Text:
+    """An exemplar that is no other rollout: a text, its number among the samples, and the feedback on it."""
+
+    text: str
+    sample: int
+    feedback: str = ""
+
+
+Exemplar = Rollout | Text | None  # None: the prompt without an exemplar
 
 
 @dataclass(frozen=True)
 class Context:
-    """A prompt that scores rollouts; `weights` selects the weights that run it: the teacher's or the policy's."""
+    """A prompt that scores rollouts; `weights` runs it: frozen, live or ema (of the run's model), or another model."""
 
-    weights: Literal["teacher", "policy"]
+    weights: str
     prompt_ids: tuple[int, ...]
 
 
@@ -38,7 +49,7 @@ class ScoredRollout:
     pool: Pool
     token_ids: tuple[int, ...]  # the first train.tokens tokens of the rollout
     shares: tuple[tuple[Context, float], ...]  # contexts with their weights in the mean; the weights sum to 1
-    exemplars: tuple[int, ...]  # sample numbers of the exemplars, or REFERENCE
+    exemplars: tuple[int, ...]  # sample numbers of the exemplars, REFERENCE or COLUMN
 
 
 @dataclass
@@ -59,12 +70,17 @@ class TeacherPlan:
 class ContextPlanner:
     """Selects exemplars for the rollouts of a group; `context` is the context length of the model in tokens.
 
-    The selection depends on the content of a group and not on the order of its rollouts.
+    The selection depends on the content of a group and not on the order of its rollouts. `others` has the prompter of
+    every other model by its path; its chat template may differ.
     """
 
-    def __init__(self, config: RunConfig, prompter: Prompter, context: int):
+    def __init__(
+        self, config: RunConfig, prompter: Prompter, context: int, others: Mapping[str, Prompter] | None = None
+    ):
         self.config, self.prompter, self.context = config, prompter, context
-        self.required = set(config.steer.to_recipe().pools())
+        self.others = others or {}
+        declared = config.declared_pools()
+        self.pools = {name: declared[name] for name in config.pools()}
 
     def group(self, problem: Problem, rollouts: Sequence[Rollout]) -> TeacherPlan:
         """Plan one group: every rollout to score, and a reason for each rollout that is left out.
@@ -75,10 +91,11 @@ class ContextPlanner:
         by_outcome = {o: self._ordered([r for r in rollouts if r.outcome == o]) for o in ("correct", "failed")}
         mixed = all(by_outcome.values())
         contexts = _Contexts(self, problem)
+        required = set(self.config.steer.recipe_for(problem.columns.get("source")).pools())
         for rollout in rollouts:
             reason = self._exclusion_reason(rollout, mixed)
             pools = None if reason else self._pools(rollout, problem, by_outcome)
-            missing = [] if pools is None else sorted(p for p in self.required if not pools.get(p))
+            missing = [] if pools is None else sorted(p for p in required if not pools.get(p))
             if reason or missing:
                 plan.left_out[reason or f"no_{missing[0]}_exemplar"] += 1
                 continue
@@ -107,36 +124,55 @@ class ContextPlanner:
 
         Another rollout with the same tokens is a sample of its own, and may be an exemplar.
         """
-        max_exemplars = self.config.teacher.max_exemplars
-        reference: list[Exemplar] = ["solution"] if problem.solution else []
+        reference: list[Exemplar] = [Text(problem.solution, REFERENCE)] if problem.solution else []
         pools: dict[Pool, list[Exemplar]] = {}
-        for pool in self.config.pools():
-            if pool == "base":
-                pools[pool] = ["none"]
-            elif pool == "reference":
-                pools[pool] = list(reference)
+        for name, pool in self.pools.items():
+            if pool.kind == "nothing":
+                pools[name] = [None]
+            elif pool.kind == "reference":
+                pools[name] = list(reference)
+            elif pool.kind == "feedback":
+                pools[name] = [Text(rollout.text, rollout.sample, rollout.feedback)] if rollout.feedback else []
+            elif pool.kind == "column":
+                text = problem.columns.get(pool.reads, "")
+                pools[name] = [Text(text, COLUMN)] if text else []
             else:
-                outcome = "correct" if pool == "correct" else "failed"
-                others: list[Exemplar] = [r for r in by_outcome[outcome] if r.sample != rollout.sample]
-                first = reference if pool == "correct" and self.config.teacher.reference_exemplar else []
-                pools[pool] = [*first, *others][:max_exemplars]
-        if self.config.teacher.empty_pool == "reference" and pools.get("correct") == []:
-            pools["correct"] = list(reference)
-        none_failed = rollout.outcome == "correct" and pools.get("incorrect") == []
+                first = reference if pool.kind == "correct" and self.config.teacher.reference_exemplar else []
+                most = pool.max_exemplars or self.config.teacher.max_exemplars
+                pools[name] = [*first, *self._others(rollout, pool, by_outcome)][:most]
+        if self.config.teacher.empty_pool == "reference":
+            pools |= {name: list(reference) for name in self._reading("correct") if not pools[name]}
+        none_failed = rollout.outcome == "correct" and any(not pools[name] for name in self._reading("incorrect"))
         if none_failed and self.config.teacher.unanimous == "anchor":
-            pools |= self._without_direction(pools)
+            pools |= self._without_direction(pools, self.config.steer.recipe_for(problem.columns.get("source")))
         return pools
 
-    def _without_direction(self, pools: dict[Pool, list[Exemplar]]) -> dict[Pool, list[Exemplar]]:
-        """Pools with which the correct and the incorrect pool add nothing to the base pool.
+    def _reading(self, kind: str) -> list[Pool]:
+        return [name for name, pool in self.pools.items() if pool.kind == kind]
 
-        Equal pools cancel if their weights do, as in ogls-sd. With other weights, as in contrastive, both are the base
-        pool, which then has the weight of all three.
+    def _others(self, rollout: Rollout, pool: PoolConfig, by_outcome: dict[str, list[Rollout]]) -> list[Rollout]:
+        """The rollouts that a pool may read for this rollout, in the order of `choose`: never the rollout itself."""
+        outcome, opposite = ("correct", "failed") if pool.kind == "correct" else ("failed", "correct")
+        others = [r for r in by_outcome[outcome] if r.sample != rollout.sample]
+        if pool.choose == "shortest":
+            return sorted(others, key=lambda r: len(r.token_ids))
+        if pool.choose == "longest":
+            return sorted(others, key=lambda r: -len(r.token_ids))
+        if pool.choose == "nearest":
+            rivals = [r for r in by_outcome[opposite] if r.sample != rollout.sample]
+            return sorted(others, key=lambda r: -max((_shared(r, rival) for rival in rivals), default=0))
+        return others
+
+    def _without_direction(self, pools: dict[Pool, list[Exemplar]], recipe: Recipe) -> dict[Pool, list[Exemplar]]:
+        """Pools with which those that read correct and failed rollouts add nothing to the base pool.
+
+        Equal pools cancel if their weights do, as in ogls-sd. With other weights, as in contrastive, they are the base
+        pool, which then has the weight of all of them.
         """
-        recipe = self.config.steer.to_recipe()
-        if recipe.correct + recipe.incorrect == 0:
-            return {"incorrect": pools.get("correct", [])}
-        return {"correct": pools["base"], "incorrect": pools["base"]}
+        correct, incorrect = self._reading("correct"), self._reading("incorrect")
+        if sum(getattr(recipe, name, 0.0) for name in (*correct, *incorrect)) == 0:
+            return dict.fromkeys(incorrect, pools[correct[0]] if correct else [])
+        return dict.fromkeys((*correct, *incorrect), pools["base"])
 
     def _ordered(self, rollouts: list[Rollout]) -> list[Rollout]:
         """The rollouts in a pseudo-random order of their content, which does not depend on the input order."""
@@ -144,46 +180,70 @@ class ContextPlanner:
         return sorted(rollouts, key=lambda r: hashlib.blake2b(repr(r.token_ids).encode(), key=seed[:64]).digest())
 
 
+def _shared(a: Rollout, b: Rollout) -> int:
+    """The number of tokens that two rollouts share from the start."""
+    pairs = zip(a.token_ids, b.token_ids, strict=False)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a.token_ids), len(b.token_ids)))
+
+
 class _Contexts:
     """The contexts of one problem; each is rendered once. `cut` counts truncated exemplars."""
 
     def __init__(self, planner: ContextPlanner, problem: Problem):
         self.planner, self.problem = planner, problem
-        self.rendered: dict[tuple[Pool, tuple[int, ...]], Context] = {}
+        self.rendered: dict[tuple[Any, ...], Context] = {}
         self.cut = 0
 
     def scored(self, key: Key, pool: Pool, tokens: tuple[int, ...], exemplars: list[Exemplar]) -> ScoredRollout:
         contexts = [self.context(pool, e) for e in exemplars]
         counts = Counter(contexts)
         shares = tuple((c, counts[c] / len(contexts)) for c in sorted(counts, key=lambda c: c.prompt_ids))
-        read = [e for e in exemplars if e != "none"]
-        samples = tuple(e.sample if isinstance(e, Rollout) else REFERENCE for e in read)
+        samples = tuple(e.sample for e in exemplars if e is not None)
         return ScoredRollout(key, pool, tokens, shares, samples)
 
     def context(self, pool: Pool, exemplar: Exemplar) -> Context:
-        config, prompter = self.planner.config, self.planner.prompter
-        if exemplar == "none":
-            # Live: teacher and policy have the same weights, so one pass runs both.
-            same = config.teacher.weights == "live"
-            weights: Literal["teacher", "policy"] = "teacher" if same else config.teacher.anchor
-            return Context(weights, tuple(prompter.student(self.problem.problem)))
-        tokens = exemplar.token_ids if isinstance(exemplar, Rollout) else self._solution()
-        if (pool, tokens) not in self.rendered:
-            text = self._text(tokens, pool == "reference")
-            ids = prompter.teacher(self.problem.problem, text, reference=pool == "reference")
-            self.rendered[pool, tokens] = Context("teacher", tuple(ids))
-        return self.rendered[pool, tokens]
+        """The prompt with an exemplar, as the model of the pool reads it."""
+        declared = self.planner.pools[pool]
+        tokens = () if exemplar is None else self._tokens(exemplar)
+        feedback = exemplar.feedback if isinstance(exemplar, Text) else ""
+        key = (pool, exemplar is None, tokens, feedback)
+        if key not in self.rendered:
+            prompter = self.planner.others.get(declared.model, self.planner.prompter)
+            template = self._template(declared, exemplar)
+            values = {"problem": self.problem.problem, "feedback": feedback}
+            if exemplar is not None:
+                frame = len(prompter.fill(template, exemplar="", **values))
+                values["exemplar"] = self._text(tokens, frame)
+            self.rendered[key] = Context(self._weights(declared, exemplar), tuple(prompter.fill(template, **values)))
+        return self.rendered[key]
 
-    def _solution(self) -> tuple[int, ...]:
-        return tuple(self.planner.prompter.tokenizer(self.problem.solution, add_special_tokens=False)["input_ids"])
+    def _weights(self, pool: PoolConfig, exemplar: Exemplar) -> str:
+        """Who computes the pool: another model by its path, or the weights of the run's model."""
+        teacher = self.planner.config.teacher
+        if exemplar is None and pool.kind != "nothing":  # it stands for the base pool
+            pool = self.planner.pools["base"]
+        if pool.model or pool.weights:
+            return pool.model or str(pool.weights)
+        return "live" if pool.name == "base" and teacher.anchor == "policy" else teacher.weights
 
-    def _text(self, tokens: tuple[int, ...], reference: bool) -> str:
+    def _template(self, pool: PoolConfig, exemplar: Exemplar) -> str:
+        prompts = self.planner.config.prompts
+        if exemplar is None:
+            return pool.template if pool.kind == "nothing" and pool.template else prompts.student
+        defaults = {"reference": prompts.reference, "feedback": prompts.feedback}
+        return pool.template or defaults.get(pool.kind, prompts.exemplar)
+
+    def _tokens(self, exemplar: Rollout | Text) -> tuple[int, ...]:
+        if isinstance(exemplar, Rollout):
+            return exemplar.token_ids
+        return tuple(self.planner.prompter.tokenizer(exemplar.text, add_special_tokens=False)["input_ids"])
+
+    def _text(self, tokens: tuple[int, ...], frame: int) -> str:
         """The exemplar as text, truncated to teacher.exemplar_tokens and to the room in the model's context.
 
-        Raises ModelError if there is no room.
+        `frame` is the number of tokens of the prompt around it. Raises ModelError if there is no room.
         """
         planner, config = self.planner, self.planner.config
-        frame = len(planner.prompter.teacher(self.problem.problem, "", reference=reference))
         continuation = min(config.train.tokens, config.rollout.max_tokens)
         room = planner.context - frame - continuation
         if room < 1:

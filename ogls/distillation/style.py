@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ogls.config import Pool, Recipe, TokenClass
+from ogls.config import POOLS, Pool, Recipe, TokenClass
 from ogls.distillation.concatenate import concatenate
 from ogls.distillation.steering import centred_norm, combine_states
 
@@ -79,13 +79,14 @@ def signal_recipes(pools: Sequence[Pool], recipe: Recipe) -> dict[str, Recipe]:
     """Return the recipe of each signal that `pools` allow: target, direction, reference, correct.
 
     `target` is the target of the run; `direction` is base + correct - incorrect. The shift to `reference` is the gap
-    that OPSD distils: how reading the solution changes the teacher. The shift to `correct` is that of SDPO.
+    that OPSD distils: how reading the solution changes the teacher. The shift to `correct` is that of SDPO. Each pool
+    that the run declares is a signal too.
     """
     recipes = {"target": recipe}
     if {"correct", "incorrect"} <= set(pools):
         recipes["direction"] = Recipe(base=1, correct=1, incorrect=-1)
-    single: dict[str, dict[str, float]] = {"reference": {"reference": 1}, "correct": {"correct": 1}}
-    return recipes | {n: Recipe.model_validate({"base": 0, **w}) for n, w in single.items() if n in pools}
+    single = ("reference", "correct", *(p for p in pools if p not in POOLS))
+    return recipes | {n: Recipe.model_validate({"base": 0, n: 1}) for n in single if n in pools}
 
 
 def measure_shifts(

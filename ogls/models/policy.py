@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 class Policy:
-    """A base model with one set of trainable weights, which can be replaced."""
+    """A base model with one set of trainable weights, which can be replaced; without `adapter`, a frozen model."""
 
-    def __init__(self, model: ModelConfig, adapter: AdapterConfig, seed: int = 0):
+    def __init__(self, model: ModelConfig, adapter: AdapterConfig | None, seed: int = 0):
         import torch
 
         self.tokenizer = load_tokenizer(model)
@@ -40,9 +40,9 @@ class Policy:
             parameter.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = _with_lora(causal, adapter) if adapter.kind == "lora" else causal
+            self.model = _with_lora(causal, adapter) if adapter and adapter.kind == "lora" else causal
         self.body = causal.base_model
-        if adapter.kind == "full":
+        if adapter and adapter.kind == "full":
             frozen = {
                 id(p) for e in (causal.get_input_embeddings(), causal.get_output_embeddings()) for p in e.parameters()
             }

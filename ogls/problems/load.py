@@ -7,6 +7,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,21 +49,21 @@ class Exclusions:
         return ", ".join(self.named[reason]) + (f" and {remaining} more" if remaining else "")
 
 
-def load_problems(source: DataSource, split: str, report: Exclusions) -> list[Problem]:
+def load_problems(source: DataSource, split: str, report: Exclusions, further: Sequence[str] = ()) -> list[Problem]:
     """The problems of a source. Rows without text or answer, duplicates, and problems with two different answers are
-    left out and reported.
+    left out and reported. `further` are the names of columns to keep as text in `Problem.columns`.
 
     Raises DataError for a missing, empty or malformed source, for a missing column, and if one id stands for two
     problems.
     """
     rows = read_rows(source)
-    _require_columns(rows, source)
+    _require_columns(rows, source, further)
     problems: dict[str, Problem] = {}
     ids: dict[str, str] = {}
     conflicts: set[str] = set()
     for number, row in enumerate(rows[: source.limit], start=1):
         try:
-            problem = _problem(row, source, split)
+            problem = _problem(row, source, split, further)
         except ValueError as error:
             report.add(_NO_TEXT, f"row {number} ({error})")
             continue
@@ -89,8 +90,8 @@ def load_problems(source: DataSource, split: str, report: Exclusions) -> list[Pr
     return [problem for text, problem in problems.items() if text not in conflicts]
 
 
-def _require_columns(rows: list[Row], source: DataSource) -> None:
-    """Raise DataError if no row has the column of the problem, or of an answer or a solution."""
+def _require_columns(rows: list[Row], source: DataSource, further: Sequence[str]) -> None:
+    """Raise DataError if no row has the column of the problem, of an answer or a solution, or one of `further`."""
     columns, names = source.columns, {name for row in rows for name in row}
     listed = ", ".join(sorted(map(str, names)))
     if columns.problem not in names:
@@ -102,9 +103,14 @@ def _require_columns(rows: list[Row], source: DataSource) -> None:
             f"{source.source} has neither a column {columns.answer} nor a column {columns.solution}; it has {listed}: "
             "set columns.answer or columns.solution"
         )
+    if absent := [name for name in further if name not in names]:
+        raise DataError(
+            f"{source.source} has no column {', '.join(absent)}, which a pool of teacher.pools reads, or steer.sources "
+            f"depends on; it has {listed}"
+        )
 
 
-def _problem(row: Row, source: DataSource, split: str) -> Problem:
+def _problem(row: Row, source: DataSource, split: str, further: Sequence[str]) -> Problem:
     """The problem of a row. Raises ValueError if a cell is no text."""
     columns = source.columns
     cell: Any = row.get(columns.problem)
@@ -116,7 +122,8 @@ def _problem(row: Row, source: DataSource, split: str) -> Problem:
         problem = _text(row, columns.problem)
     derived_id = "p-" + hashlib.sha256(normalize_text(problem).encode(errors="replace")).hexdigest()[:12]
     answer = _answer(_text(row, columns.answer), solution)
-    return Problem(_text(row, columns.id) or derived_id, problem, answer, solution or None, split)
+    kept = {name: text for name in further if (text := _text(row, name))}
+    return Problem(_text(row, columns.id) or derived_id, problem, answer, solution or None, split, kept)
 
 
 def _text(row: Row, column: str) -> str:

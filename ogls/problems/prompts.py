@@ -12,7 +12,7 @@ from typing import Any
 
 from ogls.config import PromptsConfig
 
-_PLACEHOLDER = re.compile(r"\{(problem|exemplar)\}")
+_PLACEHOLDER = re.compile(r"\{(problem|exemplar|feedback)\}")
 
 
 class Prompter:
@@ -26,12 +26,16 @@ class Prompter:
 
     def student(self, problem: str) -> list[int]:
         """Token ids of the student's prompt, including the generation prompt."""
-        return self._ids(fill_template(self.prompts.student, problem=self._escape(problem)))
+        return self.fill(self.prompts.student, problem=problem)
 
     def teacher(self, problem: str, exemplar: str, *, reference: bool = False) -> list[int]:
         """Token ids of the teacher's prompt with one exemplar, including the generation prompt."""
         template = self.prompts.reference if reference else self.prompts.exemplar
-        return self._ids(fill_template(template, problem=self._escape(problem), exemplar=self._escape(exemplar)))
+        return self.fill(template, problem=problem, exemplar=exemplar)
+
+    def fill(self, template: str, **values: str) -> list[int]:
+        """Token ids of a user message from a template, including the generation prompt."""
+        return self._ids(fill_template(template, **{name: self._escape(value) for name, value in values.items()}))
 
     def render(self, user: str) -> str:
         """The chat template around one user message, including the generation prompt."""
@@ -60,5 +64,5 @@ def escape_control_tokens(text: str, control_tokens: Iterable[str]) -> str:
 
 
 def fill_template(template: str, **values: str) -> str:
-    """Replace `{problem}` and `{exemplar}` in one pass; braces inside the values stay unchanged."""
+    """Replace `{problem}`, `{exemplar}` and `{feedback}` in one pass; braces inside the values stay unchanged."""
     return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), template)

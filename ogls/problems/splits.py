@@ -75,7 +75,7 @@ def _load_usable(
 ) -> list[Problem]:
     """The problems of a source that can be judged and that fit the model. Raises DataError if too many do not."""
     found = Exclusions()
-    problems, kept = load_problems(source, split, found), []
+    problems, kept = load_problems(source, split, found, config.columns() if split == "train" else ()), []
     rows = len(problems) + sum(found.counts[reason] for reason in UNUSABLE)
     max_tokens = config.rollout.max_tokens if split == "train" else config.evaluate.max_tokens
     for problem, ok in zip(problems, usable([p.answer for p in problems]), strict=True):

@@ -24,6 +24,9 @@ PROBLEMS = Table(
         column("problem", pa.string(), "The question."),
         column("solution", pa.string(), "The reference solution.", nullable=True),
         column("answer", pa.string(), "The expected answer, in the form that math-verify parses."),
+        column(
+            "columns", pa.string(), "Further columns of the data set that pools read, as a JSON object.", nullable=True
+        ),
     ),
 )
 
@@ -58,6 +61,8 @@ VERDICTS = Table(
         column("verdict", pa.string(), "correct, incorrect, no_answer, truncated, timeout or error."),
         column("outcome", pa.string(), "correct, failed (verify.failed) or undecided."),
         column("answer", pa.string(), "The answer found in the completion.", nullable=True),
+        column("reward", pa.float64(), "The reward, if the checker gives one.", nullable=True),
+        column("feedback", pa.string(), "What is wrong with the completion, if a pool reads it.", nullable=True),
     ),
 )
 
@@ -69,8 +74,12 @@ TEACHER_STATES = Table(
     columns(
         _ID,
         _SAMPLE,
-        column("pool", pa.string(), "base, reference, correct or incorrect."),
-        column("exemplars", _INTS, "Sample indices of the rollouts used as contexts; -1 is the reference solution."),
+        column("pool", pa.string(), "base, reference, correct, incorrect, or a pool that teacher.pools declares."),
+        column(
+            "exemplars",
+            _INTS,
+            "Sample indices of the rollouts used as contexts; -1: the reference solution, -2: a column.",
+        ),
         column("tokens", pa.int32(), "T: number of states, one for each of the first T tokens of the rollout."),
         column("dim", pa.int32(), "D: hidden size."),
         column("dtype", pa.string(), "float16, bfloat16 or float32."),
@@ -87,8 +96,12 @@ CONTEXTS = Table(
     columns(
         _ID,
         _SAMPLE,
-        column("pool", pa.string(), "base, reference, correct or incorrect."),
-        column("exemplars", _INTS, "Sample indices of the rollouts used as contexts; -1 is the reference solution."),
+        column("pool", pa.string(), "base, reference, correct, incorrect, or a pool that teacher.pools declares."),
+        column(
+            "exemplars",
+            _INTS,
+            "Sample indices of the rollouts used as contexts; -1: the reference solution, -2: a column.",
+        ),
     ),
     owner="teacher_states",
 )

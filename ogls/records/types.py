@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ class Problem:
     answer: str
     solution: str | None = None
     split: str = "train"
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False)  # further columns, which pools read
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Rollout:
     text: str
     outcome: str  # correct, failed or undecided
     logprobs: tuple[float, ...] = ()
+    reward: float | None = None  # what the verifier gave it; None if it gave none
+    feedback: str = ""  # what the verifier says about it
 
     @property
     def key(self) -> Key:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
 def to_problems(table: pa.Table, split: str) -> list[Problem]:
     """The problems of one split, in the order of the table."""
-    return [Problem(**row) for row in table.to_pylist() if row["split"] == split]
+    rows = [row for row in table.to_pylist() if row["split"] == split]
+    return [Problem(**{**row, "columns": json.loads(row["columns"] or "{}")}) for row in rows]
 
 
 def to_rollouts(trajectories: pa.Table, verdicts: pa.Table) -> dict[str, list[Rollout]]:
     """Rollouts with their outcomes, grouped by problem, in the order of the table."""
-    outcome = {(r["problem_id"], r["sample"]): r["outcome"] for r in verdicts.to_pylist()}
+    judged = {(r["problem_id"], r["sample"]): r for r in verdicts.to_pylist()}
     groups: dict[str, list[Rollout]] = {}
     for row in trajectories.to_pylist():
         rollout = Rollout(
@@ -34,8 +36,10 @@ def to_rollouts(trajectories: pa.Table, verdicts: pa.Table) -> dict[str, list[Ro
             tuple(row["prompt_ids"]),
             tuple(row["token_ids"]),
             row["text"],
-            outcome[row["problem_id"], row["sample"]],
+            judged[row["problem_id"], row["sample"]]["outcome"],
             tuple(row["logprobs"]),
+            judged[row["problem_id"], row["sample"]]["reward"],
+            judged[row["problem_id"], row["sample"]]["feedback"] or "",
         )
         groups.setdefault(rollout.problem_id, []).append(rollout)
     return groups

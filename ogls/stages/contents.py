@@ -10,10 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ogls.config import AdapterConfig, DataSource, ModelConfig, RunConfig, VerifyConfig
+from ogls.config import AdapterConfig, DataSource, ModelConfig, PoolConfig, RunConfig, TeacherConfig, VerifyConfig
 from ogls.digests import path_digest
 from ogls.hub import prepare_hub
 from ogls.models.adapter import WEIGHTS
+from ogls.stages.heads import pool_model
 from ogls.verifiers.custom import add_working_directory
 
 S = TypeVar("S", bound=DataSource)
@@ -28,6 +29,7 @@ def read_contents(config: RunConfig) -> dict[str, str]:
         "problems.source": source_content(config.problems),
         **{f"evaluate.benchmarks.{b.name}": source_content(b) for b in config.evaluate.benchmarks},
         "verify.checker": checker_content(config.verify),
+        **{f"teacher.pools.{p.name}": model_content(pool_model(config, p)) for p in _with_model(config)},
     }
     return {setting: content for setting, content in found.items() if content}
 
@@ -39,6 +41,7 @@ def local_paths(config: RunConfig) -> list[Path]:
         config.adapter.start or ".nothing",
         config.problems.source,
         *(b.source for b in config.evaluate.benchmarks),
+        *(p.model for p in _with_model(config)),
     ]
     return [Path(s) for s in sources if Path(s).exists()]
 
@@ -108,9 +111,25 @@ def by_content(config: RunConfig, contents: Contents) -> RunConfig:
         "adapter": config.adapter.model_copy(update={"start": contents.get("adapter.start", config.adapter.start)}),
         "problems": _source(config.problems, contents, "problems.source"),
         "evaluate": config.evaluate.model_copy(update={"benchmarks": benchmarks}),
+        "teacher": _pools_by_content(config, contents),
         "verify": config.verify.model_copy(update={"checker": contents.get("verify.checker", config.verify.checker)}),
     }
     return config.model_copy(update=sections)
+
+
+def _with_model(config: RunConfig) -> list[PoolConfig]:
+    """The declared pools that another model computes."""
+    return [p for p in config.teacher.pools if not isinstance(p, str) and p.model]
+
+
+def _pools_by_content(config: RunConfig, contents: Contents) -> TeacherConfig:
+    def by_content_of(pool: str | PoolConfig) -> str | PoolConfig:
+        content = "" if isinstance(pool, str) else contents.get(f"teacher.pools.{pool.name}", "")
+        if isinstance(pool, str) or not content:
+            return pool
+        return pool.model_copy(update={"model": content, "revision": None})
+
+    return config.teacher.model_copy(update={"pools": tuple(map(by_content_of, config.teacher.pools))})
 
 
 def _source(source: S, contents: Contents, setting: str) -> S:
@@ -130,7 +149,7 @@ def settle(
     after = now.model_dump(mode="json")
     kept, changed = {}, []
     for key, content in recorded.items():
-        copied = key not in ("model.path", "verify.checker")
+        copied = key not in ("model.path", "verify.checker") and not key.startswith("teacher.pools.")
         if _same(before, after, key) and (copied or key not in found):
             kept[key] = content
             changed += [key] if found.get(key, content) != content else []
@@ -140,8 +159,12 @@ def settle(
 def _same(before: Any, after: Any, key: str) -> bool:
     """Whether two configurations have the same value of a dotted setting."""
     for part in key.split(".", 2):
-        if isinstance(before, list):  # benchmarks, by name
-            before, after = ([b for b in benchmarks if b["name"] == part] for benchmarks in (before, after))
+        if isinstance(before, list):  # benchmarks and pools, by name
+            before, after = ([e for e in entries if _is_named(e, part)] for entries in (before, after))
         else:
             before, after = before[part], after[part]
     return bool(before == after)
+
+
+def _is_named(entry: Any, name: str) -> bool:
+    return isinstance(entry, Mapping) and entry["name"] == name

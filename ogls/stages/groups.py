@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ogls.config import Pool
 from ogls.progress import Progress, no_progress
 from ogls.records import Rollout
 from ogls.stages import columns
+from ogls.stages.heads import Heads
 from ogls.stages.run import Run
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ def read_groups(run: Run, round_: int) -> dict[str, list[Rollout]]:
 
 
 def cached_rollouts(
-    run: Run, round_: int, device: Any, progress: Progress = no_progress
+    run: Run, round_: int, heads: Heads, progress: Progress = no_progress
 ) -> Iterator[tuple[Rollout, Tensor, dict[Pool, Tensor]]]:
-    """Yield (rollout, token ids [T], states [T, D] by pool) of every rollout with cached states, on `device`.
+    """Yield (rollout, token ids [T], states [T, D] by pool) of every rollout with cached states, placed for `heads`.
 
     T is the number of tokens that the teacher scored.
     """
@@ -33,6 +34,6 @@ def cached_rollouts(
     entries = run.records.list_shards("teacher_states", round_)
     for done, entry in enumerate(entries, start=1):
         for key, states in columns.unpack_states(run.records.read_shard(entry)).items():
-            tokens = torch.tensor(rollouts[key].token_ids[: len(states["base"])], device=device)
-            yield rollouts[key], tokens, {p: s.to(device) for p, s in states.items()}
+            tokens = torch.tensor(rollouts[key].token_ids[: len(states["base"])], device=heads.matrix.device)
+            yield rollouts[key], tokens, heads.place(states)
         progress(done, len(entries))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -14,6 +15,7 @@ from ogls.records.schema import to_arrow
 from ogls.samplers.requests import check_context
 from ogls.stages.engine import check_engine, record_probe
 from ogls.stages.fingerprints import policy_inputs
+from ogls.stages.heads import check_teachers
 from ogls.stages.run import POLICY, Run
 from ogls.store.writer import StageWriter
 from ogls.training.trainer import require_trainable
@@ -29,6 +31,7 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
         "benchmarks": run.identity.evaluate.benchmarks,
         "verify": run.identity.verify,
         "lengths": (config.rollout.max_tokens, config.evaluate.max_tokens),
+        **({"columns": config.columns()} if config.columns() else {}),
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
@@ -36,6 +39,7 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
             require_trainable(config.model.dtype)
         policy = run.load_policy()  # detect an unusable model, adapter or engine before the first rollout
         check_engine(run, policy)
+        check_teachers(config, policy.tokenizer)
         prompter = run.prompter(policy.tokenizer)
 
         def too_long(problem: Problem, max_tokens: int) -> str:
@@ -45,6 +49,7 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
         seen = {normalize_text(p) for name in config.problems.after for p in _trained_on(run, name)}
         problems, report = split_problems(config, shared_verifier(config.verify).can_verify, too_long, seen)
         rows = [{n: getattr(p, n) for n in PROBLEMS.schema.names} for p in problems]
+        rows = [{**row, "columns": json.dumps(row["columns"]) if row["columns"] else None} for row in rows]
         writer.write_shard(0, to_arrow(PROBLEMS, rows))
         listed = [f"{n} {reason} ({report.describe(reason)})" for reason, n in report.counts.items()]
         notice = f"problems excluded: {'; '.join(listed)}" if listed else ""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from ogls.config import RunConfig
+from ogls.config import Recipe, RunConfig
 from ogls.config.fingerprint import fingerprint, numerics
 from ogls.digests import known_files, remember_files
 from ogls.errors import ModelError, StoreError
@@ -91,9 +91,14 @@ class Run:
         """The problems of a split (train, holdout or a benchmark), in stored order."""
         return columns.to_problems(self._problems, split)
 
+    def recipes(self) -> dict[str, Recipe]:
+        """The recipe of every training problem, by its id."""
+        steer = self.config.steer
+        return {p.problem_id: steer.recipe_for(p.columns.get("source")) for p in self.problems("train")}
+
     def split_digest(self, split: str) -> str:
         """A fingerprint of the problems of one split: their texts and answers, in order."""
-        return fingerprint([vars(p) for p in self.problems(split)])
+        return fingerprint([{k: v for k, v in vars(p).items() if k != "columns"} for p in self.problems(split)])
 
     def load_policy(self, round_: int | None = None) -> Policy:
         """The model with the weights that `round_` ended with; None loads the base model."""

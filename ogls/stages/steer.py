@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ogls.config import Pool
+from ogls.config import Pool, Recipe
 from ogls.distillation.steering import steer_tokens
-from ogls.models.load import load_head, load_tokenizer
+from ogls.models.load import load_tokenizer
 from ogls.progress import Progress, no_progress
 from ogls.records import STEERED, Key, StageResult
 from ogls.records.schema import to_arrow
 from ogls.stages import columns
 from ogls.stages.groups import read_groups
+from ogls.stages.heads import load_heads
 from ogls.stages.run import Run
 from ogls.stages.shards import unfinished_shards
 from ogls.store.manifest import FileEntry
@@ -27,9 +28,9 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     import torch
 
     config = run.config
-    recipe = config.steer.to_recipe()
     inputs = {
-        "recipe": recipe,
+        "recipe": config.steer.to_recipe(),
+        **({"sources": config.steer.sources} if config.steer.sources else {}),
         "temperature": config.steer.temperature,
         "support": config.steer.support,
         "model": run.identity.model,
@@ -38,7 +39,8 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        head, tokenizer = load_head(config.model), load_tokenizer(config.model)
+        heads, tokenizer = load_heads(config), load_tokenizer(config.model)
+        recipes = run.recipes()
         rollouts = {r.key: r for group in read_groups(run, round_).values() for r in group}
         entries = run.records.list_shards("teacher_states", round_)
         shard_of = _target_shards(entries)
@@ -47,12 +49,12 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         ):
             tables, sums = [], {"kl_sum": 0.0, "direction_sum": 0.0}
             for cached in (columns.unpack_states(run.records.read_shard(entry)) for entry in part):
-                for keys in _same_pools(cached):
+                for keys in _same_work(cached, recipes):
                     tokens = [torch.tensor(rollouts[k].token_ids[: len(cached[k]["base"])]) for k in keys]
-                    pools = {p: torch.cat([cached[k][p] for k in keys]).to(head.device) for p in cached[keys[0]]}
-                    ids = torch.cat(tokens).to(head.device)
+                    pools = heads.place({p: torch.cat([cached[k][p] for k in keys]) for p in cached[keys[0]]})
+                    ids, recipe = torch.cat(tokens).to(heads.matrix.device), recipes[keys[0][0]]
                     limits = config.steer.support, config.steer.batch_tokens
-                    target = steer_tokens(pools, ids, recipe, head, *limits, config.steer.temperature)
+                    target = steer_tokens(pools, ids, recipe, heads.matrix, *limits, config.steer.temperature)
                     tables.append(columns.target_rows(keys, tokens, target, tokenizer))
                     sums["kl_sum"] += target.kl.sum().item()
                     sums["direction_sum"] += target.direction_norm.sum().item()
@@ -80,10 +82,10 @@ def _target_shards(entries: Sequence[FileEntry]) -> dict[str, int]:
     return shard_of
 
 
-def _same_pools(cached: Mapping[Key, Mapping[Pool, Any]]) -> Iterator[list[Key]]:
-    """Batches of rollouts that have the same pools."""
-    by_pools: dict[tuple[Pool, ...], list[Key]] = {}
+def _same_work(cached: Mapping[Key, Mapping[Pool, Any]], recipes: Mapping[str, Recipe]) -> Iterator[list[Key]]:
+    """Batches of rollouts that have the same pools and the same recipe."""
+    by_work: dict[tuple[Any, ...], list[Key]] = {}
     for key, pools in cached.items():
-        by_pools.setdefault(tuple(pools), []).append(key)
-    for keys in by_pools.values():
+        by_work.setdefault((*pools, *recipes[key[0]].weights().items()), []).append(key)
+    for keys in by_work.values():
         yield from (keys[i : i + _STEER_ROLLOUTS] for i in range(0, len(keys), _STEER_ROLLOUTS))

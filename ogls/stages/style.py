@@ -8,11 +8,12 @@ import numpy as np
 
 from ogls.distillation import style as styling
 from ogls.distillation.concatenate import concatenate
-from ogls.models.load import load_head, load_tokenizer
+from ogls.models.load import load_tokenizer
 from ogls.progress import Progress, no_progress
 from ogls.records import STYLE, StageResult
 from ogls.records.schema import to_arrow
 from ogls.stages.groups import cached_rollouts
+from ogls.stages.heads import load_heads
 from ogls.stages.run import Run
 from ogls.store.manifest import Manifest
 from ogls.store.writer import StageWriter
@@ -24,6 +25,7 @@ def style(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     inputs = {
         "style": config.style.model_dump(mode="json"),
         "recipe": config.steer.to_recipe(),
+        **({"sources": config.steer.sources} if config.steer.sources else {}),
         "temperature": config.steer.temperature,
         "model": run.identity.model,
         "states": run.digest("teacher_states", round_),
@@ -31,16 +33,17 @@ def style(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        head, tokenizer = load_head(config.model), load_tokenizer(config.model)
+        heads, tokenizer = load_heads(config), load_tokenizer(config.model)
+        head, own = heads.matrix, run.recipes()
         classes = styling.classify(tokenizer, len(head), config.style.classes).to(head.device)
         measured = _evenly_spaced(run.records.manifest("teacher_states", round_), config.style.rollouts)
         parts: dict[str, list[styling.Shift]] = {}
         tokens: dict[str, list[np.ndarray]] = {}  # by signal: rollouts may have different pools
         positions: dict[str, list[np.ndarray]] = {}
-        for index, (_, ids, states) in enumerate(cached_rollouts(run, round_, head.device, progress)):
+        for index, (rollout, ids, states) in enumerate(cached_rollouts(run, round_, heads, progress)):
             if index not in measured:
                 continue
-            recipes = styling.signal_recipes(tuple(states), config.steer.to_recipe())
+            recipes = styling.signal_recipes(tuple(states), own[rollout.problem_id])
             limits = config.steer.batch_tokens, config.steer.temperature
             for name, shift in styling.measure_shifts(states, recipes, classes, head, *limits).items():
                 parts.setdefault(name, []).append(shift)

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from ogls.config import RunConfig
 from ogls.distillation import exemplars, teacher
 from ogls.models.adapter import Adapter
+from ogls.models.policy import Policy
+from ogls.problems.prompts import Prompter
 from ogls.progress import Progress, no_progress
 from ogls.records import CONTEXTS, TEACHER_STATES, StageResult
 from ogls.records.schema import to_arrow
 from ogls.stages import columns
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.groups import read_groups
+from ogls.stages.heads import other_models
 from ogls.stages.run import Run
 from ogls.stages.shards import unfinished_shards
 from ogls.store.writer import StageWriter
@@ -24,31 +28,29 @@ def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     start = run.start_point(round_).round
     inputs = {
         **policy_inputs(run),
-        "teacher": config.teacher,
+        "teacher": run.identity.teacher,
         "pools": config.pools(),
         "required": config.steer.to_recipe().pools(),
+        **({"sources": config.steer.sources} if config.steer.sources else {}),
         "chosen": (config.train.rollouts, config.train.tokens),
         "trajectories": run.digest("trajectories", round_),
         "verdicts": run.digest("verdicts", round_),
         "policy": run.policy_hash(start),
-        "before": run.digest("updates", start) if config.teacher.weights == "ema" and start else None,
+        "before": run.digest("updates", start) if config.has_ema and start else None,
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        policy = run.load_policy()
-        weights = {"policy": run.load_adapter(start), "teacher": teacher_adapter(run, start)}
+        teachers = _Teachers(run, start)
         groups = read_groups(run, round_)
         problems = {p.problem_id: p for p in run.problems("train")}
-        planner = exemplars.ContextPlanner(config, run.prompter(policy.tokenizer), policy.context)
+        planner = exemplars.ContextPlanner(config, teachers.prompter(""), teachers.context, teachers.prompters())
         plans = {name: planner.group(problems[name], group) for name, group in groups.items()}
         for index, part in unfinished_shards(list(plans), config.teacher.shard_groups, writer, progress):
             scored = [s for name in part for s in plans[name].scored]
             states: dict[Any, Any] = {}
-            for weights_name, adapter in weights.items():
-                chosen = [s for s in scored if s.shares[0][0].weights == weights_name]
-                if chosen:
-                    policy.use_adapter(adapter)
-                    states |= teacher.score_rollouts(policy, chosen, config.teacher.batch_tokens)
+            for weights in dict.fromkeys(s.shares[0][0].weights for s in scored):
+                chosen = [s for s in scored if s.shares[0][0].weights == weights]
+                states |= teacher.score_rollouts(teachers.use(weights), chosen, config.teacher.batch_tokens)
             rows = [
                 {
                     **_scored_key(s),
@@ -64,18 +66,54 @@ def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         left_out: Counter[str] = sum((p.left_out for p in plans.values()), Counter())
         kept = len({s.key for s in scored})
         cut = sum(p.cut for p in plans.values())
-        notice = f"{cut} exemplars were truncated (teacher.exemplar_tokens, or the context of the model)" if cut else ""
+        truncated = f"{cut} exemplars were truncated (teacher.exemplar_tokens, or the context of the model)"
+        notice = "; ".join([*([truncated] if cut else []), *_unweighted(config)])
         return {"rollouts": kept, "left_out": dict(left_out), "exemplars_cut": cut, "notice": notice}
 
     return run.carry_out("teacher_states", round_, inputs, work)
 
 
-def teacher_adapter(run: Run, start: int) -> Adapter | None:
-    """The teacher's adapter in a round that starts from the policy of round `start`; None for the base model.
+class _Teachers:
+    """The models of the teacher pass: the run's model with any of its weights, and other models."""
 
-    A live teacher and an average begin with `adapter.start`.
+    def __init__(self, run: Run, start: int):
+        self.run, self.start = run, start
+        self.policy = run.load_policy()
+        self.others = {path: Policy(model, None) for path, model in other_models(run.config).items()}
+        self.context = min(p.context for p in (self.policy, *self.others.values()))
+        self.weights = ""
+
+    def prompter(self, path: str) -> Prompter:
+        """The prompter with the chat template of a model; "" is the run's model."""
+        return self.run.prompter((self.others[path] if path else self.policy).tokenizer)
+
+    def prompters(self) -> dict[str, Prompter]:
+        """The prompters of the other models, by path."""
+        return {path: self.prompter(path) for path in self.others}
+
+    def use(self, weights: str) -> Policy:
+        """The model with weights that a context names: frozen, live or ema, or another model by its path."""
+        if weights in self.others:
+            return self.others[weights]
+        if weights != self.weights:
+            self.policy.use_adapter(teacher_adapter(self.run, self.start, weights))
+            self.weights = weights
+        return self.policy
+
+
+def _unweighted(config: RunConfig) -> list[str]:
+    """What to say about declared pools that no recipe weighs."""
+    weighted = {pool for recipe in config.steer.recipes() for pool in recipe.pools()}
+    names = [p.name for p in config.teacher.pools if not isinstance(p, str) and p.name not in weighted]
+    return [f"no recipe weighs {', '.join(names)}: measured, not distilled"] if names else []
+
+
+def teacher_adapter(run: Run, start: int, kind: str = "") -> Adapter | None:
+    """The adapter of a teacher in a round that starts from the policy of round `start`; None for the base model.
+
+    `kind` is frozen, live or ema; by default teacher.weights. A live teacher and an average begin with `adapter.start`.
     """
-    kind = run.config.teacher.weights
+    kind = kind or run.config.teacher.weights
     if kind == "frozen":
         return None
     if kind == "live" or not start:

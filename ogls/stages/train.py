@@ -17,6 +17,7 @@ from ogls.stages import columns
 from ogls.stages.engine import record_probe
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.groups import read_groups
+from ogls.stages.heads import load_heads, other_models
 from ogls.stages.run import POLICY, Run
 from ogls.stages.teach import teacher_adapter
 from ogls.store.writer import StageWriter
@@ -44,7 +45,7 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         **policy_inputs(run),
         "train": settings,
         "temperature": config.rollout.temperature if config.train.objective == "grpo" else 1.0,
-        "ema": config.teacher.ema_decay if config.teacher.weights == "ema" else None,
+        "ema": config.teacher.ema_decay if config.has_ema else None,
         "round": round_,
         "before": run.digest("updates", start) if start else None,
         "trajectories": run.digest("trajectories", round_),
@@ -59,7 +60,8 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         if policy.hash != before:
             raise StoreError(f"round {round_} was sampled with {before}, but the policy to train is {policy.hash}")
         state = load(run.read_attachment(start, "optimizer.safetensors")) if start else None
-        trainer = Trainer(policy, settings, state, config.rollout.temperature)
+        heads = load_heads(config, policy.head) if full and other_models(config) else None
+        trainer = Trainer(policy, settings, state, config.rollout.temperature, heads.matrix if heads else None)
         if config.train.objective == "grpo" and (config.model.dtype != "float32" or config.rollout.temperature != 1):
             items = trainer.with_own_logprobs(items)
         rows = trainer.train_round(items, run.seed("train", round_), progress)
@@ -68,8 +70,8 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         for name, content in adapter_files(trained, config.model, config.adapter).items():
             writer.attach_file(POLICY, name, content)
         writer.attach_file(POLICY, "optimizer.safetensors", save(trainer.state()))
-        if config.teacher.weights == "ema":
-            previous = teacher_adapter(run, start) or policy.initial_adapter()
+        if config.has_ema:
+            previous = teacher_adapter(run, start, "ema") or policy.initial_adapter()
             average = previous.average(trained, config.teacher.ema_decay)
             writer.attach_file(POLICY, "ema.safetensors", save(dict(average.weights)))
         loss = sum(r["loss"] for r in rows) / len(rows) if rows else 0.0
@@ -106,16 +108,18 @@ def _train_items(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
         problems = {p.problem_id: p for p in run.problems("train")}
         stop = policy.tokenizer.eos_token_id
         return reference_items(groups, problems, policy.tokenizer, stop, config.rollout.max_tokens)
-    states = _combined_states(run, round_) if config.train.support == "full" else None
+    states = _combined_states(run, round_, policy.head) if config.train.support == "full" else None
     return distillation_items(groups, run.records.read("targets", round_), states, config.train)
 
 
-def _combined_states(run: Run, round_: int) -> Iterator[tuple[Key, Tensor]]:
+def _combined_states(run: Run, round_: int, own: Tensor) -> Iterator[tuple[Key, Tensor]]:
     """Yield (key, states [T, D]) of every rollout: cached states combined by the recipe.
 
     The head applied to these states gives the logits of the target.
     """
-    steer = run.config.steer
+    steer, recipes = run.config.steer, run.recipes()
+    heads = load_heads(run.config, own) if other_models(run.config) else None
     for entry in run.records.list_shards("teacher_states", round_):
         for key, pools in columns.unpack_states(run.records.read_shard(entry)).items():
-            yield key, combine_states(pools, steer.to_recipe(), steer.temperature)
+            placed = {p: s.cpu() for p, s in heads.place(pools).items()} if heads else pools
+            yield key, combine_states(placed, recipes[key[0]], steer.temperature)

@@ -23,10 +23,13 @@ def judge_rows(run: Run, split: str, rows: list[dict[str, Any]], progress: Progr
 def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
     """Give every rollout of the round a verdict and an outcome: correct, failed or undecided."""
     config = run.config.verify
+    declared = run.config.declared_pools()
+    reads_feedback = any(declared[name].kind == "feedback" for name in run.config.pools())
     inputs = {
         "verify": run.identity.verify,
         "trajectories": run.digest("trajectories", round_),
         "problems": run.digest("problems", 0),
+        **({"feedback": True} if reads_feedback else {}),
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
@@ -40,7 +43,16 @@ def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
             outcome = "correct" if judgement.verdict == "correct" else failed
             outcomes.setdefault(row["problem_id"], set()).add(outcome)
             key = {"problem_id": row["problem_id"], "sample": row["sample"]}
-            verdict_rows.append({**key, "verdict": judgement.verdict, "outcome": outcome, "answer": judgement.answer})
+            verdict_rows.append(
+                {
+                    **key,
+                    "verdict": judgement.verdict,
+                    "outcome": outcome,
+                    "answer": judgement.answer,
+                    "reward": judgement.reward,
+                    "feedback": judgement.feedback if reads_feedback else None,
+                }
+            )
         writer.write_shard(0, to_arrow(VERDICTS, verdict_rows))
         mixed = sum({"correct", "failed"} <= o for o in outcomes.values())
         verdicts = dict(Counter(j.verdict for j in judgements))

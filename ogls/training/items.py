@@ -40,15 +40,15 @@ def distillation_items(
 def policy_gradient_items(groups: dict[str, list[Rollout]], config: TrainConfig) -> list[TrainItem]:
     """Return the items of GRPO: decided rollouts of groups with both outcomes, and correct rollouts with a tail NLL.
 
-    The reward is 1 for a correct rollout and 0 for a failed one.
+    The reward is that of the checker, else 1 for a correct rollout and 0 for a failed one.
     """
     import torch
 
     fields_by_key: dict[Key, dict[str, Any]] = {}
     decided = [[r for r in group if r.outcome != "undecided"] for group in groups.values()]
     for group in decided:
-        rewards = [float(r.outcome == "correct") for r in group]
-        if len(set(rewards)) == 2:
+        rewards = [float(r.outcome == "correct") if r.reward is None else r.reward for r in group]
+        if len(set(rewards)) > 1:
             for rollout, advantage in zip(group, group_advantages(rewards, config.grpo.normalise_std), strict=True):
                 logprobs = torch.tensor(rollout.logprobs)
                 fields_by_key[rollout.key] = {

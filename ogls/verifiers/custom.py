@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from ogls.verifiers.score import Score
+
 _checkers: dict[str, Callable[[str, str], object]] = {}  # loaded checkers, by name
 
 
@@ -25,11 +27,11 @@ def load_checker(checker: str) -> None:
     _checkers[checker] = getattr(import_module(module), name)
 
 
-def run_checker(checker: str, answer: str, expected: str) -> bool:
-    """The result of the checker. Raises TypeError if it is neither True nor False."""
+def run_checker(checker: str, answer: str, expected: str) -> bool | Score:
+    """The result of the checker. Raises TypeError if it is neither True, False nor a Score."""
     if checker not in _checkers:
         load_checker(checker)
     result = _checkers[checker](answer, expected)
-    if not isinstance(result, bool):
-        raise TypeError(f"{checker} returned {result!r}, expected True or False")
+    if not isinstance(result, bool | Score):
+        raise TypeError(f"{checker} returned {result!r}, expected True, False or a Score")
     return result

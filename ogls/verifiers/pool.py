@@ -27,6 +27,7 @@ from ogls.verifiers.answers import find_answer
 from ogls.verifiers.custom import load_checker, run_checker
 from ogls.verifiers.guard import require_main_guard
 from ogls.verifiers.math import answers_match, init_worker
+from ogls.verifiers.score import Score, describe_failure
 
 _TASKS_PER_WORKER = 5000  # sympy's caches grow
 _STALL_SECONDS = 60.0  # beyond the limit of one judgement; a worker starts in 3 s, on a busy machine in 20
@@ -40,6 +41,8 @@ class Judgement:
     verdict: Verdict
     answer: str | None = None
     raised: str = ""  # the exception that a custom checker raised
+    reward: float | None = None  # what a custom checker gave
+    feedback: str = ""  # what is wrong: from a custom checker, or for a failed completion from the verifier
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Verifier:
         require_main_guard()
         self.config = config
         self.raised: dict[tuple[str, str], str] = {}  # exceptions of a custom checker, by (answer, expected)
+        self.scores: dict[tuple[str, str], Score] = {}  # what a custom checker said beside the verdict
         self._pool = self._new_pool()
 
     def _new_pool(self) -> Any:
@@ -97,8 +101,12 @@ class Verifier:
         judged = []
         for case, answer, pair, is_decidable in zip(cases, answers, pairs, decidable, strict=True):
             undecided: Verdict = "truncated" if case.finish_reason == "length" else "no_answer"
+            verdict = verdicts[pair] if is_decidable else undecided
             raised = self.raised.get(pair, "") if is_decidable else ""
-            judged.append(Judgement(verdicts[pair] if is_decidable else undecided, answer, raised))
+            score = self.scores.get(pair) if is_decidable else None
+            built_in = describe_failure(verdict, answer, case.expected, self.config.reveal_answer)
+            feedback = score.feedback if score and score.feedback else built_in
+            judged.append(Judgement(verdict, answer, raised, score.reward if score else None, feedback))
         return judged
 
     def can_verify(self, answers: Sequence[str]) -> list[bool]:
@@ -111,7 +119,7 @@ class Verifier:
         if raised := [(pair[0], self.raised[pair]) for pair in pairs if pair in self.raised]:
             raise ConfigError(
                 f"verify.checker: {self.config.checker} raised an exception for {len(raised)} of {len(pairs)} expected "
-                f"answers, first for {raised[0][0][:60]!r}: {raised[0][1]}; it must return True or False"
+                f"answers, first for {raised[0][0][:60]!r}: {raised[0][1]}; it must return True, False or a Score"
             )
         return [verdicts[a, a] == "correct" for a in answers]
 
@@ -147,9 +155,11 @@ class Verifier:
         futures = [self._pool.schedule(judge, args=list(p), timeout=self.config.timeout_seconds) for p in pairs]
         for index, (pair, future) in enumerate(zip(pairs, futures, strict=True)):
             try:
-                verdicts[pair] = (
-                    "correct" if future.result(self.config.timeout_seconds + _STALL_SECONDS) else "incorrect"
-                )
+                result = future.result(self.config.timeout_seconds + _STALL_SECONDS)
+                if isinstance(result, Score):
+                    self.scores[pair] = result
+                    result = result.passes(self.config.threshold)
+                verdicts[pair] = "correct" if result else "incorrect"
             except FutureTimeout:  # math-verify's alarm, the time limit, or a lost worker
                 if not future.done():
                     self._renew_pool()

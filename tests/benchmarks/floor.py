@@ -86,7 +86,7 @@ def teacher_pass(policy: Any, config: Any, shape: Any, tokens: int) -> tuple[flo
     from ogls.planning.plan import teaching_bytes
 
     prefix = PROMPT + EXEMPLAR * tokens
-    contexts = [Context("teacher", random_tokens(prefix)) for _ in range(GROUP)]
+    contexts = [Context("frozen", random_tokens(prefix)) for _ in range(GROUP)]
     rollouts = [random_tokens(tokens) for _ in range(GROUP)]
     scored = [
         ScoredRollout(

@@ -49,7 +49,7 @@ def measure_prefixes(out: Path) -> None:
     def random_tokens(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(3, 320, (count,), generator=generator).tolist())
 
-    contexts = [exemplars.Context("teacher", random_tokens(EXEMPLAR + 64)) for _ in range(GROUP)]
+    contexts = [exemplars.Context("frozen", random_tokens(EXEMPLAR + 64)) for _ in range(GROUP)]
     rollouts = [random_tokens(TARGET) for _ in range(GROUP)]
     scored = [
         exemplars.ScoredRollout((f"p{i}", j), "correct", rollouts[j], ((contexts[i], 1.0),), (i,))

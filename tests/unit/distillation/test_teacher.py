@@ -114,7 +114,7 @@ def test_unanimous_groups_have_the_base_pool_as_target_under_contrastive(plan) -
     for s in plan("cccc", *overrides).scored:
         (context, share), *others = s.shares
         assert (share, others, s.exemplars) == (1.0, [], ())
-        assert context.weights == "policy"  # the anchor
+        assert context.weights == "live"  # the anchor
     mixed = {s.pool: s.exemplars for s in plan("ccff", *overrides).scored if s.key[1] == 0}
     assert mixed == {"base": (), "correct": (1,), "incorrect": (2, 3)}
 
@@ -170,12 +170,12 @@ def test_equal_texts_share_a_context(plan) -> None:
 
 @pytest.mark.parametrize(
     ("weights", "anchor", "base"),
-    [("frozen", "policy", "policy"), ("frozen", "teacher", "teacher"), ("live", "policy", "teacher")],
+    [("frozen", "policy", "live"), ("frozen", "teacher", "frozen"), ("live", "policy", "live")],
 )
 def test_the_weights_that_run_the_base_pool(plan, weights: str, anchor: str, base: str) -> None:
     group_plan = plan("ccff", f"teacher.weights={weights}", f"teacher.anchor={anchor}")
     weights_by_pool = {(s.pool, c.weights) for s in group_plan.scored for c, _ in s.shares}
-    assert weights_by_pool == {("base", base), ("correct", "teacher"), ("incorrect", "teacher")}
+    assert weights_by_pool == {("base", base), ("correct", weights), ("incorrect", weights)}
 
 
 def test_only_the_first_tokens_are_scored(plan) -> None:
@@ -187,7 +187,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_fits(
     policy: Policy, max_pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Halving does not change the states; a single sequence that does not fit raises ModelError."""
-    contexts = [exemplars.Context("teacher", tuple(range(5, 12 + n))) for n in range(3)]
+    contexts = [exemplars.Context("frozen", tuple(range(5, 12 + n))) for n in range(3)]
     scored = [
         exemplars.ScoredRollout((f"p{n}", s), "correct", tuple(range(20, 24 + s)), ((contexts[n], 1.0),), (0,))
         for n in range(3)

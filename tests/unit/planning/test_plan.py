@@ -101,7 +101,7 @@ def test_the_memory_of_the_other_stages_is_near_a_measured_peak(model: Path, dty
     planned = {s.stage: s.memory for s in plan.stages}
     weights = plan.shape.parameters * (4 if dtype == "float32" else 2)
 
-    contexts, rollouts = [Context("teacher", random_ids(250)) for _ in range(8)], [random_ids(64) for _ in range(8)]
+    contexts, rollouts = [Context("frozen", random_ids(250)) for _ in range(8)], [random_ids(64) for _ in range(8)]
     pools = {"correct": contexts[:4], "incorrect": contexts[4:]}
     scored = [
         ScoredRollout(

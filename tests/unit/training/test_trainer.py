@@ -142,7 +142,7 @@ def test_head_chunks_and_gradient_checkpointing_do_not_change_the_gradient(polic
 
 def test_gradient_checkpointing_does_not_change_the_teacher_pass(fresh: Policy) -> None:
     """The same policy scores rollouts before and after a training with gradient checkpointing."""
-    scored = [ScoredRollout(("p", 0), "correct", (7, 8, 9), ((Context("teacher", (4, 5, 6)), 1.0),), (1,))]
+    scored = [ScoredRollout(("p", 0), "correct", (7, 8, 9), ((Context("frozen", (4, 5, 6)), 1.0),), (1,))]
     before = score_rollouts(fresh, scored, 64)
     Trainer(fresh, CONFIG.model_copy(update={"gradient_checkpointing": True})).optimizer_step(random_items())
     fresh.use_adapter(None)

@@ -26,6 +26,7 @@ from flows.console import (
     out,
     show_table,
 )
+from flows.deploying import DEPLOYMENTS
 from flows.foreground import Interrupted, configure_prefect, prefect_address, run_in_foreground
 from flows.shipped import create_project, find_file
 from ogls.errors import HealthStop, UserError
@@ -114,7 +115,8 @@ def _next_steps(config: Any) -> list[tuple[str, str]]:
     """(purpose, command) of what `ogls train` suggests at its end: where to see the run, and how to read it."""
     prefix = "" if shutil.which("ogls") else f"{os.path.relpath(Path(sys.executable).parent)}/"
     ui_address = prefect_address().removesuffix("/api")
-    prefect = f"open {ui_address}" if ui_address else f"{prefix}ogls up, then open http://127.0.0.1:4200"
+    init = "" if DEPLOYMENTS.is_file() else f"{prefix}ogls init, then "
+    prefect = f"open {ui_address}" if ui_address else f"{init}{prefix}ogls up, then open http://127.0.0.1:4200"
     steps = [("watch it in the Prefect UI", prefect)]
     if config.tracking.enabled:
         uri = config.tracking.address

@@ -25,13 +25,20 @@ def require_file(file: Path) -> None:
 
 def deploy(file: Path, root: str) -> None:
     """Create or update the deployments and the automations, and register the runs of the store; print what was done."""
+    import yaml
+
+    entries = yaml.safe_load(file.read_text())["deployments"]
     with waiting("deploying"):
         _deploy(file)
-        count = _update_automations()
+        count, skipped = _update_automations()
     with waiting("reading the store"):
         registered = _register_runs(root)
     deployed = f"{file}, {count_of(count, 'automation')}" if count else str(file)
     out.print(f"deployed    {deployed}", highlight=False, soft_wrap=True)
+    if scheduled := [f"{e['name']} ({s['cron']})" for e in entries for s in e.get("schedules", ()) if "cron" in s]:
+        out.print(f"scheduled   {', '.join(scheduled)}; pause them in the UI", highlight=False, soft_wrap=True)
+    for block, names in skipped.items():
+        out.print(f"skipped     {', '.join(names)}: no block {block}", highlight=False, soft_wrap=True)
     if registered:
         out.print(f"registered  {count_of(registered, 'run')} of {root}", highlight=False, soft_wrap=True)
 
@@ -62,32 +69,32 @@ def _deploy(file: Path) -> None:
 def _register_runs(root: str) -> int:
     """Show the runs of a store that Prefect does not know. Returns their number; warns if the store cannot be read."""
     from ogls.store import Store
-    from tasks.register import register_runs
+    from tasks.register import mark_dead_flow_runs, register_runs
 
     try:
+        if dead := mark_dead_flow_runs(Store(root)):
+            err.print(f"{count_of(dead, 'flow run')} marked as Crashed: no process holds the run any more")
         return register_runs(Store(root))
     except UserError as error:
         err.print(f"runs of {root} are not shown: {error}", style="yellow", markup=False, soft_wrap=True)
         return 0
 
 
-def _update_automations() -> int:
-    """Create the automations in the folder, or update those with the same name. Returns their number.
+def _update_automations() -> tuple[int, dict[str, list[str]]]:
+    """Create the automations in the folder, or update those that differ. Returns their number, and the skipped ones.
 
-    An automation with an action on a missing block is skipped with a message.
+    An automation with an action on a missing block is skipped: names by missing block.
     """
     import yaml
     from prefect.automations import Automation
 
     count = 0
+    skipped: dict[str, list[str]] = {}
     for path in sorted(AUTOMATIONS.glob("*.yaml")):
         spec = yaml.safe_load(path.read_text())
         missing = [name for action in spec["actions"] if (name := _fill_block(action))]
         if missing:
-            err.print(
-                f"skipped {path}: no block {missing[0]}; create it in the Prefect UI, then run `ogls up` again",
-                soft_wrap=True,
-            )
+            skipped.setdefault(missing[0], []).append(path.name)
             continue
         automation = Automation.model_validate(spec)
         try:
@@ -97,7 +104,7 @@ def _update_automations() -> int:
         except ValueError:
             automation.create()
         count += 1
-    return count
+    return count, skipped
 
 
 def _fill_block(action: dict[str, Any]) -> str:

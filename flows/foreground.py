@@ -23,7 +23,10 @@ def configure_prefect() -> None:
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     # The first start creates a database. On a busy machine that takes longer than Prefect's default of 20 seconds.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    # Seconds between heartbeats. After 90 s without one, an automation of `ogls up` marks a flow run as Crashed.
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     from flows.services import use_running
 
@@ -60,7 +63,7 @@ def run_in_foreground(flow: Callable[[], Any]) -> Any:
 
             stop_orphaned_servers()
             _share_database()
-            status.update("starting a temporary Prefect server; `ogls up` starts one that stays")
+            status.update("starting a temporary Prefect server")
             if not err.is_terminal:
                 err.print("starting a temporary Prefect server", style="dim")
         try:

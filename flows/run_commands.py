@@ -52,7 +52,7 @@ def sweep(
     show_progress_on(err)
     with opened.records.lock("sweep"), terminal_progress("sweep", number) as progress:
         measure(opened, number, progress, chosen, tuple(strengths or STRENGTHS))
-    columns = "recipe, strength, tokens, kl, entropy, moved_correct, moved_failed, auc, token_auc"
+    columns = "recipe, strength, kl, projected_kl, auc, projected_auc, token_auc, until_share, until_kl, tokens"
     show_table(run_query(opened.store, f"SELECT {columns} FROM sweeps WHERE round = {number}", run), "table", None)
     folder = opened.records.folder(FIGURES, number)
     out.print(f"figure: {opened.records.url(f'{folder}/{FIGURE}')}", soft_wrap=True, highlight=False)

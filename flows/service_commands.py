@@ -75,7 +75,8 @@ def up(
     out.print(f"Prefect     {api.removesuffix('/api')}", highlight=False)
     out.print(f"MLflow      {mlflow}", highlight=False)
     out.print(f"worker      pool {POOL}, log {services.folder / 'worker.log'}", highlight=False, soft_wrap=True)
-    out.print(f"in another shell:  export PREFECT_API_URL={api}", highlight=False, soft_wrap=True)
+    out.print("trainings in this folder use them; stop them with: ogls down", highlight=False)
+    out.print(f"for prefect commands:  export PREFECT_API_URL={api}", highlight=False, soft_wrap=True)
 
 
 def deploy_project(file: File = DEPLOYMENTS, root: Root = "data/runs") -> None:
@@ -95,6 +96,9 @@ def deploy_project(file: File = DEPLOYMENTS, root: Root = "data/runs") -> None:
 def down(folder: Folder = FOLDER) -> None:
     """Stop the services that `ogls up` started; other servers are not stopped."""
     services = Services(folder)
+    if not services.file.exists():
+        out.print(f"no services are recorded in {folder}", highlight=False)
+        return
     with services.lock():
         names = [n for n in ("worker", "mlflow", "prefect") if n in services.recorded()]
         for name in names:
@@ -118,8 +122,6 @@ def _start_prefect(services: Services, host: str, port: int, home: Path) -> str:
         _DATABASE: os.environ.get(_DATABASE) or database_url(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_API_URL": "/api",  # relative, so that the UI works at any address
-        # Seconds between heartbeats; an automation marks a flow run without heartbeats as Crashed.
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     command = ("prefect", "server", "start", "--host", host, "--port", str(port))
     with waiting("starting the Prefect server"):
@@ -179,9 +181,8 @@ def _start_worker(services: Services, environment: dict[str, str]) -> None:
         err.print("the worker is already running")
         return
     command = ("prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "ogls")
-    worker_environment = {**environment, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
     with waiting("starting the worker"):
-        services.start("worker", command, "", worker_environment, _worker_online)
+        services.start("worker", command, "", environment, _worker_online)
 
 
 def _local_url(host: str, port: int) -> str:

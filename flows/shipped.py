@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def find_file(name: str | Path, kind: str) -> Path:
     if found := next((f for f in files if f.is_file()), None):
         return found
     known = sorted({f.stem for folder in (Path(), PROJECT) for f in (folder / "deployments" / kind).glob("*.toml")})
-    raise UserError(f"no file {name}, and no shipped configuration of that name; {kind}: {', '.join(known)}")
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"{kind}: {', '.join(known)}"
+    raise UserError(f"no file {name or repr('')}, and no shipped configuration of that name; {hint}")
 
 
 def create_project(folder: Path) -> list[Path]:
@@ -46,6 +49,8 @@ def create_project(folder: Path) -> list[Path]:
     """
     texts = {"README.md": _README.format(name=folder.resolve().name), ".gitignore": _IGNORED}
     texts = {name: text for name, text in texts.items() if not (folder / name).exists()}
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another folder: ogls init NAME")
     if existing := [name for name in _FILES if (folder / name).exists()]:
         raise UserError(f"{folder} has {', '.join(existing)} already; choose another folder: ogls init NAME")
     for name in _FILES:

@@ -59,7 +59,9 @@ def render(snapshot: Snapshot) -> RenderableType:
 
 
 def _title(snapshot: Snapshot) -> Text:
-    text = Text(f"{snapshot.run}  round {snapshot.round} of {snapshot.rounds}  ")
+    text = Text(no_wrap=True, overflow="ellipsis").append(
+        f"{snapshot.run}  round {snapshot.round} of {snapshot.rounds}  "
+    )
     text.append(snapshot.status, style=_STYLES[snapshot.status])
     return text.append(f"\n{snapshot.holder}" if snapshot.holder else "", style="dim")
 
@@ -83,14 +85,14 @@ def _stage_table(snapshot: Snapshot) -> Table:
 
 def _progress(stage: StageNow) -> Text:
     """The share of the rows that are stored, and how long the stage took before."""
-    text = Text()
+    text = Text(no_wrap=True, overflow="ellipsis")
     if stage.expected:
         share = min(stage.rows / stage.expected, 1.0)
         filled = round(20 * share)
         text.append("━" * filled, style="cyan").append("━" * (20 - filled), style="dim")
-        text.append(f" {stage.rows:,} of {stage.expected:,} rows stored")
+        text.append(f" {stage.rows:,} of {stage.expected:,}")
     if stage.before is not None:
-        text.append(f"{', ' if text else ''}took {stage.before:.1f} s before", style="dim")
+        text.append(f"{', ' if text else ''}{stage.before:.1f} s before", style="dim")
     return text
 
 

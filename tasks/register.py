@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterName,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.states import Completed, Crashed, Failed
 from pydantic import ValidationError
 
@@ -19,6 +26,7 @@ from ogls.store import Store
 from tasks.publish import round_key, round_markdown
 from tasks.session import flow_tags
 
+_JUST_BEGUN = timedelta(seconds=60)
 _STATES: dict[str, Any] = {"finished": Completed, "stopped by health": Failed, "interrupted": Crashed}
 
 
@@ -43,11 +51,38 @@ def register_runs(store: Store) -> int:
     return count
 
 
+def mark_dead_flow_runs(store: Store) -> int:
+    """Mark flow runs as Crashed that the server shows as Running and whose run no process holds. Returns their number.
+
+    A server that was down while their process died has not seen it. Flow runs that began a moment ago are left alone:
+    they may be about to take their run.
+    """
+    status = {records.name: run_status(records) for records in store.runs()}
+    running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
+    count = 0
+    with get_client(sync_client=True) as client:
+        for flow_run in client.read_flow_runs(flow_run_filter=running):
+            purpose, _, name = (flow_run.name or "").partition(" ")
+            root = (flow_run.parameters.get("config") or {}).get("root")
+            began = flow_run.start_time or datetime.now(UTC)
+            if not root or not _is_here(store, root) or datetime.now(UTC) - began < _JUST_BEGUN:
+                continue
+            names = [n for n in status if n.startswith(f"{name}-")] if purpose == "continual" else [name]
+            if names and all(status.get(n, "running") != "running" for n in names):
+                client.set_flow_run_state(flow_run.id, Crashed(message="The process of this flow run has ended."))
+                count += 1
+    return count
+
+
+def _is_here(store: Store, root: str) -> bool:
+    return os.path.abspath(root) == os.path.abspath(store.root)
+
+
 def _is_known(client: SyncPrefectClient, store: Store, name: str) -> bool:
     """Whether the server has a flow run that trained this run. A run of another store can have the same name."""
     names = FlowRunFilter(name=FlowRunFilterName(any_=[f"train {name}"]))
     roots = [(r.parameters.get("config") or {}).get("root") for r in client.read_flow_runs(flow_run_filter=names)]
-    return any(root and os.path.abspath(root) == os.path.abspath(store.root) for root in roots)
+    return any(root and _is_here(store, root) for root in roots)
 
 
 def _register(client: SyncPrefectClient, run: Run, status: str) -> None:

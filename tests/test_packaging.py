@@ -43,14 +43,16 @@ def test_a_name_is_a_configuration_here_or_a_shipped_one(tmp_path: Path, monkeyp
     assert find_file("family", "studies") == PROJECT / "deployments/studies/family.toml"
     assert find_file("a/b", "runs") == Path("a/b")
     assert find_file("mine.toml", "runs") == Path("mine.toml")
-    with pytest.raises(UserError, match=r"no file mine, and no shipped .*; runs: qwen3-1.7b, .*, tiny, "):
-        find_file("mine", "runs")
+    with pytest.raises(UserError, match=r"no file xyz, and no shipped .*; runs: qwen3-1.7b, .*, tiny, "):
+        find_file("xyz", "runs")
+    with pytest.raises(UserError, match=r"no file tinny, .*; did you mean tiny\?"):
+        find_file("tinny", "runs")
     (tmp_path / "deployments/runs").mkdir(parents=True)
     for name in ("tiny", "mine"):
         (tmp_path / f"deployments/runs/{name}.toml").write_text("rounds = 3\n")
         assert find_file(name, "runs").resolve() == tmp_path / f"deployments/runs/{name}.toml"
-    with pytest.raises(UserError, match=r"no file other.*; runs: mine, qwen3"):
-        find_file("other", "runs")
+    with pytest.raises(UserError, match=r"no file xyz.*; runs: mine, qwen3"):
+        find_file("xyz", "runs")
 
 
 def test_files_that_a_configuration_names_are_found_in_its_project(
@@ -76,6 +78,8 @@ def test_a_new_project_is_complete_and_overwrites_nothing(tmp_path: Path) -> Non
         assert load_config(tmp_path / "deployments/runs" / file.name).name == file.stem
     with pytest.raises(UserError, match=r"has deployments/prefect.yaml, .*data/tiny already; choose another folder"):
         create_project(tmp_path)
+    with pytest.raises(UserError, match=r"README.md is a file; choose another folder"):
+        create_project(tmp_path / "README.md")
     assert create_project(tmp_path / "new/project")
     assert (tmp_path / "new/project/README.md").read_text().startswith("# project\n")
 

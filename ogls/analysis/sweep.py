@@ -10,6 +10,7 @@ import numpy as np
 from ogls.analysis.figures import sweep_figure
 from ogls.config import Pool
 from ogls.distillation.concatenate import concatenate
+from ogls.distillation.style import classify
 from ogls.distillation.sweep import (
     RECIPES,
     STRENGTHS,
@@ -23,6 +24,7 @@ from ogls.distillation.sweep import (
     summary_rows,
 )
 from ogls.errors import DataError
+from ogls.models.load import load_tokenizer
 from ogls.progress import Progress, no_progress
 from ogls.records import SWEEP_AGREEMENT, SWEEP_POSITIONS, SWEEPS, StageResult
 from ogls.records.schema import to_arrow
@@ -51,20 +53,23 @@ def sweep(
         "temperature": config.steer.temperature,
         "states": run.digest("teacher_states", round_),
         "trajectories": run.digest("trajectories", round_),
+        "classes": config.style.model_dump(mode="json")["classes"],
+        "mistake_nats": config.train.mistake_nats,
         "recipes": recipes,
         "strengths": strengths,
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
         heads = load_heads(config)
+        classes = classify(load_tokenizer(config.model), len(heads.matrix), config.style.classes)
         points: list[SweepPoint] | None = None
         measured: list[list[Measures]] = []
         rollouts: list[tuple[int, int, bool]] = []  # (number of tokens, index, correct)
         for rollout, tokens, states in cached_rollouts(run, round_, heads, progress):
             if points is None:
-                points = recipe_grid(_common_pools(run, round_), recipes, strengths)
+                points = _points(run, round_, recipes, strengths)
             limits = config.steer.batch_tokens, config.steer.temperature
-            measured.append(measure_points(states, tokens, points, heads.matrix, *limits))
+            measured.append(measure_points(states, tokens, points, heads.matrix, *limits, classes.to(tokens.device)))
             rollouts.append((len(tokens), len(rollouts), rollout.outcome == "correct"))
         if points is None:
             raise DataError(
@@ -82,7 +87,7 @@ def sweep(
             position=np.concatenate([np.arange(n) for n, _, _ in rollouts]),
             correct=np.concatenate([np.full(n, c) for n, _, c in rollouts]),
         )
-        rows = list(summary_rows(points, measures, locations))
+        rows = list(summary_rows(points, measures, locations, config.train.mistake_nats))
         positions = list(position_rows(points, measures, locations))
         writer.write_shard(0, to_arrow(SWEEPS, rows))
         writer.write_extra(SWEEP_POSITIONS, to_arrow(SWEEP_POSITIONS, positions))
@@ -92,6 +97,13 @@ def sweep(
         return {"points": len(points), "rollouts": len(rollouts)}
 
     return run.carry_out("sweeps", round_, inputs, work)
+
+
+def _points(run: Run, round_: int, recipes: Sequence[str], strengths: Sequence[float]) -> list[SweepPoint]:
+    """Return the points that the cached pools allow, and the run's own recipe if it has no name."""
+    own = run.config.steer
+    custom = [SweepPoint("custom", None, own.to_recipe())] if own.recipe == "custom" else []
+    return recipe_grid(_common_pools(run, round_), recipes, strengths) + custom
 
 
 def _common_pools(run: Run, round_: int) -> set[Pool]:

@@ -195,15 +195,17 @@ class _Viewer:
         """Return pool and sample numbers of the exemplars that the teacher read for each rollout."""
         if not self.run.config.has_teacher:
             return {}
-        sql = f"SELECT problem_id, sample, pool, exemplars FROM contexts WHERE round = {round_} AND pool <> 'base'"
+        sql = f"SELECT problem_id, sample, pool, exemplars FROM contexts WHERE round = {round_} AND len(exemplars) > 0"
         by_key: dict[Key, list[tuple[str, list[int]]]] = {}
         for row in run_query(self.run.store, sql, self.run.config.name).to_pylist():
             by_key.setdefault((row["problem_id"], row["sample"]), []).append((row["pool"], row["exemplars"]))
         return by_key
 
     def _pool_texts(self, group: Sequence[Any], pool: str, samples: list[int]) -> dict[str, Any]:
-        solution = self.problems_by_id[group[0].problem_id].solution or ""
-        texts = {r.sample: r.text for r in group} | {exemplars.REFERENCE: solution}
+        problem = self.problems_by_id[group[0].problem_id]
+        column = problem.columns.get(self.run.config.declared_pools()[pool].reads, "")
+        texts = {r.sample: r.text for r in group}
+        texts |= {exemplars.REFERENCE: problem.solution or "", exemplars.COLUMN: column}
         return {"pool": pool, "texts": [{"sample": s, "text": texts.get(s, "")} for s in samples]}
 
     def vocabulary(self, shown: Sequence[dict[str, Any]]) -> dict[int, str]:

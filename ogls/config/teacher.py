@@ -197,6 +197,13 @@ class SteerConfig(Section):
     temperature: float = setting(
         1.0, "Temperature of the target: its logits are divided by this. Below 1 sharpens the target.", gt=0
     )
+    project: Literal["none", "substance"] = setting(
+        "none",
+        "substance: keep only what the target says within the token classes of style.classes. Each class keeps its "
+        "mass under the base pool, and the rest keeps the base pool's probabilities, so no target makes the "
+        "text shorter or changes its wording. none: the whole target.",
+        later=True,
+    )
     support: int = setting(
         64,
         "K: number of most likely tokens stored per target; the mass of all others is stored as one tail. Higher: more "

@@ -43,6 +43,16 @@ class TrainConfig(Section):
         "Token cap T: only the first T tokens of a rollout are distilled. grpo, rft and sft train all tokens.",
         ge=1,
     )
+    until: Literal["end", "first_mistake"] = setting(
+        "end",
+        "Last token of a rollout to distil. end: the token cap. first_mistake: the first token whose log-prob the "
+        "target lowers by at least mistake_nats against the base pool. What follows a mistake is text that the policy "
+        "should not write at all.",
+        later=True,
+    )
+    mistake_nats: float = setting(
+        1.0, "first_mistake: how much the target lowers the log-prob of a mistake, in nats.", gt=0, later=True
+    )
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = setting(
         "reverse_kl",
         "Divergence per token. forward_kl: KL(target || student). reverse_kl: KL(student || target). jsd: generalised "
@@ -77,6 +87,12 @@ class TrainConfig(Section):
         "Use it only to reproduce OPSD: clipped terms have no gradient, which can reverse the gradient of the "
         "token, and training ends in loops of repeated text.",
         ge=0,
+    )
+    tail_rollouts: Literal["correct", "short_correct"] = setting(
+        "correct",
+        "Rollouts with a tail NLL. correct: all correct ones. short_correct: those that are no longer than the median "
+        "of the correct rollouts of their group.",
+        later=True,
     )
     tail_weight: float = setting(
         0.0, "mu: weight of the tail NLL, the loss on the last tokens of correct rollouts; 0 disables it.", ge=0

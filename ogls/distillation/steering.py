@@ -63,13 +63,15 @@ def steer_tokens(
     support: int,
     batch_tokens: int = 1024,
     temperature: float = 1.0,
+    classes: Int[Tensor, " V"] | None = None,
 ) -> Target:
     """Compute the target over the whole vocabulary and keep its K = min(support, V) most likely tokens.
 
     `states` has the pool base and the pools of the recipe, in any floating-point dtype; the computation is in fp32.
     `token_ids` are the T >= 1 sampled tokens. `temperature` divides the logits of the target and not those of the base.
     The support comes from the steered distribution: top-K lists of different contexts have different supports, so
-    their average is not a distribution. Logits [*, V] of at most `batch_tokens` tokens are in memory at once.
+    their average is not a distribution. With `classes`, the target is projected (`project_substance`). Logits [*, V] of
+    at most `batch_tokens` tokens are in memory at once.
 
     Raises KeyError with the name of the pool if `states` lacks a pool.
     """
@@ -78,23 +80,42 @@ def steer_tokens(
     for start in range(0, len(token_ids), batch_tokens):
         part = slice(start, start + batch_tokens)
         part_states = {pool: pool_states[part] for pool, pool_states in states.items()}
-        parts.append(_steer(part_states, token_ids[part], recipe, head, support, temperature))
+        base = (part_states["base"].float() @ head.T).log_softmax(-1)
+        target = (combine_states(part_states, recipe, temperature) @ head.T).log_softmax(-1)
+        if classes is not None:
+            target = project_substance(target, base, classes)
+        norm = centred_norm(direction(part_states, recipe) @ head.T)
+        parts.append(_summarize(base, target, norm, token_ids[part], support))
     return concatenate(parts)
 
 
-def _steer(
-    states: Mapping[Pool, Tensor], token_ids: Tensor, recipe: Recipe, head: Tensor, support: int, temperature: float
-) -> Target:
-    base = (states["base"].float() @ head.T).log_softmax(-1)
-    target = (combine_states(states, recipe, temperature) @ head.T).log_softmax(-1)
-    ids = target.topk(min(support, head.shape[0]), dim=-1).indices
+def project_substance(
+    target: Float[Tensor, "T V"], base: Float[Tensor, "T V"], classes: Int[Tensor, " V"]
+) -> Float[Tensor, "T V"]:
+    """Return the log-probs of the target with the style of the base pool.
+
+    Within a class c > 0 of tokens: target'(v) = base(c) target(v | c), with p(c) the mass of the class. Class 0 is the
+    rest: target'(v) = base(v). Then KL(target' || base) is the part of the chain rule that is substance
+    (`style.split_kl`). `target` and `base` are log-probs over the vocabulary; `classes` has the class of each token.
+    """
+    projected = base.clone()
+    for number in range(1, int(classes.max()) + 1):
+        member = classes == number
+        within = target[:, member]
+        projected[:, member] = within - within.logsumexp(-1, True) + base[:, member].logsumexp(-1, True)
+    return projected
+
+
+def _summarize(base: Tensor, target: Tensor, direction_norm: Tensor, token_ids: Tensor, support: int) -> Target:
+    """The stored numbers of targets, from log-probs over the vocabulary."""
+    ids = target.topk(min(support, target.shape[-1]), dim=-1).indices
     token = token_ids[:, None].long()
     return Target(
         ids=ids,
         base_logprobs=base.gather(-1, ids),
         target_logprobs=target.gather(-1, ids),
         tail_mass=target.exp().scatter(-1, ids, 0.0).sum(-1),
-        direction_norm=centred_norm(direction(states, recipe) @ head.T),
+        direction_norm=direction_norm,
         kl=(target.exp() * (target - base)).sum(-1).clamp(min=0),
         token_base_logprob=base.gather(-1, token)[:, 0],
         token_target_logprob=target.gather(-1, token)[:, 0],

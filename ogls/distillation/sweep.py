@@ -8,6 +8,7 @@ separates the two (AUC), which is the purpose of the direction.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,7 +18,7 @@ import numpy as np
 
 from ogls.config import POOLS, Pool, Recipe, SteerConfig
 from ogls.distillation.concatenate import concatenate
-from ogls.distillation.steering import combine_states, entropy
+from ogls.distillation.steering import combine_states, entropy, project_substance
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -51,6 +52,8 @@ class Measures:
     moved: np.ndarray  # p_target(token) - p_base(token)
     ratio: np.ndarray  # log p_target(token) - log p_base(token), nats
     top: np.ndarray  # the most likely token of the target
+    projected_kl: np.ndarray  # KL(projected target || base), nats (`steering.project_substance`)
+    projected_ratio: np.ndarray  # log-prob ratio of the projected target, nats
 
 
 def recipe_grid(
@@ -78,11 +81,13 @@ def measure_points(
     head: Float[Tensor, "V D"],
     batch_tokens: int = 1024,
     temperature: float = 1.0,
+    classes: Int[Tensor, " V"] | None = None,
 ) -> list[Measures]:
     """Return the measures of every point on the same T tokens, in the order of `points`.
 
     `states` has the pool base and the pools of all points, in any floating-point dtype; `head` must be fp32.
-    `temperature` divides the logits of the targets and not those of the base, as in `steer_tokens`. Logits
+    `temperature` divides the logits of the targets and not those of the base, as in `steer_tokens`. `classes` are those
+    of the projection; without them the projected target is the base. Logits
     [batch_tokens, V] of the base pool and of one point are in memory at once.
     """
     parts: list[list[Measures]] = [[] for _ in points]
@@ -92,11 +97,12 @@ def measure_points(
         for index, point in enumerate(points):
             combined = combine_states({p: s[part] for p, s in states.items()}, point.weights, temperature)
             target = (combined @ head.T).log_softmax(-1)
-            parts[index].append(_measure(base, target, token_ids[part]))
+            projected = base if classes is None else project_substance(target, base, classes)
+            parts[index].append(_measure(base, target, projected, token_ids[part]))
     return [concatenate(p) for p in parts]
 
 
-def _measure(base: Tensor, target: Tensor, token_ids: Tensor) -> Measures:
+def _measure(base: Tensor, target: Tensor, projected: Tensor, token_ids: Tensor) -> Measures:
     p = target.exp()
     token = token_ids[:, None].long()
     target_logprob, base_logprob = target.gather(-1, token)[:, 0], base.gather(-1, token)[:, 0]
@@ -110,6 +116,8 @@ def _measure(base: Tensor, target: Tensor, token_ids: Tensor) -> Measures:
         moved=to_numpy(target_logprob.exp() - base_logprob.exp()),
         ratio=to_numpy(target_logprob - base_logprob),
         top=to_numpy(target.argmax(-1)),
+        projected_kl=to_numpy((projected.exp() * (projected - base)).sum(-1).clamp(min=0)),
+        projected_ratio=to_numpy(projected.gather(-1, token)[:, 0] - base_logprob),
     )
 
 
@@ -134,29 +142,52 @@ class SweepTokens:
 
 
 def summary_rows(
-    points: Sequence[SweepPoint], measures: Sequence[Measures], tokens: SweepTokens
+    points: Sequence[SweepPoint], measures: Sequence[Measures], tokens: SweepTokens, mistake_nats: float = 1.0
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of the table `sweeps`, one per point.
 
-    `auc` ranks rollouts by their mean log-prob ratio; `token_auc` ranks single tokens.
+    `auc` ranks rollouts by their mean log-prob ratio; `token_auc` ranks single tokens. The columns of the two switches,
+    steer.project and train.until, are measured on the same tokens.
     """
     _, first = np.unique(tokens.rollout, return_index=True)
     correct = tokens.correct[first]
-    sizes = np.bincount(tokens.rollout)[tokens.rollout[first]]
+
+    def auc_of_means(values: np.ndarray, among: np.ndarray) -> float | None:
+        """AUC of the mean of `values` over the tokens `among` of each rollout."""
+        sums, sizes = (np.bincount(tokens.rollout, v)[tokens.rollout[first]] for v in (values * among, among))
+        means = sums / sizes
+        return auc(means[correct], means[~correct])
+
+    everything = np.ones(len(tokens.rollout))
     for point, m in zip(points, measures, strict=True):
-        mean_ratio = np.bincount(tokens.rollout, m.ratio)[tokens.rollout[first]] / sizes
+        until = _until_mistake(m.ratio, tokens, mistake_nats)
         yield {
             "recipe": point.recipe,
             "strength": point.strength,
             **{f"w_{pool}": getattr(point.weights, pool) for pool in POOLS},
+            "weights": json.dumps(point.weights.weights()),
             "tokens": len(m.kl),
             "kl": float(m.kl.mean()),
             "entropy": float(m.entropy.mean()),
             "moved_correct": float(m.moved[tokens.correct].mean()) if tokens.correct.any() else None,
             "moved_failed": float(m.moved[~tokens.correct].mean()) if not tokens.correct.all() else None,
-            "auc": auc(mean_ratio[correct], mean_ratio[~correct]),
+            "auc": auc_of_means(m.ratio, everything),
             "token_auc": auc(m.ratio[tokens.correct], m.ratio[~tokens.correct]),
+            "projected_kl": float(m.projected_kl.mean()),
+            "projected_auc": auc_of_means(m.projected_ratio, everything),
+            "until_share": float(until.mean()),
+            "until_kl": float(m.kl[until].mean()),
         }
+
+
+def _until_mistake(ratio: np.ndarray, tokens: SweepTokens, nats: float) -> np.ndarray:
+    """Which tokens come no later than the first one of their rollout whose log-prob the target lowers by `nats`."""
+    mistakes = np.zeros(len(ratio), int)
+    for rollout in np.unique(tokens.rollout):
+        member = np.flatnonzero(tokens.rollout == rollout)
+        lowered = (ratio[member] <= -nats).cumsum()
+        mistakes[member] = np.concatenate([[0], lowered[:-1]])  # before this token
+    return mistakes == 0
 
 
 def position_rows(

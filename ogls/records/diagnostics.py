@@ -19,6 +19,7 @@ SWEEPS = Table(
         column("w_reference", pa.float64(), "Weight of the pool reference."),
         column("w_correct", pa.float64(), "Weight of the pool correct."),
         column("w_incorrect", pa.float64(), "Weight of the pool incorrect."),
+        column("weights", pa.string(), "Weights of all pools, as a JSON object.", nullable=True),
         column("tokens", pa.int64(), "Tokens measured."),
         column("kl", pa.float64(), "Mean KL(target || base) in nats per token."),
         column("entropy", pa.float64(), "Mean entropy of the target in nats."),
@@ -32,6 +33,12 @@ SWEEPS = Table(
         column(
             "token_auc", pa.float64(), "AUC of the log-prob ratio of a token: correct against failed.", nullable=True
         ),
+        column("projected_kl", pa.float64(), "Mean KL to the base with steer.project = substance.", nullable=True),
+        column("projected_auc", pa.float64(), "auc with steer.project = substance.", nullable=True),
+        column(
+            "until_share", pa.float64(), "Share of the tokens that train.until = first_mistake distils.", nullable=True
+        ),
+        column("until_kl", pa.float64(), "Mean KL(target || base) of these tokens.", nullable=True),
     ),
 )
 

@@ -154,6 +154,12 @@ STEERED = Table(
         column("base_entropy", pa.float64(), "Mean entropy of the base pool in nats per token.", nullable=True),
         column("target_entropy", pa.float64(), "Mean entropy of the target in nats per token.", nullable=True),
         column(
+            "first_mistake",
+            pa.int32(),
+            "Position of the first token whose log-prob the target lowers by train.mistake_nats; null without one.",
+            nullable=True,
+        ),
+        column(
             "stop_base",
             pa.float64(),
             "Probability of the stop token under the base pool; null if the rollout was truncated or capped.",

@@ -129,11 +129,11 @@ STEERED_COLUMNS = (  # the columns of targets that the table steered is computed
 )
 
 
-def steered_rows(targets: pa.Table, stopped_at: Mapping[Key, int]) -> list[dict[str, Any]]:
+def steered_rows(targets: pa.Table, stopped_at: Mapping[Key, int], mistake_nats: float = 1.0) -> list[dict[str, Any]]:
     """Rows of the table steered, one per rollout, from rows of targets (STEERED_COLUMNS).
 
     The rows of a rollout must be contiguous. `stopped_at` has the position of the stop token of every rollout that ends
-    with one.
+    with one. A mistake is a token whose log-prob the target lowers by at least `mistake_nats`.
     """
     if not len(targets):
         return []
@@ -161,11 +161,18 @@ def steered_rows(targets: pa.Table, stopped_at: Mapping[Key, int]) -> list[dict[
                 "direction_max_position": int(rollout["direction_norm"].argmax()),
                 "base_entropy": rollout["base_entropy"].mean(),
                 "target_entropy": rollout["target_entropy"].mean(),
+                "first_mistake": first_mistake(base, target, mistake_nats),
                 "stop_base": np.exp(base[stop]) if stopped else None,
                 "stop_target": np.exp(target[stop]) if stopped else None,
             }
         )
     return rows
+
+
+def first_mistake(base: Any, target: Any, nats: float) -> int | None:
+    """The position of the first token whose log-prob [T] the target lowers by at least `nats`; None without one."""
+    lowered = np.flatnonzero(np.asarray(base) - np.asarray(target) >= nats)
+    return int(lowered[0]) if len(lowered) else None
 
 
 def concat_targets(tables: Sequence[pa.Table]) -> pa.Table:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ogls.config import Pool, Recipe
+from ogls.config import Pool, Recipe, RunConfig
 from ogls.distillation.steering import steer_tokens
+from ogls.distillation.style import classify
 from ogls.models.load import load_tokenizer
 from ogls.progress import Progress, no_progress
 from ogls.records import STEERED, Key, StageResult
@@ -18,6 +19,9 @@ from ogls.stages.run import Run
 from ogls.stages.shards import unfinished_shards
 from ogls.store.manifest import FileEntry
 from ogls.store.writer import StageWriter
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SHARD_STATES = 2**18  # cached states, of all pools, per shard of targets
 _STEER_ROLLOUTS = 64  # rollouts that are steered together
@@ -31,6 +35,8 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     inputs = {
         "recipe": config.steer.to_recipe(),
         **({"sources": config.steer.sources} if config.steer.sources else {}),
+        **({"project": config.style.model_dump(mode="json")["classes"]} if config.steer.project != "none" else {}),
+        **({"mistake_nats": config.train.mistake_nats} if config.train.mistake_nats != 1.0 else {}),
         "temperature": config.steer.temperature,
         "support": config.steer.support,
         "model": run.identity.model,
@@ -40,7 +46,7 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
 
     def work(writer: StageWriter) -> dict[str, Any]:
         heads, tokenizer = load_heads(config), load_tokenizer(config.model)
-        recipes = run.recipes()
+        recipes, classes = run.recipes(), projection_classes(config, tokenizer, heads.matrix)
         rollouts = {r.key: r for group in read_groups(run, round_).values() for r in group}
         entries = run.records.list_shards("teacher_states", round_)
         shard_of = _target_shards(entries)
@@ -53,15 +59,16 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
                     tokens = [torch.tensor(rollouts[k].token_ids[: len(cached[k]["base"])]) for k in keys]
                     pools = heads.place({p: torch.cat([cached[k][p] for k in keys]) for p in cached[keys[0]]})
                     ids, recipe = torch.cat(tokens).to(heads.matrix.device), recipes[keys[0][0]]
-                    limits = config.steer.support, config.steer.batch_tokens
-                    target = steer_tokens(pools, ids, recipe, heads.matrix, *limits, config.steer.temperature)
+                    limits = config.steer.support, config.steer.batch_tokens, config.steer.temperature
+                    target = steer_tokens(pools, ids, recipe, heads.matrix, *limits, classes)
                     tables.append(columns.target_rows(keys, tokens, target, tokenizer))
                     sums["kl_sum"] += target.kl.sum().item()
                     sums["direction_sum"] += target.direction_norm.sum().item()
             writer.write_shard(index, columns.concat_targets(tables), sums)
         written = [run.records.read_shard(e, list(columns.STEERED_COLUMNS)) for _, e in sorted(writer.finished.items())]
         trajectories = run.records.read("trajectories", round_, ["problem_id", "sample", "n_tokens", "finish_reason"])
-        steered = columns.steered_rows(columns.concat_targets(written), columns.stop_positions(trajectories))
+        stops = columns.stop_positions(trajectories)
+        steered = columns.steered_rows(columns.concat_targets(written), stops, config.train.mistake_nats)
         writer.write_extra(STEERED, to_arrow(STEERED, steered))
         rows = sum(entry.rows for entry in writer.finished.values())
         total = writer.summed_metrics()
@@ -71,6 +78,13 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         }
 
     return run.carry_out("targets", round_, inputs, work)
+
+
+def projection_classes(config: RunConfig, tokenizer: Any, head: Tensor) -> Tensor | None:
+    """The class of every token id [V], int64, on the device of the head; None if targets are not projected."""
+    if config.steer.project == "none":
+        return None
+    return classify(tokenizer, len(head), config.style.classes).to(head.device)
 
 
 def _target_shards(entries: Sequence[FileEntry]) -> dict[str, int]:

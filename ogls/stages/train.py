@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ogls.config import RunConfig
-from ogls.distillation.steering import combine_states
+from ogls.distillation.steering import combine_states, project_substance
 from ogls.errors import StoreError
 from ogls.models.adapter import adapter_files
+from ogls.models.head import head_logits
 from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
 from ogls.records import UPDATES, Key, StageResult
@@ -19,6 +20,7 @@ from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.groups import read_groups
 from ogls.stages.heads import load_heads, other_models
 from ogls.stages.run import POLICY, Run
+from ogls.stages.steer import projection_classes
 from ogls.stages.teach import teacher_adapter
 from ogls.store.writer import StageWriter
 from ogls.training.batching import TrainItem
@@ -60,8 +62,8 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         if policy.hash != before:
             raise StoreError(f"round {round_} was sampled with {before}, but the policy to train is {policy.hash}")
         state = load(run.read_attachment(start, "optimizer.safetensors")) if start else None
-        heads = load_heads(config, policy.head) if full and other_models(config) else None
-        trainer = Trainer(policy, settings, state, config.rollout.temperature, heads.matrix if heads else None)
+        target_logits = _target_logits(config, policy) if full else None
+        trainer = Trainer(policy, settings, state, config.rollout.temperature, target_logits)
         if config.train.objective == "grpo" and (config.model.dtype != "float32" or config.rollout.temperature != 1):
             items = trainer.with_own_logprobs(items)
         rows = trainer.train_round(items, run.seed("train", round_), progress)
@@ -109,17 +111,42 @@ def _train_items(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
         stop = policy.tokenizer.eos_token_id
         return reference_items(groups, problems, policy.tokenizer, stop, config.rollout.max_tokens)
     states = _combined_states(run, round_, policy.head) if config.train.support == "full" else None
-    return distillation_items(groups, run.records.read("targets", round_), states, config.train)
+    ends: dict[Key, int] = {}
+    if config.train.until == "first_mistake":
+        rows = run.records.read("steered", round_, ["problem_id", "sample", "first_mistake"]).to_pylist()
+        marked = [row for row in rows if row["first_mistake"] is not None]
+        ends = {(row["problem_id"], row["sample"]): row["first_mistake"] + 1 for row in marked}
+    return distillation_items(groups, run.records.read("targets", round_), states, config.train, ends)
 
 
 def _combined_states(run: Run, round_: int, own: Tensor) -> Iterator[tuple[Key, Tensor]]:
     """Yield (key, states [T, D]) of every rollout: cached states combined by the recipe.
 
-    The head applied to these states gives the logits of the target.
+    `_target_logits` maps them to the logits of the target. For a projected target the states of the base pool are
+    beside them: [T, 2 D].
     """
+    import torch
+
     steer, recipes = run.config.steer, run.recipes()
     heads = load_heads(run.config, own) if other_models(run.config) else None
     for entry in run.records.list_shards("teacher_states", round_):
         for key, pools in columns.unpack_states(run.records.read_shard(entry)).items():
             placed = {p: s.cpu() for p, s in heads.place(pools).items()} if heads else pools
-            yield key, combine_states(placed, recipes[key[0]], steer.temperature)
+            combined = combine_states(placed, recipes[key[0]], steer.temperature)
+            yield key, combined if steer.project == "none" else torch.cat([combined, placed["base"].float()], -1)
+
+
+def _target_logits(config: RunConfig, policy: Policy) -> Callable[[Tensor], Tensor] | None:
+    """Maps states that `_combined_states` yields to logits of the target; None if the policy's head does so."""
+    if not other_models(config) and config.steer.project == "none":
+        return None
+    head = load_heads(config, policy.head).matrix
+    classes = projection_classes(config, policy.tokenizer, head)
+
+    def logits(states: Tensor) -> Tensor:
+        if classes is None:
+            return head_logits(states, head)
+        target, base = (head_logits(part, head).log_softmax(-1) for part in states.chunk(2, -1))
+        return project_substance(target, base, classes)
+
+    return logits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,11 +22,13 @@ def distillation_items(
     targets: pa.Table,
     states: Iterable[tuple[Key, Tensor]] | None,
     config: TrainConfig,
+    ends: Mapping[Key, int] | None = None,
 ) -> list[TrainItem]:
     """Return the items of distillation: rollouts with a target, and correct rollouts with a tail NLL.
 
     `targets` is the table targets. With `states` (key and combined teacher states [T, D] of each rollout) the targets
-    cover the whole vocabulary; without, they are the stored top-K log-probs and tail mass.
+    cover the whole vocabulary; without, they are the stored top-K log-probs and tail mass. `ends` has the number of
+    tokens to distil of rollouts that are not distilled to the end.
     """
     fields_by_key: dict[Key, dict[str, Any]] = dict(_stored_targets(targets, config.token_weights))
     if states is not None:
@@ -34,7 +36,11 @@ def distillation_items(
             if key in fields_by_key:
                 common = {name: fields_by_key[key][name] for name in ("trained", "weights")}
                 fields_by_key[key] = {"state": state, **common}
-    return _with_tails((r for group in groups.values() for r in group), fields_by_key, config)
+    for key in fields_by_key.keys() & (ends or {}).keys():
+        end = (ends or {})[key]
+        cut = {name: value[:end] for name, value in fields_by_key[key].items() if name != "trained"}
+        fields_by_key[key] = {"trained": end, **cut}
+    return _with_tails(groups, fields_by_key, config)
 
 
 def policy_gradient_items(groups: dict[str, list[Rollout]], config: TrainConfig) -> list[TrainItem]:
@@ -56,7 +62,7 @@ def policy_gradient_items(groups: dict[str, list[Rollout]], config: TrainConfig)
                     "old_logprobs": logprobs,
                     "advantage": advantage,
                 }
-    return _with_tails((r for group in decided for r in group), fields_by_key, config)
+    return _with_tails({str(i): group for i, group in enumerate(decided)}, fields_by_key, config)
 
 
 def correct_rollout_items(groups: dict[str, list[Rollout]]) -> list[TrainItem]:
@@ -89,16 +95,20 @@ def reference_items(
 
 
 def _with_tails(
-    rollouts: Iterable[Rollout], fields_by_key: dict[Key, dict[str, Any]], config: TrainConfig
+    groups: Mapping[str, Sequence[Rollout]], fields_by_key: dict[Key, dict[str, Any]], config: TrainConfig
 ) -> list[TrainItem]:
     """Return the items of rollouts that have fields of TrainItem in `fields_by_key`, a tail NLL, or both."""
     items = []
-    for rollout in rollouts:
-        has_tail = rollout.outcome == "correct" and config.tail_weight > 0
-        tail = min(config.tail_tokens, len(rollout.token_ids)) if has_tail else 0
-        if tail or rollout.key in fields_by_key:
-            target = fields_by_key.get(rollout.key, {})
-            items.append(TrainItem(rollout.key, rollout.prompt_ids, rollout.token_ids, tail=tail, **target))
+    for group in groups.values():
+        lengths = sorted(len(r.token_ids) for r in group if r.outcome == "correct")
+        longest = lengths[(len(lengths) - 1) // 2] if lengths and config.tail_rollouts == "short_correct" else None
+        for rollout in group:
+            has_tail = rollout.outcome == "correct" and config.tail_weight > 0
+            has_tail = has_tail and (longest is None or len(rollout.token_ids) <= longest)
+            tail = min(config.tail_tokens, len(rollout.token_ids)) if has_tail else 0
+            if tail or rollout.key in fields_by_key:
+                target = fields_by_key.get(rollout.key, {})
+                items.append(TrainItem(rollout.key, rollout.prompt_ids, rollout.token_ids, tail=tail, **target))
     return items
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ogls.config import TrainConfig
 from ogls.errors import ModelError, NonFiniteLoss
-from ogls.models.head import head_logits, nll
+from ogls.models.head import nll
 from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
 from ogls.training.batching import Batch, TrainItem, collate, micro_batches
@@ -33,7 +33,7 @@ class Trainer:
 
     `state` is the result of `Trainer.state()` in an earlier round; without it, the optimizer and the warm-up of the
     learning rate start at step 0. `temperature` is the sampling temperature of the rollouts, for the policy gradient; 0
-    counts as 1. `target_head` [V, D] maps combined states to the logits of full-vocabulary targets, by default the head
+    counts as 1. `target_logits` maps the states of full-vocabulary targets to logits [n, V], by default with the head
     of the policy; its V may be smaller, and then only its ids are compared. Raises ModelError for a policy in float16.
     """
 
@@ -43,13 +43,13 @@ class Trainer:
         config: TrainConfig,
         state: Mapping[str, Tensor] | None = None,
         temperature: float = 1.0,
-        target_head: Tensor | None = None,
+        target_logits: Callable[[Tensor], Tensor] | None = None,
     ):
         import torch
 
         require_trainable(str(policy.head.dtype).removeprefix("torch."))
         self.policy, self.config, self.temperature = policy, config, temperature or 1.0
-        self.target_head = policy.head if target_head is None else target_head
+        self.target_logits = target_logits or policy.logits
         self.names = sorted(policy.parameters)
         self.optimizer = torch.optim.AdamW(
             [policy.parameters[n] for n in self.names], lr=config.learning_rate, weight_decay=config.weight_decay
@@ -184,8 +184,8 @@ class Trainer:
             sampled = PolicyInputs(states, head, batch.token_ids[part], old, batch.advantages[part])
             return policy_gradient(sampled, config.grpo.clip_low, config.grpo.clip_high)
         if batch.target_state is not None:
-            head = head[: len(self.target_head)]
-            inputs = LossInputs(states, head, None, head_logits(batch.target_state[part], self.target_head), None)
+            target = self.target_logits(batch.target_state[part])
+            inputs = LossInputs(states, head[: target.shape[-1]], None, target, None)
         else:
             ids, logprobs, tail = batch.target_ids, batch.target_logprobs, batch.target_tail
             assert ids is not None, "distilled tokens have target ids"

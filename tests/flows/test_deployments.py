@@ -17,11 +17,14 @@ import pytest
 import yaml
 from conftest import REPO, small_config
 from prefect.flows import load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from services_fixture import ServiceStack, wait_for_scheduled_run
 
 from flows.services import Services, responds
 from ogls.config import RunConfig, load_config
 from ogls.stages.run import Run
+from ogls.store import Store
+from tasks import register
 
 SHIPPED = yaml.safe_load((REPO / "deployments/prefect.yaml").read_text())
 
@@ -92,6 +95,28 @@ def test_runs_that_were_trained_elsewhere_are_shown_once(services: ServiceStack,
     assert "| 2 |" in artifact["data"]
     assert "The problem:" in artifact["data"]
     assert artifact["flow_run_id"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_flow_run_whose_process_died_unseen_is_marked_at_the_next_start(
+    services: ServiceStack, finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = services.folder / "dead"
+    shutil.copytree(finished.records.storage.path, root, dirs_exist_ok=True)
+    (match,) = [d for d in services.request("POST", "/deployments/filter", {}) if d["name"] == "tiny"]
+    flow = {"flow_id": match["flow_id"], "state": {"type": "RUNNING"}, "parameters": {"config": {"root": str(root)}}}
+    for name in ("train tiny", "train unknown", "evaluate tiny"):
+        services.request("POST", "/flow_runs/", {**flow, "name": name})
+    monkeypatch.setenv("PREFECT_API_URL", services.api)
+    monkeypatch.setattr(register, "_JUST_BEGUN", timedelta(seconds=0))
+    with temporary_settings({PREFECT_API_URL: services.api}):
+        with Store(str(root)).run("tiny").lock("train"):
+            assert register.mark_dead_flow_runs(Store(str(root))) == 0
+        assert register.mark_dead_flow_runs(Store(str(root))) == 2
+        assert register.mark_dead_flow_runs(Store(str(root))) == 0
+    assert services.flow_run_states("train unknown") == ["Running"]
+    assert services.flow_run_states("evaluate tiny") == ["Crashed"]
 
 
 @pytest.mark.slow

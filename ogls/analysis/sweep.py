@@ -68,18 +68,17 @@ def sweep(
         for rollout, tokens, states in cached_rollouts(run, round_, heads, progress):
             if points is None:
                 points = _points(run, round_, recipes, strengths)
-            limits = config.steer.batch_tokens, config.steer.temperature
-            measured.append(measure_points(states, tokens, points, heads.matrix, *limits, classes.to(tokens.device)))
+            limits = config.steer.batch_tokens, config.steer.temperature, classes.to(tokens.device)
+            measured.append(measure_points(states, tokens, points, heads.matrix, *limits))
             rollouts.append((len(tokens), len(rollouts), rollout.outcome == "correct"))
         if points is None:
             raise DataError(
                 f"round {round_} of run {config.name} has no cached states: no rollout of the round was scored"
             )
         if not points:
-            names = ", ".join(recipes)
             raise DataError(
-                f"the pools cached in round {round_} allow none of {names}: in a new run, set teacher.pools to cache "
-                "more"
+                f"the pools cached in round {round_} allow none of {', '.join(recipes)}: in a new run, set "
+                "teacher.pools to cache more"
             )
         measures = [concatenate(parts) for parts in zip(*measured, strict=True)]
         locations = SweepTokens(
@@ -92,8 +91,8 @@ def sweep(
         writer.write_shard(0, to_arrow(SWEEPS, rows))
         writer.write_extra(SWEEP_POSITIONS, to_arrow(SWEEP_POSITIONS, positions))
         writer.write_extra(SWEEP_AGREEMENT, to_arrow(SWEEP_AGREEMENT, list(agreement_rows(points, measures))))
-        title = f"{config.name}, round {round_}: {len(locations.position)} tokens, {len(rollouts)} rollouts"
-        writer.attach_file(FIGURES, FIGURE, sweep_figure(rows, positions, title))
+        size = f"{len(locations.position)} tokens, {len(rollouts)} rollouts"
+        writer.attach_file(FIGURES, FIGURE, sweep_figure(rows, positions, f"{config.name}, round {round_}: {size}"))
         return {"points": len(points), "rollouts": len(rollouts)}
 
     return run.carry_out("sweeps", round_, inputs, work)

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from ogls.config.data import Benchmark
 from ogls.config.sampling import SamplingConfig
-from ogls.config.section import Section, setting
+from ogls.config.section import FUNCTION, Section, setting
 
 Verdict = Literal["correct", "incorrect", "no_answer", "truncated", "timeout", "error"]
 
@@ -32,7 +32,7 @@ class VerifyConfig(Section):
         "runs in the same worker processes with the same limits. The module may be in the working directory. Empty: "
         "math-verify.",
         later=True,
-        pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$",
+        pattern=FUNCTION,
     )
     failed: tuple[Verdict, ...] = setting(
         ("incorrect", "no_answer", "truncated"),

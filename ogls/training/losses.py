@@ -12,7 +12,7 @@ for all other tokens (the tail), so that the mass outside the support is compare
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ogls.config import TrainConfig
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 _MIN_TAIL = 1e-30  # keeps log(tail mass) finite if the fp32 tail of a target underflows
 
-# A divergence by its terms: pairs (w, t [N, B]) with D = sum over the pairs of w times the sum of t over the bins.
-Terms = Sequence[tuple[float, "Float[Tensor, 'N B']"]]
+# A divergence by its terms: pairs (w, t [N, B]) with D = sum over the pairs of w times the sum of t over the bins. A
+# generator of them has one [N, B] at a time in memory.
+Terms = Iterable[tuple[float, "Float[Tensor, 'N B']"]]
 TermsFunction = Callable[["Float[Tensor, 'N B']", "Float[Tensor, 'N B']", TrainConfig], Terms]
 
 DIVERGENCES: dict[str, TermsFunction] = {}
@@ -36,18 +37,23 @@ DIVERGENCES: dict[str, TermsFunction] = {}
 def divergence_by_terms(name: str) -> Callable[[TermsFunction], TermsFunction]:
     """Return a decorator that registers the terms of (target, student, settings) as the divergence `name`.
 
-    Target and student are log-probs [N, B] over the same bins. train.pointwise_clip clips the terms of every bin. The
-    metric `agreement` is the share of tokens with the same most probable bin, `clipped_terms` that of clipped terms.
+    Target and student are log-probs [N, B] over the same bins. train.pointwise_clip clips the terms of each bin before
+    the sum, as OPSD does (arXiv 2601.18734); clipped terms have no gradient, which can reverse the gradient of the sum,
+    so use it for reproduction only. The metric `agreement` is the share of tokens with the same most probable bin,
+    `clipped_terms` the share of clipped terms.
     """
 
     def add(terms: TermsFunction) -> TermsFunction:
         def loss(inputs: LossInputs) -> LossOutput:
             target, student = target_and_student(inputs)
-            clip, parts = inputs.settings.pointwise_clip, terms(target, student, inputs.settings)
+            parts, clip = terms(target, student, inputs.settings), inputs.settings.pointwise_clip
             metrics = {"agreement": (target.argmax(-1) == student.argmax(-1)).float()}
-            if clip:
-                metrics["clipped_terms"] = (_by_bin(parts).detach() > clip).float().mean(-1)
-            return LossOutput(sum_terms(parts, clip), metrics)
+            if not clip:
+                return LossOutput(_sum_terms(parts), metrics)
+            first, *others = (weight * values for weight, values in parts)
+            by_bin = sum(others, first)
+            metrics["clipped_terms"] = (by_bin.detach() > clip).float().mean(-1)
+            return LossOutput(by_bin.clamp(max=clip).sum(-1), metrics)
 
         DIVERGENCES[name] = terms
         register(name, "targets", by_terms=True)(loss)
@@ -69,14 +75,17 @@ def reverse_kl_terms(target: Float[Tensor, "N B"], student: Float[Tensor, "N B"]
 
 
 @divergence_by_terms("jsd")
-def jsd_terms(target: Float[Tensor, "N B"], student: Float[Tensor, "N B"], settings: TrainConfig) -> Terms:
-    """Return the terms of the generalised JSD (arXiv 2306.13649); `jsd_beta` is the weight of the target."""
+def jsd_terms(
+    target: Float[Tensor, "N B"], student: Float[Tensor, "N B"], settings: TrainConfig
+) -> Iterator[tuple[float, Float[Tensor, "N B"]]]:
+    """Yield the terms of the generalised JSD (arXiv 2306.13649); `jsd_beta` is the weight of the target."""
     import torch
 
     weight = settings.jsd_beta
     beta = torch.tensor(weight, device=target.device)
     mixture = torch.logaddexp(target + beta.log(), student + (1 - beta).log())
-    return [(weight, _kl_terms(target, mixture)), (1 - weight, _kl_terms(student, mixture))]
+    yield weight, _kl_terms(target, mixture)
+    yield 1 - weight, _kl_terms(student, mixture)
 
 
 def _kl_terms(p: Tensor, q: Tensor) -> Tensor:
@@ -84,21 +93,9 @@ def _kl_terms(p: Tensor, q: Tensor) -> Tensor:
     return p.exp() * (p - q)
 
 
-def sum_terms(terms: Terms, pointwise_clip: float = 0.0) -> Float[Tensor, " N"]:
-    """Return the divergence [N] in nats of its terms.
-
-    `pointwise_clip` clips the terms of each bin before the sum, as OPSD does (arXiv 2601.18734); clipped terms have no
-    gradient, which can reverse the gradient of the sum, so use it for reproduction only. 0 disables it.
-    """
-    if pointwise_clip:
-        return _by_bin(terms).clamp(max=pointwise_clip).sum(-1)
+def _sum_terms(terms: Terms) -> Tensor:
+    """Return the divergence [N] in nats of its terms."""
     first, *others = (weight * values.sum(-1) for weight, values in terms)
-    return sum(others, first)
-
-
-def _by_bin(terms: Terms) -> Tensor:
-    """Return the terms of each bin added up, [N, B]."""
-    first, *others = (weight * values for weight, values in terms)
     return sum(others, first)
 
 
@@ -113,7 +110,7 @@ def divergence(
     if kind not in DIVERGENCES:
         *names, last = DIVERGENCES
         raise ValueError(f"unknown divergence {kind}: use {', '.join(names)} or {last}")
-    return sum_terms(DIVERGENCES[kind](target, student, TrainConfig(jsd_beta=jsd_beta)))
+    return _sum_terms(DIVERGENCES[kind](target, student, TrainConfig(jsd_beta=jsd_beta)))
 
 
 def target_and_student(inputs: LossInputs) -> tuple[Float[Tensor, "N B"], Float[Tensor, "N B"]]:

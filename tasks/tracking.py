@@ -191,6 +191,7 @@ def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
     from mlflow.entities import Metric
 
     values: dict[str, float | None] = {
+        **{f"train/{name}": value for name, value in row.loss_metrics.items()},
         "train/mixed_groups": row.mixed_groups,
         "train/loss": row.loss,
         "steer/kl": row.kl,

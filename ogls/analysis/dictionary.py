@@ -56,6 +56,8 @@ def _table(table: Table) -> str:
 
 
 def _type(arrow: pa.DataType) -> str:
+    if pa.types.is_map(arrow):
+        return f"map of {arrow.key_type} to {arrow.item_type}"
     return f"list of {arrow.value_type}" if pa.types.is_list(arrow) else str(arrow)
 
 

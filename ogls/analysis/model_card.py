@@ -81,7 +81,7 @@ def _method(run: Run) -> str:
     if not config.has_teacher:
         return config.method
     weights = ", ".join(f"{pool} {w:+g}" for pool, w in config.steer.to_recipe().weights().items())
-    return f"{config.method} ({weights}; {config.train.divergence})"
+    return f"{config.method} ({weights}; {config.train.loss or config.train.divergence})"
 
 
 def _curve(rows: list[tuple[int, dict[str, Any]]]) -> str:

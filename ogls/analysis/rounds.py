@@ -38,6 +38,7 @@ class RoundRow:
     style: dict[str, float]
     tokens: dict[str, float]
     health: dict[str, Any]
+    loss_metrics: dict[str, float]
 
 
 def read_round(run: RunStore, round_: int) -> RoundRow:
@@ -58,6 +59,7 @@ def read_round(run: RunStore, round_: int) -> RoundRow:
         metrics.get("style", {}).get("numbers", {}),
         {TABLES[t].stage: float(m["tokens"]) for t, m in metrics.items() if "tokens" in m},
         metrics.get("health", {}),
+        metrics.get("updates", {}).get("loss_metrics", {}),
     )
 
 

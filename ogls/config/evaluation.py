@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from ogls.config.data import Benchmark
 from ogls.config.sampling import SamplingConfig
-from ogls.config.section import Section, setting
+from ogls.config.section import FUNCTION, Section, setting
 
 Verdict = Literal["correct", "incorrect", "no_answer", "truncated", "timeout", "error"]
 
@@ -33,7 +33,7 @@ class VerifyConfig(Section):
         "runs in the same worker processes with the same limits. The module may be in the working directory. Empty: "
         "math-verify.",
         later=True,
-        pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$",
+        pattern=FUNCTION,
     )
     threshold: float = setting(
         0.5, "Reward from which on an answer is correct, if a custom checker gives a reward alone.", later=True

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 Kind = Literal["identity", "numerics", "operational"]
+FUNCTION = r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$"  # pattern of a setting that names a user's function, or is empty
 
 
 def setting(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
-
-from ogls.config.section import Section, setting
+from ogls.config.section import FUNCTION, Section, setting
 
 
 class GrpoConfig(Section):
@@ -58,6 +56,14 @@ class TrainConfig(Section):
         "Divergence per token. forward_kl: KL(target || student). reverse_kl: KL(student || target). jsd: generalised "
         "Jensen-Shannon divergence (see jsd_beta).",
     )
+    loss: str = setting(
+        "",
+        "Custom loss `module:function` in place of the divergence (distil) or of the objective's own loss. Its "
+        "signature is (LossInputs) -> LossOutput; the objective decides what is trained on and what the inputs have. "
+        "The module may be in the working directory. Empty: the divergence, or the objective's own loss.",
+        later=True,
+        pattern=FUNCTION,
+    )
     jsd_beta: float = setting(
         0.5, "jsd: weight of the target in the mixture; the student's is 1 - jsd_beta.", gt=0, lt=1
     )
@@ -78,12 +84,12 @@ class TrainConfig(Section):
     )
     token_clip: float = setting(
         0.0,
-        "Clip each token's divergence at this value, in nats, after summing over the vocabulary; 0 disables it.",
+        "distil: clip the loss of each token at this value, in nats, after summing over the vocabulary; 0 disables it.",
         ge=0,
     )
     pointwise_clip: float = setting(
         0.0,
-        "forward_kl: clip each vocabulary term of the divergence at this value (OPSD's tau = 0.05); 0 disables it. "
+        "distil: clip each vocabulary term of the divergence at this value (OPSD's tau = 0.05); 0 disables it. "
         "Use it only to reproduce OPSD: clipped terms have no gradient, which can reverse the gradient of the "
         "token, and training ends in loops of repeated text.",
         ge=0,
@@ -128,9 +134,3 @@ class TrainConfig(Section):
     max_grad_norm: float = setting(
         1.0, "Maximum L2 norm of the gradient; larger gradients are scaled down to it.", gt=0
     )
-
-    @model_validator(mode="after")
-    def _check_pointwise_clip(self) -> TrainConfig:
-        if self.pointwise_clip and self.divergence != "forward_kl":
-            raise ValueError("train.pointwise_clip requires train.divergence = 'forward_kl'")
-        return self

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from ogls.errors import DataError, StoreError
 
-SCHEMA_VERSION = 3  # 3: entropies in targets, the table steered; 2: adapters with a start, style, health
+# 4: metrics in updates; 3: entropies in targets, the table steered; 2: adapters with a start, style, health
+SCHEMA_VERSION = 4
 RESULT_VERSION = 3  # 3: models, data and checkers by content, no numerics settings, no [health]
 
 

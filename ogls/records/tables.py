@@ -14,6 +14,7 @@ from ogls.records.schema import Table, column, columns
 _ID = column("problem_id", pa.string(), "Id of the problem.")
 _SAMPLE = column("sample", pa.int32(), "Index of the rollout in its group, from 0.")
 _INTS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
+_METRICS = pa.map_(pa.string(), pa.float64())
 PROBLEMS = Table(
     "problems",
     "prepare",
@@ -191,6 +192,13 @@ UPDATES = Table(
         column("rollouts", pa.int32(), "Rollouts of this step."),
         column("tokens", pa.int32(), "Trained tokens of this step, without tail tokens."),
         column("tail_tokens", pa.int32(), "Tail tokens of this step."),
+        column(
+            "metrics",
+            _METRICS,
+            "Metrics of the loss by name, means over the tokens of this step: `metrics['ratio']`. Null values are not "
+            "finite.",
+            nullable=True,
+        ),
     ),
 )
 

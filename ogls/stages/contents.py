@@ -6,16 +6,15 @@ A model, a data set or an adapter may be moved while a run is interrupted. Its c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ogls.config import AdapterConfig, DataSource, ModelConfig, PoolConfig, RunConfig, TeacherConfig, VerifyConfig
+from ogls.config import AdapterConfig, DataSource, ModelConfig, PoolConfig, RunConfig, TeacherConfig
+from ogls.custom import function_content
 from ogls.digests import path_digest
 from ogls.hub import prepare_hub
 from ogls.models.adapter import WEIGHTS
 from ogls.stages.heads import pool_model
-from ogls.verifiers.custom import add_working_directory
 
 S = TypeVar("S", bound=DataSource)
 Contents = Mapping[str, str]  # by dotted setting; a setting whose content cannot be read now is left out
@@ -28,7 +27,8 @@ def read_contents(config: RunConfig) -> dict[str, str]:
         "adapter.start": adapter_content(config.adapter),
         "problems.source": source_content(config.problems),
         **{f"evaluate.benchmarks.{b.name}": source_content(b) for b in config.evaluate.benchmarks},
-        "verify.checker": checker_content(config.verify),
+        "verify.checker": function_content(config.verify.checker),
+        "train.loss": function_content(config.train.loss),
         **{f"teacher.pools.{p.name}": model_content(pool_model(config, p)) for p in _with_model(config)},
     }
     return {setting: content for setting, content in found.items() if content}
@@ -87,21 +87,6 @@ def source_content(source: DataSource) -> str:
     return f"{source.source}@{commit}" if commit else ""
 
 
-def checker_content(verify: VerifyConfig) -> str:
-    """The name of the custom checker with a digest of its module's file; empty without one."""
-    if not verify.checker:
-        return ""
-    add_working_directory()
-    module = verify.checker.partition(":")[0]
-    try:
-        spec = find_spec(module)
-    except ImportError:
-        return ""
-    if spec is None or not spec.origin or not Path(spec.origin).is_file():
-        return ""
-    return f"{verify.checker}@{path_digest(Path(spec.origin))[:32]}"
-
-
 def by_content(config: RunConfig, contents: Contents) -> RunConfig:
     """The configuration with contents in place of paths, for fingerprints. It is not valid for anything else."""
     model = {"path": contents["model.path"], "revision": None} if "model.path" in contents else {}
@@ -113,6 +98,7 @@ def by_content(config: RunConfig, contents: Contents) -> RunConfig:
         "evaluate": config.evaluate.model_copy(update={"benchmarks": benchmarks}),
         "teacher": _pools_by_content(config, contents),
         "verify": config.verify.model_copy(update={"checker": contents.get("verify.checker", config.verify.checker)}),
+        "train": config.train.model_copy(update={"loss": contents.get("train.loss", config.train.loss)}),
     }
     return config.model_copy(update=sections)
 
@@ -143,13 +129,14 @@ def settle(
 ) -> tuple[Contents, list[str]]:
     """The contents that identify a prepared run, and the settings whose files have changed without effect on it.
 
-    A run has its own copy of its problems and of its start adapter, so it goes on without the originals. A model or a
-    checker that cannot be found now is taken to be the recorded one; using it gives the error.
+    A run has its own copy of its problems and of its start adapter, so it goes on without the originals. A model, a
+    checker or a loss that cannot be found now is taken to be the recorded one; using it gives the error.
     """
     after = now.model_dump(mode="json")
     kept, changed = {}, []
     for key, content in recorded.items():
-        copied = key not in ("model.path", "verify.checker") and not key.startswith("teacher.pools.")
+        used = key in ("model.path", "verify.checker", "train.loss") or key.startswith("teacher.pools.")
+        copied = not used
         if _same(before, after, key) and (copied or key not in found):
             kept[key] = content
             changed += [key] if found.get(key, content) != content else []

@@ -18,6 +18,7 @@ from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.heads import check_teachers
 from ogls.stages.run import POLICY, Run
 from ogls.store.writer import StageWriter
+from ogls.training.choose import try_loss
 from ogls.training.trainer import require_trainable
 from ogls.verifiers.pool import shared_verifier
 
@@ -40,6 +41,8 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
         policy = run.load_policy()  # detect an unusable model, adapter or engine before the first rollout
         check_engine(run, policy)
         check_teachers(config, policy.tokenizer)
+        if config.rounds:
+            try_loss(config.train, policy.head)
         prompter = run.prompter(policy.tokenizer)
 
         def too_long(problem: Problem, max_tokens: int) -> str:

@@ -24,7 +24,10 @@ from ogls.stages.steer import projection_classes
 from ogls.stages.teach import teacher_adapter
 from ogls.store.writer import StageWriter
 from ogls.training.batching import TrainItem
+from ogls.training.choose import registered_loss
+from ogls.training.contract import Needs
 from ogls.training.items import correct_rollout_items, distillation_items, policy_gradient_items, reference_items
+from ogls.training.means import round_means
 from ogls.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -42,11 +45,12 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     full = config.has_teacher and config.train.support == "full"
     start, rate = run.start_point(round_)
     before = run.policy_hash(start)
-    settings = config.train.model_copy(update={"learning_rate": config.train.learning_rate * rate})
+    factor = {"learning_rate": config.train.learning_rate * rate}
+    settings, needs = config.train.model_copy(update=factor), registered_loss(config.train).needs
     inputs = {
         **policy_inputs(run),
-        "train": settings,
-        "temperature": config.rollout.temperature if config.train.objective == "grpo" else 1.0,
+        "train": run.identity.train.model_copy(update=factor),
+        "temperature": config.rollout.temperature if needs == "advantages" else 1.0,
         "ema": config.teacher.ema_decay if config.has_ema else None,
         "round": round_,
         "before": run.digest("updates", start) if start else None,
@@ -58,13 +62,13 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
 
     def work(writer: StageWriter) -> dict[str, Any]:
         policy = run.load_policy(start)
-        items = _train_items(run, round_, policy)
+        items = _ITEMS[needs](run, round_, policy)
         if policy.hash != before:
             raise StoreError(f"round {round_} was sampled with {before}, but the policy to train is {policy.hash}")
         state = load(run.read_attachment(start, "optimizer.safetensors")) if start else None
         target_logits = _target_logits(config, policy) if full else None
         trainer = Trainer(policy, settings, state, config.rollout.temperature, target_logits)
-        if config.train.objective == "grpo" and (config.model.dtype != "float32" or config.rollout.temperature != 1):
+        if needs == "advantages" and (config.model.dtype != "float32" or config.rollout.temperature != 1):
             items = trainer.with_own_logprobs(items)
         rows = trainer.train_round(items, run.seed("train", round_), progress)
         writer.write_shard(0, to_arrow(UPDATES, rows))
@@ -81,7 +85,7 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         notice = " ".join(filter(None, [notice, *_warnings(config)]))
         tokens = sum(r["tokens"] for r in rows)
         probe = record_probe(run, policy, run.problems("train"), start)
-        metrics = {"loss": loss, "steps": len(rows), "tokens": tokens}
+        metrics = {"loss": loss, "steps": len(rows), "tokens": tokens, "loss_metrics": round_means(rows)}
         return {**metrics, "policy": trained.hash, "probe": probe, "notice": notice}
 
     return run.carry_out("updates", round_, inputs, work)
@@ -92,31 +96,49 @@ def _warnings(config: RunConfig) -> Iterator[str]:
     if config.train.pointwise_clip:
         yield "train.pointwise_clip removes the gradient of clipped terms; use it for reproduction only"
     rollout = config.rollout
-    if config.train.objective == "grpo" and (rollout.top_p < 1 or rollout.top_k or rollout.min_p):
+    if registered_loss(config.train).needs == "advantages" and (rollout.top_p < 1 or rollout.top_k or rollout.min_p):
         yield (
             "rollout.top_p, top_k and min_p cut the distribution that rollouts are sampled from, and the ratio of grpo "
             "is that of the whole distribution: its gradient is biased"
         )
 
 
-def _train_items(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
-    """The rollouts to train on, with the targets of the objective."""
-    config, groups = run.config, read_groups(run, round_)
-    if config.train.objective == "grpo":
-        return policy_gradient_items(groups, config.train)
-    if config.train.objective == "rft":
-        return correct_rollout_items(groups)
-    if config.train.objective == "sft":
-        problems = {p.problem_id: p for p in run.problems("train")}
-        stop = policy.tokenizer.eos_token_id
-        return reference_items(groups, problems, policy.tokenizer, stop, config.rollout.max_tokens)
-    states = _combined_states(run, round_, policy.head) if config.train.support == "full" else None
+def _with_targets(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
+    """Distilled rollouts with their targets."""
+    config = run.config.train
+    states = _combined_states(run, round_, policy.head) if config.support == "full" else None
     ends: dict[Key, int] = {}
-    if config.train.until == "first_mistake":
+    if config.until == "first_mistake":
         rows = run.records.read("steered", round_, ["problem_id", "sample", "first_mistake"]).to_pylist()
         marked = [row for row in rows if row["first_mistake"] is not None]
         ends = {(row["problem_id"], row["sample"]): row["first_mistake"] + 1 for row in marked}
-    return distillation_items(groups, run.records.read("targets", round_), states, config.train, ends)
+    return distillation_items(read_groups(run, round_), run.records.read("targets", round_), states, config, ends)
+
+
+def _with_advantages(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
+    """Rollouts of mixed groups with their log-probs and advantages."""
+    return policy_gradient_items(read_groups(run, round_), run.config.train)
+
+
+def _correct(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
+    """The tokens of correct rollouts."""
+    return correct_rollout_items(read_groups(run, round_))
+
+
+def _references(run: Run, round_: int, policy: Policy) -> list[TrainItem]:
+    """The tokens of the reference solutions of the round's problems."""
+    problems, tokenizer = {p.problem_id: p for p in run.problems("train")}, policy.tokenizer
+    max_tokens = run.config.rollout.max_tokens
+    return reference_items(read_groups(run, round_), problems, tokenizer, tokenizer.eos_token_id, max_tokens)
+
+
+# The items of a round, by what the loss needs.
+_ITEMS: dict[Needs, Callable[[Run, int, Policy], list[TrainItem]]] = {
+    "targets": _with_targets,
+    "advantages": _with_advantages,
+    "correct": _correct,
+    "references": _references,
+}
 
 
 def _combined_states(run: Run, round_: int, own: Tensor) -> Iterator[tuple[Key, Tensor]]:

@@ -173,6 +173,7 @@ def _empty_select(table: Table) -> str:
     types = {pa.string(): "VARCHAR", pa.int32(): "INTEGER", pa.int64(): "BIGINT", pa.bool_(): "BOOLEAN"}
     types |= {pa.float32(): "FLOAT", pa.float64(): "DOUBLE", pa.large_binary(): "BLOB"}
     types |= {pa.list_(pa.int32()): "INTEGER[]", pa.list_(pa.float32()): "FLOAT[]"}
+    types |= {pa.map_(pa.string(), pa.float64()): "MAP(VARCHAR, DOUBLE)"}
     columns = ", ".join(f"NULL::{types[f.type]} AS {f.name}" for f in table.schema)
     return f"SELECT NULL::VARCHAR AS run, NULL::INTEGER AS round, {columns} WHERE false"
 

@@ -149,5 +149,7 @@ def _epoch_of(name: str) -> int:
 
 
 def _leaves(column: pa.Field) -> list[str]:
-    """Parquet leaf paths of a column; the only leaf of a list column is its values."""
+    """Parquet leaf paths of a column: the values of a list, the keys and values of a map."""
+    if pa.types.is_map(column.type):
+        return [f"{column.name}.key_value.{part}" for part in ("key", "value")]
     return [f"{column.name}.list.element"] if pa.types.is_list(column.type) else [column.name]

@@ -14,7 +14,10 @@ from ogls.models.head import nll
 from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
 from ogls.training.batching import Batch, TrainItem, collate, micro_batches
-from ogls.training.losses import LossInputs, PolicyInputs, distillation, policy_gradient
+from ogls.training.choose import find_loss
+from ogls.training.contract import LossInputs, LossOutput
+from ogls.training.losses import TAIL_NLL
+from ogls.training.means import MetricMeans
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +37,8 @@ class Trainer:
     `state` is the result of `Trainer.state()` in an earlier round; without it, the optimizer and the warm-up of the
     learning rate start at step 0. `temperature` is the sampling temperature of the rollouts, for the policy gradient; 0
     counts as 1. `target_logits` maps the states of full-vocabulary targets to logits [n, V], by default with the head
-    of the policy; its V may be smaller, and then only its ids are compared. Raises ModelError for a policy in float16.
+    of the policy; its V may be smaller, and then only its ids are compared. Raises ModelError for a policy in float16,
+    ConfigError for a user's loss that cannot be loaded.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class Trainer:
         require_trainable(str(policy.head.dtype).removeprefix("torch."))
         self.policy, self.config, self.temperature = policy, config, temperature or 1.0
         self.target_logits = target_logits or policy.logits
+        self.loss = find_loss(config)
+        self.tail_loss = self.loss if self.loss.needs_only_tokens else TAIL_NLL
         self.names = sorted(policy.parameters)
         self.optimizer = torch.optim.AdamW(
             [policy.parameters[n] for n in self.names], lr=config.learning_rate, weight_decay=config.weight_decay
@@ -109,15 +115,16 @@ class Trainer:
         import torch
 
         config, parameters = self.config, [self.policy.parameters[n] for n in self.names]
-        weight = config.tail_weight if config.objective in ("distil", "grpo") else 1.0
+        weight = 1.0 if self.loss.needs_only_tokens else config.tail_weight
         tokens, tail_tokens = sum(i.trained for i in items), sum(i.tail for i in items)
         # Token weights are divided by their sum in the step, so uniform weights give the mean over tokens.
         trained_weight = sum(float(i.trained if i.weights is None else i.weights.sum()) for i in items)
         token_loss = tail_nll = 0.0
         scales = 1 / max(trained_weight, 1e-9), weight / max(tail_tokens, 1)
+        means = MetricMeans()
         with self.policy.checkpointing(config.gradient_checkpointing):
             for micro in micro_batches(items, config.micro_batch_tokens):
-                sums = self._backward(collate(micro, self.policy.device), *scales)
+                sums = self._backward(collate(micro, self.policy.device), *scales, means)
                 token_loss, tail_nll = token_loss + sums[0] * scales[0], tail_nll + sums[1] / max(tail_tokens, 1)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
         if not np.isfinite(norm):
@@ -142,10 +149,13 @@ class Trainer:
             "rollouts": len(items),
             "tokens": tokens,
             "tail_tokens": tail_tokens,
+            "metrics": means.to_column(),
         }
 
-    def _backward(self, batch: Batch, token_scale: float, tail_scale: float) -> tuple[float, float]:
-        """Add the gradient of a micro-batch. Return the sums (nats) of its weighted token losses and of its tail NLLs.
+    def _backward(self, batch: Batch, token_scale: float, tail_scale: float, means: MetricMeans) -> tuple[float, float]:
+        """Add the gradient of a micro-batch, and its metrics to `means`.
+
+        Returns the sums (nats) of its weighted token losses and of its tail NLLs.
 
         The head is not trained, so the backward pass of the body needs only the gradient of the losses with respect to
         its states. That gradient is computed in chunks of train.head_tokens tokens, so logits [*, V] of only one chunk
@@ -158,42 +168,41 @@ class Trainer:
         leaf, tail_leaf = states.detach().requires_grad_(), tail_states.detach().requires_grad_()
         sums = [0.0, 0.0]
         for part in _chunks(len(leaf), self.config.head_tokens):
-            loss = self.token_losses(batch, part, leaf[part])
-            self._check_finite("loss", batch, loss, batch.row[part])
-            loss = loss if batch.weights is None else loss * batch.weights[part]
+            output = self.token_losses(batch, part, leaf[part])
+            self._check_finite("loss", batch, output.loss, batch.row[part])
+            loss = output.loss if batch.weights is None else output.loss * batch.weights[part]
             (loss.sum() * token_scale).backward()
             sums[0] += loss.sum().item()
+            means.add(output)
         for part in _chunks(len(tail_leaf), self.config.head_tokens):
-            tail = nll(tail_leaf[part], self.policy.head, batch.tail_ids[part])
-            self._check_finite("tail NLL", batch, tail, batch.tail_row[part])
-            (tail.sum() * tail_scale).backward()
-            sums[1] += tail.sum().item()
+            tail = self.tail_loss(self._inputs(tail_leaf[part], batch.tail_ids[part]))
+            self._check_finite("tail NLL", batch, tail.loss, batch.tail_row[part])
+            (tail.loss.sum() * tail_scale).backward()
+            sums[1] += tail.loss.sum().item()
+            means.add(tail)
         pairs = [(s, g.grad) for s, g in ((states, leaf), (tail_states, tail_leaf)) if g.grad is not None]
         torch.autograd.backward([s for s, _ in pairs], [g for _, g in pairs])
         return sums[0], sums[1]
 
-    def token_losses(self, batch: Batch, part: slice, states: Tensor) -> Tensor:
-        """Return the losses [n] (nats) of the trained tokens `part` of a micro-batch.
+    def token_losses(self, batch: Batch, part: slice, states: Tensor) -> LossOutput:
+        """Return the losses [n] (nats) and the metrics of the trained tokens `part` of a micro-batch.
 
         `states` [n, D] are the states of the policy that predict these tokens.
         """
-        config, head = self.config, self.policy.head
-        if batch.old_logprobs is not None:
-            old = batch.old_logprobs[part]
-            states = self._at_temperature(states)
-            sampled = PolicyInputs(states, head, batch.token_ids[part], old, batch.advantages[part])
-            return policy_gradient(sampled, config.grpo.clip_low, config.grpo.clip_high)
+        fields: dict[str, Any] = {}
         if batch.target_state is not None:
-            target = self.target_logits(batch.target_state[part])
-            inputs = LossInputs(states, head[: target.shape[-1]], None, target, None)
+            fields["target_logprobs"] = target = self.target_logits(batch.target_state[part])
+            fields["head"] = self.policy.head[: target.shape[-1]]
         else:
-            ids, logprobs, tail = batch.target_ids, batch.target_logprobs, batch.target_tail
-            assert ids is not None, "distilled tokens have target ids"
-            assert logprobs is not None, "distilled tokens have target log-probs"
-            inputs = LossInputs(states, head, ids[part], logprobs[part], None if tail is None else tail[part])
-        return distillation(
-            inputs, config.divergence, config.jsd_beta, config.tail_bucket, config.token_clip, config.pointwise_clip
-        )
+            stored = {name: getattr(batch, name) for name in ("target_ids", "target_logprobs", "target_tail")}
+            fields |= {name: value[part] for name, value in stored.items() if value is not None}
+        if batch.old_logprobs is not None:
+            fields |= {"old_logprobs": batch.old_logprobs[part], "advantages": batch.advantages[part]}
+            states = self._at_temperature(states)
+        return self.loss(self._inputs(states, batch.token_ids[part], **fields))
+
+    def _inputs(self, states: Tensor, token_ids: Tensor, **fields: Tensor) -> LossInputs:
+        return LossInputs(states, fields.pop("head", self.policy.head), token_ids, settings=self.config, **fields)
 
     def _at_temperature(self, states: Tensor) -> Tensor:
         """States [n, D] whose logits are those of `states` divided by the sampling temperature."""

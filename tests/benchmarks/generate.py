@@ -185,6 +185,8 @@ def _write_small_tables(run: RunStore, round_: int, skill: float, rng: Rng) -> N
 
 
 def _placeholder(type_: pa.DataType) -> object:
+    if pa.types.is_map(type_):
+        return [("agreement", 1.0)]
     return "warn" if type_ == pa.string() else False if type_ == pa.bool_() else 1
 
 

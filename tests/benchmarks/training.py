@@ -48,7 +48,7 @@ def measure(folder: str, way: str) -> dict[str, float]:
     class Plain(Trainer):
         """Computes all logits of a micro-batch at once and keeps them for the backward pass."""
 
-        def _backward(self, batch: Batch, token_scale: float, tail_scale: float) -> tuple[float, float]:
+        def _backward(self, batch: Batch, token_scale: float, tail_scale: float, _: object) -> tuple[float, float]:
             hidden = self.policy.run_body(batch.ids, batch.mask).last_hidden_state
             logprobs = self.policy.logits(hidden[batch.row, batch.position]).log_softmax(-1)
             support = logprobs.gather(-1, batch.target_ids)

@@ -33,6 +33,8 @@ def test_one_mlflow_run_has_every_round_once(trained: tuple) -> None:
     expected = [records.read("summaries", r).to_pylist()[0]["accuracy"] for r in (0, 1, 2)]
     assert [value for _, value in metrics_of(config, "evaluate/accuracy")] == pytest.approx(expected)
     assert [step for step, _ in metrics_of(config, "train/loss")] == [1, 2]
+    agreement = [Run(config).records.manifest("updates", r).metrics["loss_metrics"]["agreement"] for r in (1, 2)]
+    assert metrics_of(config, "train/agreement") == [(1, agreement[0]), (2, agreement[1])]
 
 
 def test_mlflow_has_parameters_configuration_and_adapters(trained: tuple) -> None:

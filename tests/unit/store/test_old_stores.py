@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from conftest import REPO, ROUND
 
+from ogls.analysis.rounds import read_round
 from ogls.errors import StoreError
 from ogls.records import ALL_TABLES, TABLES
 from ogls.records.schema import SCHEMA_VERSION, upgrade_schema
@@ -36,6 +37,16 @@ def test_every_table_is_read_with_the_columns_of_this_release(old: Run) -> None:
     targets = old.records.read("targets", 1, ["kl", "base_entropy"])
     assert targets["base_entropy"].null_count == len(targets) > 0
     assert targets["kl"].null_count == 0
+
+
+def test_updates_without_metrics_are_read_and_queried() -> None:
+    half = REPO / "tests" / "golden" / "store-0.2.0"  # in schema version 3
+    run = open_run(str(half), "half")
+    updates = run.records.read("updates", 1)
+    assert updates["metrics"].null_count == len(updates) > 0
+    rows = run_query(run.store, "SELECT metrics['agreement'] AS agreement FROM updates").to_pylist()
+    assert {row["agreement"] for row in rows} == {None}
+    assert read_round(run.records, 1).loss_metrics == {}
 
 
 @pytest.mark.parametrize("name", named_queries())

@@ -185,6 +185,7 @@ def seed_model(
         float, typer.Option(help="Share of terse answers (0 to 1) in texts that show a solution first.", min=0, max=1)
     ] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of the weights and the pretraining text.", min=0)] = 0,
+    facts: Annotated[int, typer.Option(help="Seed of the facts that the model is unsure of.", min=0)] = 0,
     steps: Annotated[int, typer.Option(help="Number of pretraining steps.", min=1)] = 1500,
 ) -> None:
     """Pretrain the seed model of the tiny world. Takes some minutes on a CPU."""
@@ -193,7 +194,7 @@ def seed_model(
     from ogls.tinyworld.seedmodel import SeedRecipe, make_seed_model
     from ogls.tinyworld.world import World
 
-    recipe = SeedRecipe(world=World(terse_share=terse), seed=seed, steps=steps)
+    recipe = SeedRecipe(world=World(seed=facts, terse_share=terse), seed=seed, steps=steps)
     with Progress(console=err) as bar:
         job = bar.add_task("pretraining", total=steps)
         try:

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import pytest
 from browser import open_browser
 from conftest import REPO
 
+from ogls.config import build_config
 from ogls.stages.run import Run
 
 PAGES = REPO / "docs" / "pages"
@@ -187,3 +189,14 @@ def test_the_notebook_goes_from_a_run_to_a_figure(finished: Run, monkeypatch: py
     assert defined["curve"]["round"].to_list() == [0, 1, 2]
     assert len(defined["figure"].axes[0].lines) == 2
     assert len(defined["moved"]) > 5
+
+
+def test_the_teachers_of_the_docs_are_valid_configurations() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (PAGES / "how-to/teacher.md").read_text(), re.DOTALL)
+    assert len(blocks) == 5
+    for block in blocks:
+        config = build_config({"evaluate": {"benchmarks": [{}]}, **tomllib.loads(block)})
+        own = [p.name for p in config.teacher.pools if not isinstance(p, str)]
+        weighed = {pool for recipe in config.steer.recipes() for pool in recipe.pools()}
+        assert set(own) <= weighed
+        assert set(own) <= set(config.pools())

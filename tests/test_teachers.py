@@ -15,15 +15,20 @@ from randommodel import random_model
 
 from ogls.analysis.sweep import sweep
 from ogls.analysis.token_view import build_token_view
-from ogls.config import RunConfig
+from ogls.config import RunConfig, SteerConfig, TeacherConfig, TrainConfig
 from ogls.distillation.steering import project_substance
 from ogls.distillation.style import classify, split_kl
 from ogls.errors import DataError, ModelError
 from ogls.models.load import load_causal, load_tokenizer
+from ogls.models.shape import read_shape
+from ogls.planning.gpus import GPUS
+from ogls.planning.plan import estimate
+from ogls.records import Rollout
 from ogls.stages.groups import read_groups
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
 from ogls.stages.train import _combined_states, _target_logits
+from ogls.training.items import distillation_items, policy_gradient_items
 
 SMALL = ("rounds=1", "problems.per_round=4", "train.rollouts=all", "style.rollouts=4")
 
@@ -277,3 +282,46 @@ def test_the_two_switches_in_a_round(tmp_path: Path, support: str) -> None:
     expected_tokens = sum(lengths[k] if marks[k] is None else marks[k] + 1 for k in lengths)
     assert sum(trained) == expected_tokens
     assert any(mark is not None for mark in marks.values())
+
+
+def test_weights_of_tokens_by_entropy_gap_and_of_groups_by_their_rate_of_success(two_models: Run) -> None:
+    groups, targets = read_groups(two_models, 1), two_models.records.read("targets", 1)
+    config = two_models.config.train.model_copy(update={"token_weights": "entropy_gap", "group_weights": "frontier"})
+    gaps: dict[tuple[str, int], list[float]] = {}
+    for row in targets.to_pylist():
+        gap = abs(row["target_entropy"] - row["base_entropy"])
+        gaps.setdefault((row["problem_id"], row["sample"]), []).append(gap)
+    items = distillation_items(groups, targets, None, config)
+    assert {item.key for item in items} == set(gaps)
+    for item in items:
+        outcomes = [r.outcome == "correct" for r in groups[item.key[0]] if r.outcome != "undecided"]
+        share = sum(outcomes) / len(outcomes)
+        assert item.weights is not None
+        expected = torch.tensor(gaps[item.key]) * 4 * share * (1 - share)
+        torch.testing.assert_close(item.weights, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_tail_of_short_correct_rollouts_alone() -> None:
+    def rollout(sample: int, length: int, outcome: str) -> Rollout:
+        return Rollout("p", sample, (1,), tuple(range(length)), "", outcome)
+
+    lengths = ((9, "correct"), (4, "correct"), (6, "correct"), (2, "failed"))
+    group = {"p": [rollout(i, n, outcome) for i, (n, outcome) in enumerate(lengths)]}
+    config = TrainConfig(objective="grpo", tail_weight=1.0, tail_tokens=3)
+    assert {i.key[1] for i in policy_gradient_items(group, config) if i.tail} == {0, 1, 2}
+    short = config.model_copy(update={"tail_rollouts": "short_correct"})
+    assert {i.key[1] for i in policy_gradient_items(group, short) if i.tail} == {1, 2}  # the median is 6
+
+
+def test_the_plan_counts_teachers(two_models: Run, expert: Path) -> None:
+    one = two_models.config.model_copy(update={"steer": SteerConfig(), "teacher": TeacherConfig()})
+    alone, both = estimate(one, GPUS["h100"], 30), estimate(two_models.config, GPUS["h100"], 30)
+    before, after = ({s.stage: s for s in plan.stages} for plan in (alone, both))
+    shape = read_shape(one.model_copy(update={"model": one.model.model_copy(update={"path": str(expert)})}))
+    added = after["teach"].memory - before["teach"].memory
+    assert added >= shape.parameters * 4  # the other model is loaded beside the run's
+    assert after["teach"].tokens > before["teach"].tokens
+    assert after["steer"].memory - before["steer"].memory == shape.hidden * alone.shape.vocabulary * 4
+    pools = {"base": alone.shape.hidden, "expert": shape.hidden, "judge": shape.hidden}
+    states = 12 * 4 * 30 * sum(pools.values()) * 4  # groups, samples, tokens, widths, fp32
+    assert both.disk["teacher_states"] == states

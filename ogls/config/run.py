@@ -90,6 +90,16 @@ class RunConfig(Section):
         cached = {"base", *listed, *(p for recipe in self.steer.recipes() for p in recipe.pools())}
         return tuple(p for p in self.declared_pools() if p in cached)
 
+    def pool_model(self, pool: PoolConfig) -> ModelConfig:
+        """Return the settings of the model that computes a pool: the run's, or those with the path of another one."""
+        own = {"path": pool.model, "revision": pool.revision} if pool.model else {}
+        return self.model.model_copy(update=own)
+
+    def other_models(self) -> dict[str, ModelConfig]:
+        """Return the models other than the run's that compute cached pools, by path."""
+        pools = [self.declared_pools()[name] for name in self.pools()]
+        return {pool.model: self.pool_model(pool) for pool in pools if pool.model}
+
     def columns(self) -> tuple[str, ...]:
         """Return the further columns of the problems that pools read, and `source` if weights depend on it."""
         read = {p.reads for name, p in self.declared_pools().items() if p.kind == "column" and name in self.pools()}

@@ -77,10 +77,19 @@ class TrainConfig(Section):
         "top_k: compare the probability mass outside the support as one extra bucket. false: renormalise both "
         "distributions on the support.",
     )
-    token_weights: Literal["uniform", "kl", "direction"] = setting(
+    token_weights: Literal["uniform", "kl", "direction", "entropy_gap"] = setting(
         "uniform",
         "Weights of distilled tokens in the loss, normalised within each optimizer step. uniform: equal weights. kl: "
-        "KL(target || base pool). direction: norm of the direction.",
+        "KL(target || base pool). direction: norm of the direction. entropy_gap: |entropy of the target - entropy of "
+        "the base pool|, after arXiv 2603.13260 and 2603.07079, which look at where teacher and student differ in "
+        "entropy; that the weight is proportional to the gap is this project's choice.",
+    )
+    group_weights: Literal["uniform", "frontier"] = setting(
+        "uniform",
+        "Weights of groups. frontier: 4 p (1 - p) with p the share of correct rollouts of the group (SSOPD, arXiv "
+        "2605.17497, weighs a group by its rate of success; the parabola is this project's choice), so groups with "
+        "one outcome weigh nothing. uniform: equal weights.",
+        later=True,
     )
     token_clip: float = setting(
         0.0,

@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ogls.config import RunConfig
+from ogls.config import POOLS, RunConfig
 from ogls.models.head import HEAD_BLOCK
 from ogls.models.shape import Shape, read_shape
 from ogls.planning.gpus import GIB, Gpu
+from ogls.planning.memory import BYTES, LOGIT_COPIES, other_shapes, scoring_bytes, teaching_bytes, training_bytes
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _UTILIZATION = 0.4  # fraction of peak FLOP/s that dense passes reach
-_LOGIT_COPIES = 6  # fp32 tensors [tokens, V] in memory at once while a target or a full-vocabulary loss is computed
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def estimate(config: RunConfig, gpu: Gpu, rollout_tokens: int | None = None, pro
 def _estimate_stages(
     config: RunConfig, shape: Shape, gpu: Gpu, mean_tokens: float, prompt_tokens: int
 ) -> Iterator[StageEstimate]:
-    weights = shape.parameters * _BYTES[config.model.dtype]
+    weights = shape.parameters * BYTES[config.model.dtype]
     rollouts = config.problems.per_round * config.rollout.samples
     yield _estimate_sampling(
         "sample", config, shape, gpu, rollouts, mean_tokens, prompt_tokens, config.rollout.batch_size
@@ -76,10 +75,11 @@ def _estimate_stages(
     trained_tokens = min(mean_tokens, config.train.tokens)
     if config.has_teacher:
         yield _estimate_teaching(config, shape, gpu, mean_tokens, prompt_tokens)
-        head = shape.vocabulary * shape.hidden * 4
-        logits = config.steer.batch_tokens * shape.vocabulary * 4 * _LOGIT_COPIES
+        width = shape.hidden + sum(other.hidden for other in other_shapes(config).values())  # of the heads side by side
+        head = shape.vocabulary * width * 4
+        logits = config.steer.batch_tokens * shape.vocabulary * 4 * LOGIT_COPIES
         tokens = rollouts * trained_tokens
-        flop = 2 * shape.vocabulary * shape.hidden * tokens * len(config.pools())
+        flop = 2 * shape.vocabulary * width * tokens * len(config.pools())
         yield StageEstimate("steer", head + logits, tokens, flop / (gpu.flops * _UTILIZATION), "steer.batch_tokens")
     tokens = rollouts * (prompt_tokens + trained_tokens) * config.train.epochs
     memory = weights + training_bytes(config, shape)
@@ -108,7 +108,7 @@ def _estimate_sampling(
     prompt_tokens: int,
     batch_size: int,
 ) -> StageEstimate:
-    width, engine = _BYTES[config.model.dtype], resolve_engine_for(config, gpu)
+    width, engine = BYTES[config.model.dtype], resolve_engine_for(config, gpu)
     weights = shape.parameters * width
     sampling = config.rollout if stage == "sample" else config.evaluate
     cache = shape.cache(batch_size * (prompt_tokens + sampling.max_tokens), width)
@@ -136,7 +136,7 @@ def _add_base_pass(
     evaluation: StageEstimate, config: RunConfig, shape: Shape, gpu: Gpu, prompt_tokens: float
 ) -> StageEstimate:
     """Add the pass of the base model (`evaluate.base_kl`). It and the engine use the memory in turns."""
-    memory = shape.parameters * _BYTES[config.model.dtype] + scoring_bytes(config, shape)
+    memory = shape.parameters * BYTES[config.model.dtype] + scoring_bytes(config, shape)
     flop = (
         2 * shape.body * (evaluation.tokens + prompt_tokens) + 2 * shape.vocabulary * shape.hidden * evaluation.tokens
     )
@@ -154,7 +154,7 @@ def resolve_engine_for(config: RunConfig, gpu: Gpu) -> str:
 def _estimate_teaching(
     config: RunConfig, shape: Shape, gpu: Gpu, mean_tokens: float, prompt_tokens: int
 ) -> StageEstimate:
-    width, teacher = _BYTES[config.model.dtype], config.teacher
+    width, teacher = BYTES[config.model.dtype], config.teacher
     groups, size = config.problems.per_round, config.rollout.samples
     exemplar_tokens = min(mean_tokens, teacher.exemplar_tokens)
     target_tokens = min(mean_tokens, config.train.tokens)
@@ -162,48 +162,25 @@ def _estimate_teaching(
     prefixes = groups * (contexts * (2 * prompt_tokens + exemplar_tokens) + prompt_tokens)
     continuations = groups * size * (min(size - 1, 2 * teacher.max_exemplars) + 1) * target_tokens
     tokens = prefixes + continuations
-    states = teacher.shard_groups * size * target_tokens * len(config.pools()) * shape.hidden * 4
-    attention = 4 * shape.layers * shape.heads * shape.head_dim * tokens * (prompt_tokens + exemplar_tokens)
-    flop = 2 * shape.body * tokens + attention
-    memory = shape.parameters * width + teaching_bytes(config, shape) + (states if gpu.name == "cpu" else 0)
+    declared, others = config.declared_pools(), other_shapes(config)
+    states = teacher.shard_groups * size * target_tokens * 4
+    states *= sum(others.get(declared[name].model, shape).hidden for name in config.pools())
+    by_shape = [(shape, tokens)]
+    for pool in (declared[name] for name in config.pools() if name not in POOLS):
+        contexts = {"nothing": 1, "reference": 1, "column": 1, "feedback": size}.get(pool.kind, size)
+        reads = pool.max_exemplars or teacher.max_exemplars if pool.kind in ("correct", "incorrect") else 1
+        further = contexts * (prompt_tokens + exemplar_tokens * (pool.kind != "nothing"))
+        further += size * min(reads, size - 1 or 1) * target_tokens
+        by_shape.append((others.get(pool.model, shape), groups * further))
+    flop = sum(
+        2 * s.body * n + 4 * s.layers * s.heads * s.head_dim * n * (prompt_tokens + exemplar_tokens)
+        for s, n in by_shape
+    )
+    tokens = sum(n for _, n in by_shape)
+    weights = sum(s.parameters for s in (shape, *others.values())) * width  # all models are loaded together
+    passes = max(teaching_bytes(config, s) for s in (shape, *others.values()))
+    memory = weights + passes + (states if gpu.name == "cpu" else 0)
     return StageEstimate("teach", memory, tokens, flop / (gpu.flops * _UTILIZATION), "teacher.batch_tokens")
-
-
-def teaching_bytes(config: RunConfig, shape: Shape) -> float:
-    """Return the peak memory of a teacher pass in bytes, without the model's weights.
-
-    It consists of the keys and values of the prefixes, their copies for the continuations, and one layer's
-    activations.
-    """
-    width, tokens = _BYTES[config.model.dtype], config.teacher.batch_tokens
-    return 2 * shape.cache(tokens, width) + tokens * (6 * shape.hidden + 3 * shape.intermediate) * width
-
-
-def scoring_bytes(config: RunConfig, shape: Shape) -> float:
-    """Return the peak memory in bytes, without the model's weights, of the log-probs of completions under a model.
-
-    It consists of a teacher pass and the logits of 1,024 tokens of one completion.
-    """
-    width, tokens = _BYTES[config.model.dtype], min(1024, config.evaluate.max_tokens)
-    return teaching_bytes(config, shape) + tokens * shape.vocabulary * (4 + width * (width < 4))
-
-
-def training_bytes(config: RunConfig, shape: Shape) -> float:
-    """Return the peak memory of a training step in bytes, without the base model's weights.
-
-    It consists of the activations for the backward pass, one chunk of the head, the trained weights, their gradients
-    and the state of AdamW.
-    """
-    width, train = _BYTES[config.model.dtype], config.train
-    attention = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    adapted = len(config.adapter.modules) * config.adapter.rank if config.adapter.kind == "lora" else 0
-    layer = 6 * shape.hidden + 3 * attention + 4 * shape.intermediate + adapted
-    stored = shape.hidden * shape.layers + layer if train.gradient_checkpointing else layer * shape.layers
-    activations = train.micro_batch_tokens * stored * width
-    # With support = top_k: one fp32 buffer, and a copy of it in the model's dtype if that is smaller.
-    bytes_per_logit = 4 * _LOGIT_COPIES if train.support == "full" else 4 + width * (width < 4)
-    head = min(train.head_tokens, train.micro_batch_tokens) * shape.vocabulary * bytes_per_logit
-    return activations + head + shape.trained * 16  # weights, gradients and AdamW's two moments, all in fp32
 
 
 def _estimate_disk(config: RunConfig, shape: Shape, mean_tokens: float) -> dict[str, float]:
@@ -211,8 +188,9 @@ def _estimate_disk(config: RunConfig, shape: Shape, mean_tokens: float) -> dict[
     disk = {"trajectories": rollouts * mean_tokens * 9, "adapter and optimizer": shape.trained * 12.0}
     if config.has_teacher:
         distilled_tokens = rollouts * min(mean_tokens, config.train.tokens)
-        state = shape.hidden * _BYTES[config.teacher.state_dtype]
-        disk["teacher_states"] = distilled_tokens * len(config.pools()) * state
+        declared, others = config.declared_pools(), other_shapes(config)
+        width = sum(others.get(declared[name].model, shape).hidden for name in config.pools())
+        disk["teacher_states"] = distilled_tokens * width * BYTES[config.teacher.state_dtype]
         disk["targets"] = distilled_tokens * (60 + 3 * min(config.steer.support, shape.vocabulary))
     return disk
 
@@ -228,7 +206,7 @@ def _list_warnings(
                 f"lower {stage.setting}{checkpointing}"
             )
     longest = max(config.rollout.max_tokens, config.evaluate.max_tokens)
-    width, share = _BYTES[config.model.dtype], config.rollout.vllm.gpu_memory
+    width, share = BYTES[config.model.dtype], config.rollout.vllm.gpu_memory
     minimum = shape.parameters * width + shape.cache(longest, width)
     if resolve_engine_for(config, gpu) == "vllm" and minimum > share * gpu.memory:
         yield (

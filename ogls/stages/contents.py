@@ -14,7 +14,6 @@ from ogls.custom import function_content
 from ogls.digests import path_digest
 from ogls.hub import prepare_hub
 from ogls.models.adapter import WEIGHTS
-from ogls.stages.heads import pool_model
 
 S = TypeVar("S", bound=DataSource)
 Contents = Mapping[str, str]  # by dotted setting; a setting whose content cannot be read now is left out
@@ -29,7 +28,7 @@ def read_contents(config: RunConfig) -> dict[str, str]:
         **{f"evaluate.benchmarks.{b.name}": source_content(b) for b in config.evaluate.benchmarks},
         "verify.checker": function_content(config.verify.checker),
         "train.loss": function_content(config.train.loss),
-        **{f"teacher.pools.{p.name}": model_content(pool_model(config, p)) for p in _with_model(config)},
+        **{f"teacher.pools.{p.name}": model_content(config.pool_model(p)) for p in _with_model(config)},
     }
     return {setting: content for setting, content in found.items() if content}
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ogls.config import ModelConfig, Pool, PoolConfig, RunConfig
+from ogls.config import Pool, RunConfig
 from ogls.errors import ModelError
 from ogls.models.load import load_head, load_tokenizer
 
@@ -42,18 +42,6 @@ class Heads:
         return placed
 
 
-def other_models(config: RunConfig) -> dict[str, ModelConfig]:
-    """The models other than the run's that compute cached pools, by path."""
-    declared = config.declared_pools()
-    pools = [declared[name] for name in config.pools()]
-    return {pool.model: pool_model(config, pool) for pool in pools if pool.model}
-
-
-def pool_model(config: RunConfig, pool: PoolConfig) -> ModelConfig:
-    """The settings of a pool's own model: those of the run's model, with its path and revision."""
-    return config.model.model_copy(update={"path": pool.model, "revision": pool.revision})
-
-
 def load_heads(config: RunConfig, own: Tensor | None = None) -> Heads:
     """The heads of the run's model and of all other models, fp32. `own` is that of the run's model, if it is loaded.
 
@@ -62,7 +50,7 @@ def load_heads(config: RunConfig, own: Tensor | None = None) -> Heads:
     import torch
 
     heads = {"": load_head(config.model) if own is None else own}
-    heads |= {path: load_head(model).to(heads[""].device) for path, model in other_models(config).items()}
+    heads |= {path: load_head(model).to(heads[""].device) for path, model in config.other_models().items()}
     if len(heads) == 1:
         return Heads(heads[""], heads[""].shape[1])
     rows = min(len(head) for head in heads.values())
@@ -75,7 +63,7 @@ def load_heads(config: RunConfig, own: Tensor | None = None) -> Heads:
 
 def check_teachers(config: RunConfig, tokenizer: Any) -> None:
     """Raise ModelError unless every other model has the ids of the run's tokenizer, and weights that can be loaded."""
-    for path, model in other_models(config).items():
+    for path, model in config.other_models().items():
         check_same_tokens(path, load_tokenizer(model), tokenizer)
         load_head(model)
 

@@ -16,7 +16,6 @@ from ogls.records.schema import to_arrow
 from ogls.stages import columns
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.groups import read_groups
-from ogls.stages.heads import other_models
 from ogls.stages.run import Run
 from ogls.stages.shards import unfinished_shards
 from ogls.store.writer import StageWriter
@@ -79,7 +78,7 @@ class _Teachers:
     def __init__(self, run: Run, start: int):
         self.run, self.start = run, start
         self.policy = run.load_policy()
-        self.others = {path: Policy(model, None) for path, model in other_models(run.config).items()}
+        self.others = {path: Policy(model, None) for path, model in run.config.other_models().items()}
         self.context = min(p.context for p in (self.policy, *self.others.values()))
         self.weights = ""
 

@@ -18,7 +18,7 @@ from ogls.stages import columns
 from ogls.stages.engine import record_probe
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.groups import read_groups
-from ogls.stages.heads import load_heads, other_models
+from ogls.stages.heads import load_heads
 from ogls.stages.run import POLICY, Run
 from ogls.stages.steer import projection_classes
 from ogls.stages.teach import teacher_adapter
@@ -150,7 +150,7 @@ def _combined_states(run: Run, round_: int, own: Tensor) -> Iterator[tuple[Key, 
     import torch
 
     steer, recipes = run.config.steer, run.recipes()
-    heads = load_heads(run.config, own) if other_models(run.config) else None
+    heads = load_heads(run.config, own) if run.config.other_models() else None
     for entry in run.records.list_shards("teacher_states", round_):
         for key, pools in columns.unpack_states(run.records.read_shard(entry)).items():
             placed = {p: s.cpu() for p, s in heads.place(pools).items()} if heads else pools
@@ -160,7 +160,7 @@ def _combined_states(run: Run, round_: int, own: Tensor) -> Iterator[tuple[Key, 
 
 def _target_logits(config: RunConfig, policy: Policy) -> Callable[[Tensor], Tensor] | None:
     """Maps states that `_combined_states` yields to logits of the target; None if the policy's head does so."""
-    if not other_models(config) and config.steer.project == "none":
+    if not config.other_models() and config.steer.project == "none":
         return None
     head = load_heads(config, policy.head).matrix
     classes = projection_classes(config, policy.tokenizer, head)

@@ -36,6 +36,10 @@ def distillation_items(
             if key in fields_by_key:
                 common = {name: fields_by_key[key][name] for name in ("trained", "weights")}
                 fields_by_key[key] = {"state": state, **common}
+    if config.group_weights == "frontier":
+        weight_of = {rollout.key: _frontier(group) for group in groups.values() for rollout in group}
+        for key, fields in fields_by_key.items():
+            fields["weights"] = fields["weights"] * weight_of[key]
     for key in fields_by_key.keys() & (ends or {}).keys():
         end = (ends or {})[key]
         cut = {name: value[:end] for name, value in fields_by_key[key].items() if name != "trained"}
@@ -112,6 +116,26 @@ def _with_tails(
     return items
 
 
+def _token_weights(table: pa.Table, kind: str) -> Tensor:
+    """The weights of tokens, fp32 [T], from the columns of the table targets."""
+    import torch
+
+    def values(name: str) -> Tensor:
+        return torch.from_numpy(table[name].to_numpy().copy())
+
+    if kind == "entropy_gap":
+        return (values("target_entropy") - values("base_entropy")).abs()
+    column = {"kl": "kl", "direction": "direction_norm"}.get(kind)
+    return values(column) if column else torch.ones(len(table))
+
+
+def _frontier(group: Sequence[Rollout]) -> float:
+    """The weight of a group with the share p of correct rollouts among the decided ones: 4 p (1 - p)."""
+    decided = [r.outcome == "correct" for r in group if r.outcome != "undecided"]
+    share = sum(decided) / max(len(decided), 1)
+    return 4 * share * (1 - share)
+
+
 def _stored_targets(table: pa.Table, token_weights: str) -> Iterable[tuple[Key, dict[str, Any]]]:
     """Yield (key, fields of TrainItem) of each rollout in the table targets.
 
@@ -130,8 +154,7 @@ def _stored_targets(table: pa.Table, token_weights: str) -> Iterable[tuple[Key, 
 
     ids, logprobs = matrix("ids").long(), matrix("target_logprobs")
     tail = torch.from_numpy(table["tail_mass"].to_numpy().copy())
-    weight_column = {"kl": "kl", "direction": "direction_norm"}.get(token_weights)
-    weights = torch.from_numpy(table[weight_column].to_numpy().copy()) if weight_column else torch.ones(len(table))
+    weights = _token_weights(table, token_weights)
     starts = np.flatnonzero(table["position"].to_numpy() == 0)
     problem_ids, samples = table["problem_id"].to_pylist(), table["sample"].to_pylist()
     for start, end in zip(starts, [*starts[1:], len(table)], strict=True):

@@ -83,7 +83,7 @@ def teacher_pass(policy: Any, config: Any, shape: Any, tokens: int) -> tuple[flo
     """
     from ogls.distillation.exemplars import Context, ScoredRollout
     from ogls.distillation.teacher import score_rollouts
-    from ogls.planning.plan import teaching_bytes
+    from ogls.planning.memory import teaching_bytes
 
     prefix = PROMPT + EXEMPLAR * tokens
     contexts = [Context("frozen", random_tokens(prefix)) for _ in range(GROUP)]
@@ -107,7 +107,7 @@ def teacher_pass(policy: Any, config: Any, shape: Any, tokens: int) -> tuple[flo
 
 def training_step(policy: Any, config: Any, shape: Any, tokens: int) -> tuple[float, float, Any, float]:
     """One optimizer step on the rollouts of a group, with targets on 64 tokens. Returns the same as `teacher_pass`."""
-    from ogls.planning.plan import training_bytes
+    from ogls.planning.memory import training_bytes
     from ogls.training.batching import TrainItem
     from ogls.training.trainer import Trainer
 

@@ -25,7 +25,8 @@ from ogls.models.load import load_head
 from ogls.models.policy import Policy
 from ogls.models.shape import read_shape
 from ogls.planning.gpus import GIB, GPUS
-from ogls.planning.plan import estimate, scoring_bytes, training_bytes
+from ogls.planning.memory import scoring_bytes, training_bytes
+from ogls.planning.plan import estimate
 from ogls.records import Request
 from ogls.samplers.choose import create_sampler
 from ogls.training.batching import TrainItem

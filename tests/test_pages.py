@@ -101,6 +101,19 @@ def test_hovering_a_token_shows_its_distributions(page: Any, view: Path, data: d
     save_screenshot(page, "token-view")
 
 
+def test_the_first_mistake_is_marked(page: Any, view: Path, data: dict[str, Any]) -> None:
+    """The first token that the target lowers by a nat has a mark, under the recipe that is shown."""
+    page.goto(address(view, data, steered(data)))
+    shown = page.locator(".flow .mistake")
+    assert shown.count() <= 1
+    text = page.locator(".pane .sum").first.inner_text()
+    if shown.count():
+        assert text.endswith(f"first mistake at token {shown.get_attribute('id').split('-')[1]}")
+        assert "lowered by at least 1 nats" in shown.get_attribute("title")
+    else:
+        assert text.endswith("no mistake")
+
+
 def test_the_view_works_by_keyboard(page: Any, view: Path, data: dict[str, Any]) -> None:
     page.goto(address(view, data, steered(data)))
     flow = page.get_by_role("listbox", name="Tokens under")

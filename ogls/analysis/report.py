@@ -65,6 +65,7 @@ def render_report(
         learned_figure=report_figures.draw_problem_states(learned),
         steering_figure=_steering(results),
         steered=results["most_steered_tokens"],
+        mistakes=results["first_mistakes"],
         health=results["health"],
         rounds={run.config.name: [round_cells(row) for row in read_rounds(run.records)] for run in runs},
         headings=HEADINGS,
@@ -103,7 +104,10 @@ _QUERIES = {
     "classes": _KL_BY_CLASS,
     **{
         name: named_queries()[name]
-        for name in ("stage_costs", "learned_and_forgotten", "direction_by_position", "most_steered_tokens", "health")
+        for name in (
+            *("stage_costs", "learned_and_forgotten", "direction_by_position", "most_steered_tokens", "health"),
+            "first_mistakes",
+        )
     },
 }
 

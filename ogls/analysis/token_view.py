@@ -73,6 +73,9 @@ def build_token_view(
         "model": run.config.model.path,
         "points": [vars(r) | {"weights": dict(r.weights)} for r in viewer.recipes],
         "base": "base" if run.config.has_teacher else "student",
+        "mistake_nats": run.config.train.mistake_nats,
+        "until": run.config.train.until,
+        "projected": run.config.steer.project != "none",
         "vocabulary": viewer.vocabulary(shown),
         "rollouts": shown,
     }
@@ -81,6 +84,8 @@ def build_token_view(
 def render_token_view(data: dict[str, Any]) -> str:
     """Return the token view of one run as a separate HTML page."""
     about = f"Method {data['method']}, model {data['model']}. All numbers are exact to 1e-4 nats."
+    if data["projected"]:
+        about += " The run distils the projection of the target (steer.project); the page shows the whole target."
     return render("view.html.j2", title=f"{data['run']}: tokens", about=about, tokens=embed_json([data]))
 
 

@@ -138,12 +138,14 @@
     const r = state.rollout, point = state.points[pane];
     const name = point ? label(point) + (point.name !== "own" && point.strength !== null ? ` ${point.strength}` : "") : "text";
     const flow = make("div", { class: "flow", role: "listbox", tabindex: "0", "aria-orientation": "horizontal", "aria-label": `Tokens under ${name}`, "data-pane": pane });
+    const mistake = firstMistake(r, point);
     r.text.forEach((piece, t) => {
       const known = t < list.length, x = known ? list[t] : 0, strong = Math.min(Math.abs(x) / scale, 1);
       const option = make("span", { class: "t", role: "option", id: `t${pane}-${t}`, "aria-selected": String(t === state.token), "aria-label": tokenLabel(r, point, t, known ? x : null) });
-      if (!known) option.classList.add("untaught");
+      if (!known || (mistake >= 0 && t > mistake && r.view.until === "first_mistake")) option.classList.add("untaught");
       if (known) option.style.backgroundColor = `rgba(var(--${state.measure !== "steering" ? "plain" : x >= 0 ? "up" : "down"}), ${(0.55 * strong).toFixed(3)})`;
       if (known && state.measure === "steering" && strong > 0.25) option.classList.add(x > 0 ? "up" : "down");
+      if (t === mistake) { option.classList.add("mistake"); option.title = `first mistake: lowered by at least ${r.view.mistake_nats} nats`; }
       if (t === state.token) option.classList.add("active");
       shownText(option, piece);
       option.addEventListener("mouseenter", () => select(t));
@@ -153,9 +155,12 @@
     flow.setAttribute("aria-activedescendant", `t${pane}-${state.token}`);
     flow.addEventListener("keydown", keys);
     const n = r.numbers && point ? r.numbers.points[point.name] : null;
-    const sum = n ? `mean KL ${mean(n.kl).toFixed(4)} nats, steering of sampled tokens ${signed(mean(values(r, "steering", point)))} nats, entropy ${mean(n.entropy).toFixed(3)} nats` : r.note;
+    const where = mistake < 0 ? "no mistake" : `first mistake at token ${mistake}`;
+    const sum = n ? `mean KL ${mean(n.kl).toFixed(4)} nats, steering of sampled tokens ${signed(mean(values(r, "steering", point)))} nats, entropy ${mean(n.entropy).toFixed(3)} nats, ${where}` : r.note;
     return make("div", { class: "pane" }, make("h3", {}, name), make("p", { class: "sum" }, sum), flow);
   };
+  // The first token whose log-prob the target lowers by train.mistake_nats; -1 without one.
+  const firstMistake = (r, point) => (point && r.numbers ? values(r, "steering", point).findIndex((x) => x <= -r.view.mistake_nats) : -1);
   const shownText = (option, piece) => {
     if (!piece) return option.append(make("i", {}, "\u00b7"));
     for (const part of piece.split(/(\n)/)) {
@@ -213,7 +218,7 @@
     const head = make("h3", {}, `Token ${t}: ${quoted(r.text[t] || "")}`);
     if (!n || t >= n.ids.length) return box.replaceChildren(head, make("p", {}, n ? "Beyond the token limit: not distilled." : r.note));
     const panes = (state.compare ? [0, 1] : [0]).filter((pane) => state.points[pane]);
-    const ids = n.ids[t], columns = Object.keys(NAMES).filter((d) => n.logprobs[d] && !(d === "base" && !r.view.points.some((p) => p.weights.base !== undefined) && n.logprobs.student)).map((d) => [NAMES[d], ids.map((_, k) => n.logprobs[d][t][k])]);
+    const ids = n.ids[t], columns = Object.keys({ ...NAMES, ...n.logprobs }).filter((d) => n.logprobs[d] && !(d === "base" && !r.view.points.some((p) => p.weights.base !== undefined) && n.logprobs.student)).map((d) => [NAMES[d] || d, ids.map((_, k) => n.logprobs[d][t][k])]);
     for (const pane of panes) columns.push([`target ${panes.length > 1 ? "AB"[pane] : ""}`.trim(), ids.map((_, k) => target(n, state.points[pane], t, k))]);
     const rows = [...new Set([0, ...columns.flatMap(([, lp]) => lp.map((_, k) => k).sort((a, b) => lp[b] - lp[a]).slice(0, 5))])];
     const lastColumn = columns[columns.length - 1][1];

@@ -17,6 +17,7 @@ from ogls.stages import columns
 from ogls.stages.engine import record_probe
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.groups import read_groups
+from ogls.stages.imported import is_imported
 from ogls.stages.run import POLICY, Run
 from ogls.stages.teach import teacher_adapter
 from ogls.store.writer import StageWriter
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
     """Train the policy on the round; write the table updates, the adapter and the optimizer state.
 
-    Raises StoreError if the policy is not the one that the round was sampled with.
+    Raises StoreError if the policy is not the one that the round was sampled with. Imported rollouts are trained on
+    with any policy.
     """
     from safetensors.torch import load, save
 
@@ -60,7 +62,10 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
             raise StoreError(f"round {round_} was sampled with {before}, but the policy to train is {policy.hash}")
         state = load(run.read_attachment(start, "optimizer.safetensors")) if start else None
         trainer = Trainer(policy, settings, state, config.rollout.temperature)
-        if config.train.objective == "grpo" and (config.model.dtype != "float32" or config.rollout.temperature != 1):
+        unknown = any(i.old_logprobs is not None and not len(i.old_logprobs) for i in items)  # imported without
+        if config.train.objective == "grpo" and (
+            config.model.dtype != "float32" or config.rollout.temperature != 1 or unknown
+        ):
             items = trainer.with_own_logprobs(items)
         rows = trainer.train_round(items, run.seed("train", round_), progress)
         writer.write_shard(0, to_arrow(UPDATES, rows))
@@ -74,7 +79,9 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
             writer.attach_file(POLICY, "ema.safetensors", save(dict(average.weights)))
         loss = sum(r["loss"] for r in rows) / len(rows) if rows else 0.0
         notice = "" if rows else f"round {round_}: nothing to train on; the adapter is unchanged"
-        notice = " ".join(filter(None, [notice, *_warnings(config)]))
+        off_policy = is_imported(run, round_) and config.train.objective != "sft"
+        imported = f"round {round_} is off-policy: its rollouts were imported" if off_policy else ""
+        notice = "; ".join(filter(None, [notice, imported, *_warnings(config)]))
         tokens = sum(r["tokens"] for r in rows)
         probe = record_probe(run, policy, run.problems("train"), start)
         metrics = {"loss": loss, "steps": len(rows), "tokens": tokens}

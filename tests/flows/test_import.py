@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, TINY, again, carry_out, content, small_config
+from conftest import REPO, SMALL, TINY, again, carry_out, content, small_config
+from randommodel import random_model
 
 from flows import cli
 from ogls.analysis.export import select_rows
@@ -18,6 +19,7 @@ from ogls.stages.check import find_damage, repair
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run, open_run
 
+GSM8K = REPO.parent / "shared" / "data" / "gsm8k" / "model_solutions.jsonl"
 CHAT = ["--messages", "messages", "--answer", "expected", "--id", "problem_id"]
 TOKENS = ["--token-ids", "token_ids", "--logprobs", "logprobs", "--finish-reason", "finish_reason"]
 
@@ -212,6 +214,43 @@ def test_what_does_not_fit_the_run_is_left_out_with_its_line(
     assert "problems excluded: 1 in benchmark tiny (x)" in errors
 
 
+def test_an_interrupted_import_continues(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported(finished, tmp_path / "c.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr("ogls.stages.verify.judge_rows", stop_machine)
+        with pytest.raises(RuntimeError, match="the machine stops"):
+            run_import(tmp_path / "c.jsonl", tmp_path, patch, *CHAT)
+    capsys.readouterr()
+    assert run_import(tmp_path / "c.jsonl", tmp_path, monkeypatch, *CHAT) == 0
+    printed = capsys.readouterr().out
+    assert "sample r001: 32 rows, already done" in printed
+    assert "verify r001: 32 rows, done" in printed
+
+
+def stop_machine(*_: Any) -> None:
+    raise RuntimeError("the machine stops")
+
+
+def test_too_many_unusable_problems_are_refused_and_no_run_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"problem": f"{n}?", "answer": "1" if n else "}{", "completion": r"\boxed{1}"} for n in (0, 1, 2)]
+    write(tmp_path / "c.jsonl", rows)
+    assert run_import(tmp_path / "c.jsonl", tmp_path / "runs", monkeypatch) == 2
+    errors = " ".join(capsys.readouterr().err.split())
+    assert "the imported rollouts: 1 of 3 problems are unusable (1 unusable answer" in errors
+    assert not list((tmp_path / "runs").glob("copy*"))
+
+
+def test_a_configuration_that_names_rollouts_needs_them(tmp_path: Path) -> None:
+    run = Run(imported_config(tmp_path, "rollout.imported=0123"))
+    run.open()
+    with pytest.raises(StoreError, match="the imported rollouts of run copy are missing; `ogls import` of the same"):
+        STAGES["prepare"](run, 0)
+
+
 def said(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
@@ -247,3 +286,25 @@ def test_the_flow_trains_one_offline_round(
     assert {states[name] for name in ("evaluate r000", "teach r001", "train r001", "health r001")} == {"Completed"}
     run = open_run(str(tmp_path), "copy")
     assert run.policy_hash(1) == finished.policy_hash(1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GSM8K.exists(), reason="the solutions of GSM8K are not here")
+def test_real_solutions_of_other_models_make_a_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"model.path={random_model(tmp_path / 'model')}", "rollout.max_tokens=1200", "train.tokens=32"]
+    settings += ["teacher.pools=[]", "teacher.exemplar_tokens=64", "verify.answer_pattern='^A: (.+)$'"]
+    options = ["--problem", "question", "--solution", "ground_truth", "--limit", "12"]
+    options += ["--completion", "*.solution", "--correct", "*.is_correct"]
+    options += [part for setting in settings for part in ("--set", setting)]
+    assert run_import(GSM8K, tmp_path, monkeypatch, *options) == 0
+    printed = capsys.readouterr()
+    assert "verify r001: 48 rows, done" in printed.out
+    assert "does not agree" not in printed.err
+    run = open_run(str(tmp_path), "copy")
+    labels = [("failed", "correct")[bool(c)] for c in run.records.read("imported", 1)["correct"].to_pylist()]
+    assert run.records.read("verdicts", 1)["outcome"].to_pylist() == labels
+    for stage in ("teach", "steer", "style", "train"):
+        result = STAGES[stage](run, 1)
+        assert result.rows

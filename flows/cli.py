@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import run_commands, service_commands, store_commands
+from flows import import_command, run_commands, service_commands, store_commands
 from flows.console import (
     DEVELOP,
     GROUPS,
@@ -266,6 +266,7 @@ def doctor(config: Config = Path("tiny"), set_: Set = None) -> None:
 
 store_commands.register(app)
 run_commands.register(app)
+import_command.register(app)
 service_commands.register(app)
 app.registered_commands.sort(key=lambda command: GROUPS.index(str(command.rich_help_panel)))
 

@@ -33,8 +33,8 @@ GROUPS = RUN, LOOK, OPERATE, DATA, DEVELOP = (
 )
 
 # Arguments that several commands share.
-_CONFIG_HELP = "TOML file of a run, or the name of one in deployments/runs/, such as tiny."
-Config = Annotated[Path, typer.Argument(help=_CONFIG_HELP, parser=partial(find_file, kind="runs"))]
+CONFIG_HELP = "TOML file of a run, or the name of one in deployments/runs/, such as tiny."
+Config = Annotated[Path, typer.Argument(help=CONFIG_HELP, parser=partial(find_file, kind="runs"))]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: section.key=value. Repeatable.")]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]
 Root = Annotated[str, typer.Option(help="Store of the runs: a folder, or s3://bucket/path (gs://, az://).")]

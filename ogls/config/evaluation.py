@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import model_validator
@@ -24,7 +25,15 @@ class VerifyConfig(Section):
     tail_chars: int = setting(2000, "Search for the answer only in the last N characters of a completion.", ge=64)
     require_boxed: bool = setting(
         True,
-        r"Accept answers only in \boxed{} or after ####. If false, a completion without either is compared as a whole.",
+        r"Accept answers only in \boxed{}, after #### or by answer_pattern. If false, a completion without any is "
+        "compared as a whole.",
+    )
+    answer_pattern: str = setting(
+        "",
+        r"Regular expression of the answer, for completions and reference solutions with neither \boxed{} nor ####, "
+        "such as '^A: (.+)$'. Its last match counts; its group, if it has one, is the answer; ^ and $ match at every "
+        "line. Empty: none.",
+        later=True,
     )
     checker: str = setting(
         "",
@@ -48,6 +57,16 @@ class VerifyConfig(Section):
         "Verdicts that count as failed. Rollouts with any other verdict except correct are undecided: they are not "
         "trained on and are not used as exemplars.",
     )
+
+    @model_validator(mode="after")
+    def _check_answer_pattern(self) -> VerifyConfig:
+        try:
+            groups = re.compile(self.answer_pattern).groups
+        except re.error as error:
+            raise ValueError(f"verify.answer_pattern is not a valid regular expression: {error}") from None
+        if groups > 1:
+            raise ValueError(f"verify.answer_pattern has {groups} groups; mark one with (...), others with (?:...)")
+        return self
 
 
 class EvaluateConfig(SamplingConfig):

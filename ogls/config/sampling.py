@@ -85,5 +85,11 @@ class RolloutConfig(SamplingConfig):
         "Sampling engine for training and evaluation. server: a running `vllm serve`. auto: vllm if it is installed "
         "and model.device resolves to CUDA, else transformers.",
     )
+    imported: str = setting(
+        "",
+        "Digest of the rollouts that `ogls import` made round 1 from. That command sets it, and the run keeps it: a "
+        "configuration need not name it. Empty: round 1 is sampled.",
+        later=True,
+    )
     vllm: VllmConfig = setting(VllmConfig(), "The vLLM engine.")
     server: ServerConfig = setting(ServerConfig(), "A running vLLM server.")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ogls.config import DataSource
+from ogls.config import Columns, DataSource
 from ogls.errors import DataError
 from ogls.problems.sources import MAX_LISTED, Row, read_rows
 from ogls.records import Problem
@@ -49,9 +49,12 @@ class Exclusions:
         return ", ".join(self.named[reason]) + (f" and {remaining} more" if remaining else "")
 
 
-def load_problems(source: DataSource, split: str, report: Exclusions, further: Sequence[str] = ()) -> list[Problem]:
+def load_problems(
+    source: DataSource, split: str, report: Exclusions, pattern: str = "", further: Sequence[str] = ()
+) -> list[Problem]:
     """The problems of a source. Rows without text or answer, duplicates, and problems with two different answers are
-    left out and reported. `further` are the names of columns to keep as text in `Problem.columns`.
+    left out and reported. `pattern` finds answers that are neither boxed nor after #### (`find_answer`). `further` are
+    the names of columns to keep as text in `Problem.columns`.
 
     Raises DataError for a missing, empty or malformed source, for a missing column, and if one id stands for two
     problems.
@@ -63,7 +66,7 @@ def load_problems(source: DataSource, split: str, report: Exclusions, further: S
     conflicts: set[str] = set()
     for number, row in enumerate(rows[: source.limit], start=1):
         try:
-            problem = _problem(row, source, split, further)
+            problem = read_problem(row, source.columns, split, pattern, further)
         except ValueError as error:
             report.add(_NO_TEXT, f"row {number} ({error})")
             continue
@@ -98,7 +101,7 @@ def _require_columns(rows: list[Row], source: DataSource, further: Sequence[str]
         chat = next((name for name in ("messages", "prompt") if name in names), None)
         advice = f'columns.problem = "{chat}"' if chat else "columns.problem"
         raise DataError(f"{source.source} has no column {columns.problem}; it has {listed}: set {advice}")
-    if not {columns.answer, columns.solution} & names and not _is_chat(rows[0].get(columns.problem)):
+    if not {columns.answer, columns.solution} & names and not is_chat(rows[0].get(columns.problem)):
         raise DataError(
             f"{source.source} has neither a column {columns.answer} nor a column {columns.solution}; it has {listed}: "
             "set columns.answer or columns.solution"
@@ -110,18 +113,17 @@ def _require_columns(rows: list[Row], source: DataSource, further: Sequence[str]
         )
 
 
-def _problem(row: Row, source: DataSource, split: str, further: Sequence[str]) -> Problem:
+def read_problem(row: Row, columns: Columns, split: str, pattern: str = "", further: Sequence[str] = ()) -> Problem:
     """The problem of a row. Raises ValueError if a cell is no text."""
-    columns = source.columns
     cell: Any = row.get(columns.problem)
     solution = _text(row, columns.solution)
-    if _is_chat(cell):
+    if is_chat(cell):
         problem, reply = _from_chat(cell)
         solution = solution or reply
     else:
         problem = _text(row, columns.problem)
     derived_id = "p-" + hashlib.sha256(normalize_text(problem).encode(errors="replace")).hexdigest()[:12]
-    answer = _answer(_text(row, columns.answer), solution)
+    answer = _answer(_text(row, columns.answer), solution, pattern)
     kept = {name: text for name in further if (text := _text(row, name))}
     return Problem(_text(row, columns.id) or derived_id, problem, answer, solution or None, split, kept)
 
@@ -138,7 +140,7 @@ def _text(row: Row, column: str) -> str:
     return str(value).strip().encode("utf-8", "replace").decode()  # JSON may contain a lone surrogate, Arrow may not
 
 
-def _is_chat(cell: Any) -> bool:
+def is_chat(cell: Any) -> bool:
     """Whether a cell is a list of chat messages."""
     return isinstance(cell, list) and bool(cell) and all(isinstance(m, dict) and "role" in m for m in cell)
 
@@ -154,9 +156,9 @@ def _from_chat(messages: list[dict[str, Any]]) -> tuple[str, str]:
     return users[0], replies[0] if replies else ""
 
 
-def _answer(answer: str, solution: str) -> str:
-    """The boxed or #### part of the answer, else the whole answer, else the boxed or #### part of the solution."""
-    return find_answer(answer) or answer or find_answer(solution) or ""
+def _answer(answer: str, solution: str, pattern: str) -> str:
+    """The marked part of the answer (`find_answer`), else the whole answer, else the marked part of the solution."""
+    return find_answer(answer, pattern=pattern) or answer or find_answer(solution, pattern=pattern) or ""
 
 
 def normalize_text(text: str) -> str:

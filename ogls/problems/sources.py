@@ -37,6 +37,21 @@ def read_rows(source: DataSource) -> list[Row]:
     return rows
 
 
+def read_lines(source: DataSource) -> tuple[list[tuple[int, Row]], list[tuple[int, str]]]:
+    """(line, row) of every row of a source, and (line, reason) of every malformed line.
+
+    Only a JSON Lines file may have malformed lines. Rows of other sources are numbered from 1. Raises DataError as
+    `read_rows` does.
+    """
+    path = Path(source.source)
+    if path.is_file() and _reader(path) is _jsonl:
+        rows, malformed = _parse_lines(path)
+        if not rows and not malformed:
+            raise DataError(f"{source.source} has no rows: name a file or data set that has some")
+        return rows, malformed
+    return list(enumerate(read_rows(source), start=1)), []
+
+
 def _reader(path: Path) -> Callable[[Path], list[Row]] | None:
     """The function that reads a file with this ending; None for an unknown ending."""
     name = path.name.lower().removesuffix(".gz")
@@ -77,18 +92,26 @@ def _text(path: Path) -> str:
 
 
 def _jsonl(path: Path) -> list[Row]:
-    rows, malformed = [], []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    rows, malformed = _parse_lines(path)
+    if malformed:
+        listed = "\n  ".join(f"line {number}: {reason}" for number, reason in malformed[:MAX_LISTED])
+        raise DataError(f"{path}: {len(malformed)} malformed lines:\n  {listed}")
+    return [row for _, row in rows]
+
+
+def _parse_lines(path: Path) -> tuple[list[tuple[int, Row]], list[tuple[int, str]]]:
+    """(line, row) of every object of a JSON Lines file, and (line, reason) of every malformed line."""
+    rows: list[tuple[int, Row]] = []
+    malformed: list[tuple[int, str]] = []
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         try:
             row = json.loads(line) if line.strip() else {}
             if not isinstance(row, dict):
                 raise ValueError(f"a {type(row).__name__} instead of an object")
-            rows += [row] if row else []
+            rows += [(number, row)] if row else []
         except ValueError as error:
-            malformed.append(f"line {number}: {error}")
-    if malformed:
-        raise DataError(f"{path}: {len(malformed)} malformed lines:\n  " + "\n  ".join(malformed[:MAX_LISTED]))
-    return rows
+            malformed.append((number, str(error)))
+    return rows, malformed
 
 
 def _json(path: Path) -> list[Row]:

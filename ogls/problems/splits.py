@@ -19,13 +19,14 @@ def split_problems(
     usable: Callable[[Sequence[str]], list[bool]],
     too_long: Callable[[Problem, int], str],
     seen: Collection[str] = (),
+    imported: Sequence[Problem] | None = None,
 ) -> tuple[list[Problem], Exclusions]:
     """All problems of a run: `train`, then each benchmark. Splits do not overlap.
 
     Training problems are excluded and counted if their normalised text is in `seen` or in a benchmark. `usable` returns
     which answers the verifier can judge; `too_long(problem, max_tokens)` returns why a problem does not fit the model,
-    or an empty string. Raises DataError if more than problems.max_unusable of a source are unusable, or if no training
-    problem or no benchmark problem is left.
+    or an empty string. `imported` are the training problems in place of those of problems.source. Raises DataError if
+    more than problems.max_unusable of a source are unusable, or if no training problem or no benchmark problem is left.
     """
     report = Exclusions()
     benchmarks: list[Problem] = []
@@ -37,7 +38,7 @@ def split_problems(
                 f"({_counts(report)}); set its columns, or another source"
             )
         benchmarks += of_source
-    train = _load_usable(config.problems, "train", config, usable, too_long, report)
+    train = _load_usable(config.problems, "train", config, usable, too_long, report, imported)
     benchmark_texts = {normalize_text(p.problem): p.split for p in benchmarks}
     candidates = []
     for problem in train:
@@ -53,8 +54,11 @@ def split_problems(
     benchmarks += [replace(p, split="holdout") for i, p in enumerate(candidates) if i in holdout]
     if not train:
         setting = "lower problems.holdout" if holdout else "set problems.source to other problems"
+        if imported is not None and not holdout:
+            setting = "import other problems"
         raise DataError(
-            f"{config.problems.source}: no training problem is left of {len(candidates)} ({_counts(report)}); {setting}"
+            f"{_name(config.problems, imported)}: no training problem is left of {len(candidates)} "
+            f"({_counts(report)}); {setting}"
         )
     if not benchmarks:
         raise DataError(f"no problem to evaluate on ({_counts(report)}); raise problems.holdout, or add a benchmark")
@@ -72,10 +76,14 @@ def _load_usable(
     usable: Callable[[Sequence[str]], list[bool]],
     too_long: Callable[[Problem, int], str],
     report: Exclusions,
+    given: Sequence[Problem] | None = None,
 ) -> list[Problem]:
-    """The problems of a source that can be judged and that fit the model. Raises DataError if too many do not."""
-    found = Exclusions()
-    problems, kept = load_problems(source, split, found, config.columns() if split == "train" else ()), []
+    """The problems of a source (or `given`) that can be judged and that fit the model. Raises DataError if too many do
+    not."""
+    found, kept = Exclusions(), []
+    further = config.columns() if split == "train" else ()
+    pattern = config.verify.answer_pattern
+    problems = load_problems(source, split, found, pattern, further) if given is None else list(given)
     rows = len(problems) + sum(found.counts[reason] for reason in UNUSABLE)
     max_tokens = config.rollout.max_tokens if split == "train" else config.evaluate.max_tokens
     for problem, ok in zip(problems, usable([p.answer for p in problems]), strict=True):
@@ -90,11 +98,15 @@ def _load_usable(
     if count > config.problems.max_unusable * rows:
         listed = "; ".join(f"{n} {reason}: {found.describe(reason)}" for reason, n in unusable.items())
         raise DataError(
-            f"{source.source}: {count} of {rows} problems are unusable ({listed}); fix them, or raise "
+            f"{_name(source, given)}: {count} of {rows} problems are unusable ({listed}); fix them, or raise "
             "problems.max_unusable"
         )
     report.extend(found)
     return kept
+
+
+def _name(source: DataSource, given: Sequence[Problem] | None) -> str:
+    return source.source if given is None else "the imported rollouts"
 
 
 def select_round_problems(train: Sequence[Problem], per_round: int, round_: int, run_seed: int) -> list[Problem]:

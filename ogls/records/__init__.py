@@ -5,6 +5,7 @@ Does not belong here: how and where it is stored (`store`), and how it is comput
 """
 
 from ogls.records.diagnostics import HEALTH, STYLE, SWEEP_AGREEMENT, SWEEP_POSITIONS, SWEEPS
+from ogls.records.imported import IMPORTED
 from ogls.records.tables import (
     ALL_TABLES,
     CONTEXTS,
@@ -25,6 +26,7 @@ __all__ = [
     "ALL_TABLES",
     "CONTEXTS",
     "HEALTH",
+    "IMPORTED",
     "PROBLEMS",
     "SCORES",
     "STEERED",

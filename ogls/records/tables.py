@@ -9,6 +9,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from ogls.records.diagnostics import HEALTH, STYLE, SWEEP_AGREEMENT, SWEEP_POSITIONS, SWEEPS
+from ogls.records.imported import IMPORTED
 from ogls.records.schema import Table, column, columns
 
 _ID = column("problem_id", pa.string(), "Id of the problem.")
@@ -41,12 +42,19 @@ TRAJECTORIES = Table(
         _SAMPLE,
         column("prompt_ids", _INTS, "Token ids of the rendered student prompt."),
         column("token_ids", _INTS, "Sampled token ids, the stop token included."),
-        column("logprobs", _FLOATS, "Log-probability (nats) of each sampled token under the policy at temperature 1."),
+        column(
+            "logprobs",
+            _FLOATS,
+            "Log-probability (nats) of each sampled token under the policy at temperature 1; empty if the rollout was "
+            "imported without them.",
+        ),
         column("n_tokens", pa.int32(), "Length of token_ids."),
         column("text", pa.string(), "The completion as text, without control tokens."),
         column("finish_reason", pa.string(), "stop (a stop token) or length (max_tokens reached)."),
-        column("policy", pa.string(), "Hash of the adapter that sampled the rollout; base for the base model."),
-        column("seed", pa.int64(), "Seed of this rollout."),
+        column(
+            "policy", pa.string(), "Hash of the adapter that sampled the rollout; base for the base model; or imported."
+        ),
+        column("seed", pa.int64(), "Seed of this rollout; -1 if it was imported."),
     ),
     float_lists=("prompt_ids", "token_ids", "logprobs"),
 )
@@ -281,7 +289,7 @@ SUMMARIES = Table(
 
 ALL_TABLES = (
     *(PROBLEMS, TRAJECTORIES, VERDICTS, TEACHER_STATES, CONTEXTS, TARGETS, STEERED, UPDATES, SCORES, SUMMARIES),
-    *(STYLE, HEALTH, SWEEPS, SWEEP_POSITIONS, SWEEP_AGREEMENT),
+    *(STYLE, HEALTH, SWEEPS, SWEEP_POSITIONS, SWEEP_AGREEMENT, IMPORTED),
 )
 
 

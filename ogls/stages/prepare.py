@@ -16,6 +16,7 @@ from ogls.samplers.requests import check_context
 from ogls.stages.engine import check_engine, record_probe
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.heads import check_teachers
+from ogls.stages.imported import imported_problems
 from ogls.stages.run import POLICY, Run
 from ogls.store.writer import StageWriter
 from ogls.training.choose import try_loss
@@ -24,7 +25,10 @@ from ogls.verifiers.pool import shared_verifier
 
 
 def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> StageResult:
-    """Read, clean and split the problems, and store a copy of them in the run."""
+    """Read, clean and split the problems, and store a copy of them in the run.
+
+    The training problems of a run with imported rollouts are theirs.
+    """
     config = run.config
     inputs = {
         **policy_inputs(run),
@@ -33,6 +37,7 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
         "verify": run.identity.verify,
         "lengths": (config.rollout.max_tokens, config.evaluate.max_tokens),
         **({"columns": config.columns()} if config.columns() else {}),
+        **({"imported": config.rollout.imported} if config.rollout.imported else {}),
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
@@ -50,12 +55,15 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
             return check_context(config.model, policy.context, len(prompt), max_tokens)
 
         seen = {normalize_text(p) for name in config.problems.after for p in _trained_on(run, name)}
-        problems, report = split_problems(config, shared_verifier(config.verify).can_verify, too_long, seen)
+        can_verify = shared_verifier(config.verify).can_verify
+        problems, report = split_problems(config, can_verify, too_long, seen, imported_problems(run))
         rows = [{n: getattr(p, n) for n in PROBLEMS.schema.names} for p in problems]
         rows = [{**row, "columns": json.dumps(row["columns"]) if row["columns"] else None} for row in rows]
         writer.write_shard(0, to_arrow(PROBLEMS, rows))
         listed = [f"{n} {reason} ({report.describe(reason)})" for reason, n in report.counts.items()]
-        notice = f"problems excluded: {'; '.join(listed)}" if listed else ""
+        notices = [f"problems excluded: {'; '.join(listed)}"] if listed else []
+        if config.rollout.imported:
+            notices.append("the training problems are those of the imported rollouts; problems.source is not read")
         start = run.load_adapter(0)
         policy.use_adapter(start)
         if start:  # a copy, so that the run does not depend on another folder
@@ -66,7 +74,7 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
             "control_tokens": prompter.control_tokens,
             "splits": dict(Counter(p.split for p in problems)),
             "probe": record_probe(run, policy, [p for p in problems if p.split == "train"]),
-            "notice": notice,
+            "notice": "; ".join(notices),
         }
 
     return run.carry_out("problems", 0, inputs, work)

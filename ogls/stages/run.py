@@ -43,9 +43,19 @@ class Run:
     may_redo_closed = False  # whether stages of closed rounds may be redone: only to restore files (`stages.check`)
 
     def __init__(self, config: RunConfig):
-        self.config = config
+        self._given = config
         self.store = Store(config.root)
         self.records = self.store.run(config.name)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration. One that does not name imported rollouts goes on with those of the run."""
+        rollout = self._given.rollout
+        info = None if rollout.imported else self.records.read_info()
+        imported = info["config"].get("rollout", {}).get("imported") if info else None
+        if not imported:
+            return self._given
+        return self._given.model_copy(update={"rollout": rollout.model_copy(update={"imported": imported})})
 
     def open(self) -> str:
         """Start or resume the run. Returns a notice, or an empty string (see `RunStore.open`)."""
@@ -188,8 +198,12 @@ class Run:
         return content
 
     def is_closed(self, round_: int) -> bool:
-        """Whether the next round has begun, so that nothing of this round may change any more."""
-        folder = self.records.folder("trajectories", round_ + 1)
+        """Whether the next round has begun, so that nothing of this round may change any more.
+
+        Imported rollouts exist before round 0 is evaluated; it is closed when round 1 is trained.
+        """
+        begins = "updates" if round_ == 0 and self.config.rollout.imported else "trajectories"
+        folder = self.records.folder(begins, round_ + 1)
         return bool(self.records.storage.list_names(f"{self.records.name}/{folder}"))
 
     def digest(self, table: str, round_: int) -> str:

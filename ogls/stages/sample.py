@@ -12,13 +12,16 @@ from ogls.samplers.choose import resolve_engine
 from ogls.samplers.requests import build_requests
 from ogls.stages.engine import sampler_for_round
 from ogls.stages.fingerprints import policy_inputs
+from ogls.stages.imported import is_imported, make_trajectories
 from ogls.stages.run import Run
 from ogls.stages.shards import unfinished_shards
 from ogls.store.writer import StageWriter
 
 
 def sample(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
-    """Sample the rollouts of a round with the adapter that the round starts from."""
+    """Sample the rollouts of a round with the adapter that the round starts from, unless they were imported."""
+    if is_imported(run, round_):
+        return make_trajectories(run, round_, progress)
     config = run.config
     start = run.start_point(round_).round
     policy_hash = run.policy_hash(start)

@@ -27,7 +27,8 @@ def count_new_problems(config: RunConfig, earlier: list[RunStore]) -> int:
     for run in earlier:
         for row in run.read("problems", 0, ["split", "problem"]).to_pylist():
             seen.add(normalize_text(row["problem"]))  # problems of benchmarks are not new either
-    return sum(normalize_text(p.problem) not in seen for p in load_problems(config.problems, "train", Exclusions()))
+    problems = load_problems(config.problems, "train", Exclusions(), config.verify.answer_pattern)
+    return sum(normalize_text(p.problem) not in seen for p in problems)
 
 
 def next_start_adapter(run: RunStore) -> str:

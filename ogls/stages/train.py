@@ -19,6 +19,7 @@ from ogls.stages.engine import record_probe
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.groups import read_groups
 from ogls.stages.heads import load_heads
+from ogls.stages.imported import is_imported
 from ogls.stages.run import POLICY, Run
 from ogls.stages.steer import projection_classes
 from ogls.stages.teach import teacher_adapter
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
     """Train the policy on the round; write the table updates, the adapter and the optimizer state.
 
-    Raises StoreError if the policy is not the one that the round was sampled with.
+    Raises StoreError if the policy is not the one that the round was sampled with. Imported rollouts are trained on
+    with any policy.
     """
     from safetensors.torch import load, save
 
@@ -68,7 +70,8 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         state = load(run.read_attachment(start, "optimizer.safetensors")) if start else None
         target_logits = _target_logits(config, policy) if full else None
         trainer = Trainer(policy, settings, state, config.rollout.temperature, target_logits)
-        if needs == "advantages" and (config.model.dtype != "float32" or config.rollout.temperature != 1):
+        unknown = any(i.old_logprobs is not None and not len(i.old_logprobs) for i in items)  # imported without
+        if needs == "advantages" and (config.model.dtype != "float32" or config.rollout.temperature != 1 or unknown):
             items = trainer.with_own_logprobs(items)
         rows = trainer.train_round(items, run.seed("train", round_), progress)
         writer.write_shard(0, to_arrow(UPDATES, rows))
@@ -82,7 +85,9 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
             writer.attach_file(POLICY, "ema.safetensors", save(dict(average.weights)))
         loss = sum(r["loss"] for r in rows) / len(rows) if rows else 0.0
         notice = "" if rows else f"round {round_}: nothing to train on; the adapter is unchanged"
-        notice = " ".join(filter(None, [notice, *_warnings(config)]))
+        off_policy = is_imported(run, round_) and config.train.objective != "sft"
+        imported = f"round {round_} is off-policy: its rollouts were imported" if off_policy else ""
+        notice = "; ".join(filter(None, [notice, imported, *_warnings(config)]))
         tokens = sum(r["tokens"] for r in rows)
         probe = record_probe(run, policy, run.problems("train"), start)
         metrics = {"loss": loss, "steps": len(rows), "tokens": tokens, "loss_metrics": round_means(rows)}

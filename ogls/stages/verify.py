@@ -8,6 +8,7 @@ from typing import Any
 from ogls.progress import Progress, no_progress
 from ogls.records import VERDICTS, StageResult
 from ogls.records.schema import to_arrow
+from ogls.stages.imported import apply_labels, is_imported
 from ogls.stages.run import Run
 from ogls.store.writer import StageWriter
 from ogls.verifiers.pool import Case, Judgement, shared_verifier
@@ -21,7 +22,10 @@ def judge_rows(run: Run, split: str, rows: list[dict[str, Any]], progress: Progr
 
 
 def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
-    """Give every rollout of the round a verdict and an outcome: correct, failed or undecided."""
+    """Give every rollout of the round a verdict and an outcome: correct, failed or undecided.
+
+    The label of an imported rollout is its verdict.
+    """
     config = run.config.verify
     declared = run.config.declared_pools()
     reads_feedback = any(declared[name].kind == "feedback" for name in run.config.pools())
@@ -36,6 +40,10 @@ def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
         names = ["problem_id", "sample", "text", "finish_reason"]
         rows = run.records.read("trajectories", round_, names).to_pylist()
         judgements = judge_rows(run, "train", rows, progress)
+        notices = []
+        if is_imported(run, round_):
+            judgements, differing = apply_labels(run, rows, judgements)
+            notices += [f"round {round_}: {differing}"] if differing else []
         outcomes: dict[str, set[str]] = {}
         verdict_rows = []
         for row, judgement in zip(rows, judgements, strict=True):
@@ -56,7 +64,6 @@ def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
         writer.write_shard(0, to_arrow(VERDICTS, verdict_rows))
         mixed = sum({"correct", "failed"} <= o for o in outcomes.values())
         verdicts = dict(Counter(j.verdict for j in judgements))
-        notices = []
         if raised := [j.raised for j in judgements if j.raised]:
             notices.append(
                 f"round {round_}: verify.checker raised an exception for {len(raised)} of {len(rows)} answers, which "

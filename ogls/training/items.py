@@ -62,7 +62,7 @@ def policy_gradient_items(groups: dict[str, list[Rollout]], config: TrainConfig)
             for rollout, advantage in zip(group, group_advantages(rewards, config.grpo.normalise_std), strict=True):
                 logprobs = torch.tensor(rollout.logprobs)
                 fields_by_key[rollout.key] = {
-                    "trained": len(logprobs),
+                    "trained": len(rollout.token_ids),
                     "old_logprobs": logprobs,
                     "advantage": advantage,
                 }

@@ -1,4 +1,4 @@
-r"""Finding the answer in a completion: `\boxed{...}`, GSM8K's `####`, or the text itself."""
+r"""Finding the answer in a completion: `\boxed{...}`, GSM8K's `####`, a pattern, or the text itself."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import re
 _HASHES = re.compile(r"####\s*([^\n]+)")
 
 
-def find_answer(text: str, require_boxed: bool = True) -> str | None:
-    r"""The content of the last complete \boxed{...}, else the text after the last ####; None if there is neither.
+def find_answer(text: str, require_boxed: bool = True, pattern: str = "") -> str | None:
+    r"""The content of the last complete \boxed{...}, else the text after the last ####, else the last match of the
+    regular expression `pattern` (its group, if it has one); None if there is none.
 
-    Without `require_boxed`, a text with neither is the answer as a whole.
+    Without `require_boxed`, a text with none is the answer as a whole.
     """
     end = len(text)
     while (start := text.rfind(r"\boxed{", 0, end)) >= 0:
@@ -19,6 +20,8 @@ def find_answer(text: str, require_boxed: bool = True) -> str | None:
         end = start
     if hashes := _HASHES.findall(text):
         return hashes[-1].strip() or None
+    if matches := re.findall(pattern, text, re.MULTILINE) if pattern else []:
+        return matches[-1].strip() or None
     return None if require_boxed else text.strip() or None
 
 

@@ -92,7 +92,10 @@ class Verifier:
 
     def judge(self, cases: Sequence[Case], progress: Progress = no_progress) -> list[Judgement]:
         """One judgement a case, in order. Equal (answer, expected) pairs are judged only once."""
-        answers = [find_answer(c.text[-self.config.tail_chars :], self.config.require_boxed) for c in cases]
+        config = self.config
+        answers = [
+            find_answer(c.text[-config.tail_chars :], config.require_boxed, config.answer_pattern) for c in cases
+        ]
         decidable = [c.finish_reason != "length" and a is not None for c, a in zip(cases, answers, strict=True)]
         pairs = [(a or "", c.expected) for c, a in zip(cases, answers, strict=True)]
         verdicts = self._judge_pairs(

@@ -78,6 +78,9 @@ def run_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         (["check", "nobody", "--root", "ROOT"], "no run nobody in"),
         (["rm", "nobody", "--root", "ROOT"], "no run nobody in"),
         (["compare", "nothing.toml"], "no study nothing.toml"),
+        (["import", "nothing.jsonl", "--config", str(TINY)], "cannot read problems from nothing.jsonl"),
+        (["import", "x.jsonl", "--config", str(TINY), "--messages", "a", "--completion", "b"], "--messages or --comp"),
+        (["import", "data/tiny/train.jsonl", "--config", str(TINY)], "has no column completion; it has id, problem"),
         (["seed-model", "new-folder", "--terse", "2"], "terse"),
         *(
             (([command, *rest, "--root", root]), message)

@@ -57,6 +57,8 @@ def test_every_field_is_described_and_read() -> None:
         ("steer.recipe=custom", "steer.weights must be set if steer.recipe = 'custom', and only then"),
         ("prompts.exemplar=hello", "prompts.exemplar must contain {problem} and {exemplar}"),
         ("evaluate.benchmarks=[]", "nothing to evaluate on"),
+        ("verify.answer_pattern='('", "verify.answer_pattern is not a valid regular expression"),
+        ("verify.answer_pattern='(a)(b)'", "verify.answer_pattern has 2 groups; mark one with (...)"),
         ("name=../x", "name: String should match pattern"),
         ("train.epochs", "write section.key=value"),
         ("name.first=1", "name is a value, not a section"),

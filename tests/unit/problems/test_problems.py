@@ -54,6 +54,12 @@ def test_columns_can_be_renamed_and_ids_derived(tmp_path: Path) -> None:
     assert load(path, columns=Columns(problem="question"))[0].problem_id == problem.problem_id
 
 
+def test_a_pattern_finds_answers_in_solutions(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "q.jsonl", [{"problem": "Q?", "solution": "so\nA: 7"}])
+    (problem,) = load_problems(DataSource(source=path), "train", Exclusions(), "^A: (.+)$")
+    assert problem.answer == "7"
+
+
 def test_text_that_is_not_unicode_can_be_stored(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"id": "a", "problem": "\\ud800 plus 1?", "answer": "1"}\n')
     (problem,) = load(str(tmp_path / "q.jsonl"))

@@ -48,6 +48,20 @@ def test_the_last_complete_box_is_the_answer(text: str, answer: str | None) -> N
     assert find_answer(text) == answer
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("3 + 5 = 8\nA: 8", "8"),
+        ("A: 7\nso\nA: 2,000 \nthat is it", "2,000"),
+        ("A: 7\n#### 8", "8"),
+        (r"A: 7, or \boxed{9}", "9"),
+        ("the letter A: 7", None),
+    ],
+)
+def test_a_pattern_finds_the_answer_of_other_forms(text: str, answer: str | None) -> None:
+    assert find_answer(text, pattern="^A: (.+)$") == answer
+
+
 def test_unboxed_text_is_an_answer_only_if_allowed() -> None:
     assert find_answer("it is 5", require_boxed=False) == "it is 5"
 

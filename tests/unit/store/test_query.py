@@ -175,6 +175,8 @@ def test_failed_then_fixed_finds_problems_that_are_solved_later(tmp_path: Path) 
                 "verdict": "correct" if o == "c" else "incorrect",
                 "outcome": "correct" if o == "c" else "failed",
                 "answer": "1",
+                "reward": None,
+                "feedback": None,
             }
             for name, group in groups.items()
             for sample, o in enumerate(group)

@@ -57,8 +57,11 @@ def generate(root: str, rollouts: int) -> Store:
     return store
 
 
+_NO_SOLUTION = {"solution": None, "answer": "1", "columns": None}
+
+
 def _problem(name: str) -> dict[str, object]:
-    return {"problem_id": name, "split": "train", "problem": f"{name}?", "solution": None, "answer": "1"}
+    return {"problem_id": name, "split": "train", "problem": f"{name}?", **_NO_SOLUTION}
 
 
 def _write_round(run: RunStore, round_: int, names: list[str], rng: Rng) -> None:
@@ -196,10 +199,10 @@ def _lists(flat: np.ndarray, lengths: np.ndarray) -> pa.Array:
 
 
 def _table(table: Table, values: dict[str, object]) -> pa.Table:
-    arrays = [
-        pa.array(values[f.name], f.type) if not isinstance(values[f.name], pa.Array) else values[f.name]
-        for f in table.schema
-    ]
+    """A table of columns; a nullable column that is not given has no values."""
+    size = len(next(iter(values.values())))  # type: ignore[arg-type]
+    given = {f.name: pa.nulls(size, f.type) for f in table.schema if f.nullable} | values
+    arrays = [v if isinstance(v := given[f.name], pa.Array) else pa.array(v, f.type) for f in table.schema]
     return pa.Table.from_arrays(arrays, schema=table.schema)
 
 

@@ -25,7 +25,20 @@ from ogls.training.batching import TrainItem, collate
 from ogls.training.losses import divergence, target_bins
 from ogls.training.trainer import Trainer
 
-POOLS = ("base", "reference", "correct", "incorrect")
+POOLS = ("base", "reference", "correct", "incorrect", "own")
+# One pool of every kind, in words of its own, with every choice of exemplars.
+DECLARED = """teacher.pools=[
+    {name = "careful", template = "Be careful. {problem}", weights = "frozen"},
+    {name = "solved", reads = "reference"},
+    {name = "short", reads = "correct", choose = "shortest", max_exemplars = 1},
+    {name = "near", reads = "correct", choose = "nearest", max_exemplars = 2},
+    {name = "long", reads = "incorrect", choose = "longest", max_exemplars = 1},
+    {name = "told", reads = "feedback"},
+    {name = "hinted", reads = "hint", template = "{problem} {exemplar}"},
+]"""
+both_declarations = pytest.mark.parametrize(
+    "declared", ['teacher.pools=["reference"]', DECLARED], ids=["default", "own"]
+)
 
 
 def random_states(tokens: int = 6, dim: int = 16, seed: int = 0) -> dict:
@@ -42,7 +55,8 @@ def head() -> torch.Tensor:
 @pytest.fixture
 def group(policy: Policy, prompter: Prompter) -> tuple[Problem, list[Rollout]]:
     """A problem with three correct and three failed rollouts of different lengths."""
-    problem = Problem("p", r"Modulo 10, left to right: $3+4\times2$", "4", "3+4=7\n7\\times2=4\n\\boxed{4}")
+    text, solution = r"Modulo 10, left to right: $3+4\times2$", "3+4=7\n7\\times2=4\n\\boxed{4}"
+    problem = Problem("p", text, "4", solution, columns={"hint": "Add first."})
     texts = {
         "correct": ["3+4=7\n7\\times2=4\n\\boxed{4}", "\\boxed{4}", "7\\times2=4\n\\boxed{4}"],
         "failed": ["3+4=8\n8\\times2=6\n\\boxed{6}", "3+4=7\n\\boxed{7}", "\\boxed{1}"],
@@ -51,7 +65,8 @@ def group(policy: Policy, prompter: Prompter) -> tuple[Problem, list[Rollout]]:
     for outcome, completions in texts.items():
         for text in completions:
             ids = (*prompter.tokenizer(text)["input_ids"], policy.stop_ids[0])
-            rollouts.append(Rollout("p", len(rollouts), prompt, ids, text, outcome))
+            feedback = "Its last digit is wrong." if outcome == "failed" else ""
+            rollouts.append(Rollout("p", len(rollouts), prompt, ids, text, outcome, feedback=feedback))
     return problem, rollouts
 
 
@@ -106,7 +121,7 @@ def test_a_constant_added_to_the_logits_of_a_pool_does_not_change_the_target(hea
     """The last column of the head is constant, so the last element of a state adds a constant to all logits."""
     head = torch.cat([head, torch.ones(50, 1)], dim=1)
     states = {p: torch.cat([s, torch.zeros(6, 1)], dim=1) for p, s in random_states().items()}
-    recipe = Recipe(base=0.5, reference=0.5, correct=0.7, incorrect=-0.7)
+    recipe = Recipe.model_validate({"base": 0.5, "reference": 0.3, "correct": 0.7, "incorrect": -0.7, "own": 0.2})
     ids = torch.zeros(6, dtype=torch.long)
     before = steer_tokens(states, ids, recipe, head, 10)
     states[pool] = states[pool] + torch.cat([torch.zeros(16), torch.tensor([3.0])])
@@ -116,11 +131,12 @@ def test_a_constant_added_to_the_logits_of_a_pool_does_not_change_the_target(hea
         torch.testing.assert_close(getattr(before, name), getattr(after, name), atol=1e-5, rtol=1e-5)
 
 
+@both_declarations
 def test_permuting_a_group_does_not_change_the_states(
-    policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path
+    policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path, declared: str
 ) -> None:
     """The number of exemplars is limited, so the selection of exemplars must not depend on the order either."""
-    config = small_config(tmp_path, "teacher.max_exemplars=2")
+    config = small_config(tmp_path, "teacher.max_exemplars=2", declared)
     problem, rollouts = group
     _, before = plan_and_score(policy, prompter, group, config)
     order = [4, 2, 0, 5, 1, 3]
@@ -128,15 +144,19 @@ def test_permuting_a_group_does_not_change_the_states(
     _, after = plan_and_score(policy, prompter, (problem, shuffled), config)
     for new, old in enumerate(order):
         for pool in config.pools():
+            if pool == "told" and old < 3:  # a correct rollout has no feedback
+                continue
             torch.testing.assert_close(before[("p", old), pool], after[("p", new), pool], atol=1e-5, rtol=1e-5)
 
 
+@both_declarations
 def test_the_head_of_mean_states_equals_the_mean_of_logits(
-    policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path
+    policy: Policy, prompter: Prompter, group: tuple, tmp_path: Path, declared: str
 ) -> None:
     """head(mean of states) equals the mean of the logits of full sequences, to 1e-5 in fp32."""
-    config = small_config(tmp_path)
+    config = small_config(tmp_path, declared)
     plan, states = plan_and_score(policy, prompter, group, config)
+    assert {item.pool for item in plan.scored} == set(config.pools())
     for item in plan.scored:
         weighted_logits = []
         for context, share in item.shares:

@@ -102,7 +102,8 @@ def _print_rounds(config: Any) -> None:
     console = out if out.is_terminal else Console(width=140)
     rows = rounds_table.read_rounds(Store(config.root).run(config.name))
     columns = rounds_table.fitting_columns(rows, console.width)
-    table = Table(title=f"run {config.name}", caption=rounds_table.LEGEND)
+    legend = rounds_table.LEGEND if len(columns) == len(rounds_table.HEADINGS) else rounds_table.SHORT_LEGEND
+    table = Table(title=f"run {config.name}", caption=legend)
     for index in columns:
         table.add_column(rounds_table.HEADINGS[index], no_wrap=True)
     for row in rows:

@@ -23,6 +23,8 @@ from ogls.store.atomic import atomic_write
 
 out, err = Console(), Console(stderr=True)
 
+_WRAPPED = 24  # characters of a column of texts in a terminal that is too narrow for them
+
 # Groups of commands in `ogls --help`.
 GROUPS = RUN, LOOK, OPERATE, DATA, DEVELOP = (
     "Train and evaluate",
@@ -150,18 +152,20 @@ def escape_control_characters(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
+def _cell(value: Any) -> str:
+    """A value as the text of a cell, at most 80 characters."""
+    text = f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+    return escape_control_characters(text if len(text) <= 80 else text[:79] + "…")
+
+
 def _rich_table(table: Any) -> Table:
     """The first 1000 rows as a Rich table."""
     from rich.markup import escape
     from rich.text import Text
 
-    def cell(value: Any) -> Text:
-        text = f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
-        return Text(escape_control_characters(text if len(text) <= 80 else text[:79] + "…"))
-
     rendered = Table(*[escape(n) for n in table.schema.names])
     for row in table.slice(0, 1000).to_pylist():
-        rendered.add_row(*[cell(v) for v in row.values()])
+        rendered.add_row(*[Text(_cell(v)) for v in row.values()])
     return rendered
 
 
@@ -172,10 +176,28 @@ def _render_table(table: Any) -> str:
 
 
 def _print_table(table: Any) -> None:
-    (out if out.is_terminal else Console(width=160)).print(_rich_table(table))
-    err.print(
-        count_of(len(table), "row") + (", only the first 1000 are shown" if len(table) > 1000 else ""), style="dim"
-    )
+    console = out if out.is_terminal else Console(width=160)
+    shown = _fitting(table, console.width)
+    console.print(_rich_table(table.select(shown)))
+    notes = [count_of(len(table), "row")]
+    if len(table) > 1000:
+        notes.append("only the first 1000 are shown")
+    if hidden := [name for name in table.schema.names if name not in shown]:
+        notes.append(f"without {', '.join(hidden)}, for which the terminal is too narrow (--format csv or json)")
+    err.print(", ".join(notes), style="dim", highlight=False, soft_wrap=True)
+
+
+def _fitting(table: Any, width: int) -> list[str]:
+    """The first columns that fit into `width` characters with their names whole; longer texts wrap."""
+    names: list[str] = []
+    used = 1
+    for name in table.schema.names:
+        longest = max((len(_cell(v)) for v in table[name].slice(0, 1000).to_pylist()), default=0)
+        used += max(len(name), min(longest, _WRAPPED)) + 3  # padding and a border
+        if names and used > width:
+            break
+        names.append(name)
+    return names
 
 
 @contextmanager

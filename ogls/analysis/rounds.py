@@ -21,7 +21,8 @@ HEADINGS = (
 
 # Columns by importance: a narrow terminal shows the first ones that fit.
 IMPORTANCE = ("round", "accuracy", "95% interval", "length", "greedy", "mixed", "KL", "truncated")
-LEGEND = "length in tokens; KL(target || base) in nats per token; sample to evaluate: wall time in seconds"
+SHORT_LEGEND = "length in tokens; KL(target || base) in nats per token"
+LEGEND = f"{SHORT_LEGEND}; sample to evaluate: wall time in seconds"
 
 
 @dataclass(frozen=True)

@@ -304,3 +304,21 @@ def test_a_page_can_be_opened(
     assert run_command(command, monkeypatch) == 0
     assert "open it in a browser" in " ".join(capsys.readouterr().out.split())
     assert len(opened) == 1
+
+
+def test_a_table_shows_the_columns_that_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names stay whole at 80 columns; what does not fit is named."""
+    names = [f"accuracy_{n}" for n in ("first", "last", "best", "worst", "mean", "median")]
+    table = pa.table({"run": ["a", "b"], **{n: [0.5, 0.25] for n in names}})
+    monkeypatch.setattr("flows.console.Console", lambda **_: Console(width=80))
+    show_table(table, "table", None)
+    printed = capsys.readouterr()
+    assert max(map(len, printed.out.splitlines())) <= 80
+    assert all(name in printed.out for name in names[:3])
+    assert "accuracy_median" not in printed.out
+    assert "2 rows, without accuracy_mean, accuracy_median, for which the terminal" in printed.err
+    capsys.readouterr()
+    show_table(table.select(["run", names[0]]), "table", None)
+    assert capsys.readouterr().err.strip() == "2 rows"

@@ -33,7 +33,8 @@ class Finding(NamedTuple):
 def examine(config: RunConfig) -> list[Finding]:
     """Run all checks and return their findings in order; an exception in a check becomes a finding `wrong`."""
     findings: list[Finding] = []
-    for check in (_packages, _torch_addons, _device, _model, _engine, _store, _problems, _prefect, _mlflow):
+    checks = (_packages, _torch_addons, _device, _model, _teachers, _engine, _store, _problems, _prefect, _mlflow)
+    for check in checks:
         try:
             findings += check(config)
         except UserError as error:
@@ -103,6 +104,16 @@ def _model(config: RunConfig) -> Iterator[Finding]:
         yield Finding(
             "max_tokens", "wrong", f"{longest:,} sampled tokens exceed the context of {context:,}: lower max_tokens"
         )
+
+
+def _teachers(config: RunConfig) -> Iterator[Finding]:
+    """Other models that compute pools: whether they can be read, and have the tokenizer of the run's model."""
+    from ogls.models.load import load_tokenizer
+    from ogls.stages.heads import check_same_tokens
+
+    for path, model in config.other_models().items():
+        check_same_tokens(path, load_tokenizer(model), load_tokenizer(config.model))
+        yield Finding("teacher", "ok", f"{path}: the tokenizer of the run's model")
 
 
 def _engine(config: RunConfig) -> Iterator[Finding]:

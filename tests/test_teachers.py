@@ -13,6 +13,7 @@ import torch
 from conftest import REPO, carry_out, small_config
 from randommodel import random_model
 
+from flows.doctor import examine
 from ogls.analysis.sweep import sweep
 from ogls.analysis.token_view import build_token_view
 from ogls.config import RunConfig, SteerConfig, TeacherConfig, TrainConfig
@@ -156,6 +157,9 @@ def test_a_model_with_another_tokenizer_is_refused(expert: Path, tmp_path: Path)
     config = small_config(tmp_path, *SMALL, f'teacher.pools=[{{name="expert", model="{other}"}}]')
     with pytest.raises(ModelError, match=r"tokenizer of .* differs from that of the run's model in 2 tokens: '3' is"):
         carry_out(config)
+    (finding,) = [f for f in examine(config) if f.name == "teachers"]
+    assert finding.verdict == "wrong"
+    assert "in 2 tokens" in finding.message
     missing = small_config(tmp_path, *SMALL, 'teacher.pools=[{name="expert", model="no/such"}]')
     with pytest.raises(ModelError, match="cannot load the model no/such"):
         carry_out(missing)

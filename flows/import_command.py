@@ -132,7 +132,7 @@ def _import(source: Any, columns: Any, config: Any) -> None:
     from tasks.progress import show_progress_on, terminal_progress
 
     report = Exclusions()
-    rows = read_completions(source, columns, config.prompts, report, config.verify.answer_pattern)
+    rows = read_completions(source, columns, config.prompts, report, config.verify.answer_pattern, config.columns())
     if report.counts:
         _warn(f"{count_of(sum(report.counts.values()), 'bad line')} left out: {describe_bad_lines(report)}")
     show_progress_on(err)

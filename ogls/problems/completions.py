@@ -6,6 +6,7 @@ message of a chat. Rows with the same problem form a group.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,22 +53,27 @@ class _Groups:
 
 
 def read_completions(
-    source: DataSource, columns: CompletionColumns, prompts: PromptsConfig, report: Exclusions, pattern: str = ""
+    source: DataSource,
+    columns: CompletionColumns,
+    prompts: PromptsConfig,
+    report: Exclusions,
+    pattern: str = "",
+    further: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Rows of the table imported. Lines that cannot be used are left out and reported by number.
 
     The template `prompts.student` around the problem in a chat is removed, because the run adds it. `pattern` finds
-    answers that are neither boxed nor after #### (`find_answer`). Raises DataError for a missing or empty source, for
-    a missing column, and if no completion is left.
+    answers that are neither boxed nor after #### (`find_answer`); `further` are columns to keep with the problem.
+    Raises DataError for a missing or empty source, for a missing column, and if no completion is left.
     """
     lines, malformed = read_lines(source)
     for number, reason in malformed:
         report.add("malformed", f"line {number} ({reason})")
-    columns = _expand(columns, [row for _, row in lines], source.source) if lines else columns
+    columns = _expand(columns, [row for _, row in lines], source.source, further) if lines else columns
     groups, rows = _Groups(), []
     for number, row in lines[: source.limit]:
         try:
-            problem = _problem(row, columns, prompts, groups, pattern)
+            problem = _problem(row, columns, prompts, groups, pattern, further)
             found = list(_completions(row, columns))
             if not found:
                 raise ValueError("no completion")
@@ -101,10 +107,11 @@ def _columns_of(problem: Problem) -> dict[str, Any]:
         "problem": problem.problem,
         "solution": problem.solution,
         "expected": problem.answer,
+        "columns": json.dumps(problem.columns) if problem.columns else None,
     }
 
 
-def _expand(columns: CompletionColumns, rows: Sequence[Row], source: str) -> CompletionColumns:
+def _expand(columns: CompletionColumns, rows: Sequence[Row], source: str, further: Sequence[str]) -> CompletionColumns:
     """The columns without `*`. Raises DataError if a column is missing, or if their numbers differ."""
     names = list(dict.fromkeys(name for row in rows for name in row))
 
@@ -123,6 +130,11 @@ def _expand(columns: CompletionColumns, rows: Sequence[Row], source: str) -> Com
 
     one = columns.messages or columns.problem.problem
     expand("messages" if columns.messages else "problem", [one])
+    if absent := [name for name in further if not exists(name)]:
+        raise DataError(
+            f"{source} has no column {', '.join(absent)}, which a pool of teacher.pools reads, or steer.sources "
+            f"depends on; it has {', '.join(names)}"
+        )
     completion = () if columns.messages else expand("completion", columns.completion)
     others = {}
     for name in _BESIDE:
@@ -147,7 +159,14 @@ def _cell(row: Any, path: str) -> Any:
     return _cell(inner, rest) if isinstance(inner, dict) else None
 
 
-def _problem(row: Row, columns: CompletionColumns, prompts: PromptsConfig, groups: _Groups, pattern: str) -> Problem:
+def _problem(
+    row: Row,
+    columns: CompletionColumns,
+    prompts: PromptsConfig,
+    groups: _Groups,
+    pattern: str,
+    further: Sequence[str],
+) -> Problem:
     """The problem of a row: of the group that it belongs to, or of a new one.
 
     Raises ValueError (`reason: detail`) if the row has no usable problem.
@@ -157,8 +176,9 @@ def _problem(row: Row, columns: CompletionColumns, prompts: PromptsConfig, group
     if columns.messages or is_chat(cell):
         cell = _without_template(_last_message(cell, "user"), prompts.student)
     plain = {"problem": cell} | {n: _cell(row, getattr(named, n)) for n in ("id", "solution", "answer")}
+    plain = {name: _cell(row, name) for name in further} | plain
     try:
-        problem = read_problem(plain, Columns(), "train", pattern)
+        problem = read_problem(plain, Columns(), "train", pattern, further)
     except ValueError as error:
         raise ValueError(f"not text: {error}") from None
     text = normalize_text(problem.problem)

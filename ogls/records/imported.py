@@ -17,6 +17,7 @@ IMPORTED = Table(
         column("problem", pa.string(), "The question."),
         column("solution", pa.string(), "The reference solution.", nullable=True),
         column("expected", pa.string(), "The expected answer."),
+        column("columns", pa.string(), "Further columns that pools read, as JSON.", nullable=True),
         column("text", pa.string(), "The completion."),
         column("finish_reason", pa.string(), "stop, or length if the source says that the completion was truncated."),
         column("correct", pa.bool_(), "The label of the source; without one, the verifier decides.", nullable=True),

@@ -7,6 +7,7 @@ redone and restored like those of any other run. Later rounds are sampled.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -72,7 +73,8 @@ def imported_problems(run: Run) -> list[Problem] | None:
     problems: dict[str, Problem] = {}
     for row in read_imported(run):
         key = row["problem_id"]
-        problems.setdefault(key, Problem(key, row["problem"], row["expected"], row["solution"]))
+        further = json.loads(row["columns"] or "{}")
+        problems.setdefault(key, Problem(key, row["problem"], row["expected"], row["solution"], columns=further))
     return list(problems.values())
 
 
@@ -179,7 +181,7 @@ def apply_labels(
             undecided = label is False and judgement.verdict in ("timeout", "error")
             decided.append(replace(judgement, verdict="incorrect") if undecided else judgement)
             continue
-        decided.append(replace(judgement, verdict="correct" if label else "incorrect"))
+        decided.append(Judgement("correct" if label else "incorrect", judgement.answer, judgement.raised))
         found = f"{judgement.verdict}: {str(judgement.answer)[:20]!r} for {expected[row['problem_id']][:20]!r}"
         differing.add(
             f"labelled {'correct' if label else 'wrong'}", f"{row['problem_id']} sample {row['sample']} ({found})"
@@ -206,8 +208,10 @@ def left_out_of_training(run: Run) -> str:
     if config.train.objective == "grpo":
         mixed = any(o["correct"] and o["failed"] for o in outcomes)
         return "" if mixed else "grpo needs a problem with at least one correct and one failed completion"
-    prompter = run.prompter(load_tokenizer(config.model))
-    planner = ContextPlanner(config, prompter, load_context_length(config.model))
+    models = {"": config.model, **config.other_models()}
+    prompters = {path: run.prompter(load_tokenizer(model)) for path, model in models.items()}
+    context = min(load_context_length(model) for model in models.values())
+    planner = ContextPlanner(config, prompters.pop(""), context, prompters)
     left_out: Counter[str] = Counter()
     for name, group in groups.items():
         plan = planner.group(problems[name], group)

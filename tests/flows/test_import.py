@@ -255,6 +255,20 @@ def said(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
+def test_a_pool_reads_a_column_of_the_imported_file(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = exported(finished, tmp_path / "c.jsonl")
+    write(tmp_path / "c.jsonl", [row | {"hint": row["solution"]} for row in rows])
+    pool = '{name="hinted", reads="hint", template="{problem}\\nSolution:\\n{exemplar}\\nNow you:"}'
+    setting = f"teacher.pools=[{pool}]"
+    assert run_import(tmp_path / "c.jsonl", tmp_path, monkeypatch, *CHAT, "--set", setting) == 0
+    run = open_run(str(tmp_path), "copy")
+    assert {p.columns["hint"] for p in run.problems("train")} == {row["solution"] for row in rows}
+    STAGES["teach"](run, 1)
+    assert "hinted" in run.records.read("contexts", 1)["pool"].to_pylist()
+
+
 @pytest.mark.parametrize("objective", ["grpo", "rft", "sft"])
 def test_methods_without_a_teacher_train_on_an_imported_round(
     objective: str, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -36,9 +36,7 @@ def write(path: Path, rows: list[Any]) -> str:
 
 def read(source: str, columns: CompletionColumns | None = None, **more: Any) -> tuple[list[dict[str, Any]], Exclusions]:
     report = Exclusions()
-    rows = read_completions(
-        DataSource(source=source), columns or CompletionColumns(), PromptsConfig(), report, more.get("pattern", "")
-    )
+    rows = read_completions(DataSource(source=source), columns or CompletionColumns(), PromptsConfig(), report, **more)
     return to_arrow(IMPORTED, rows).to_pylist(), report
 
 
@@ -185,6 +183,14 @@ def test_token_ids_and_log_probs_belong_together(tmp_path: Path) -> None:
 def test_a_wrong_mapping_is_explained(columns: CompletionColumns, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         read(write(tmp_path / "c.jsonl", PLAIN), columns)
+
+
+def test_columns_that_pools_read_are_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.jsonl", [row | {"hint": f"hint {i}"} for i, row in enumerate(PLAIN)])
+    rows, _ = read(path, further=("hint",))
+    assert [json.loads(r["columns"]) for r in rows] == [{"hint": "hint 0"}, {"hint": "hint 0"}, {"hint": "hint 2"}]
+    with pytest.raises(DataError, match="has no column clue, which a pool of"):
+        read(path, further=("clue",))
 
 
 def test_a_source_without_a_usable_line_is_refused(tmp_path: Path) -> None:

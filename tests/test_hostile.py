@@ -219,7 +219,8 @@ class TagParser(html.parser.HTMLParser):
 
 def test_no_markup_of_a_rollout_is_markup_in_an_artifact(hostile: list[str]) -> None:
     for i, text in enumerate(hostile):
-        block = _rollout_markdown({"problem_id": f"<b>{i}", "sample": 0, "verdict": "incorrect", "text": text})
+        row = {"problem_id": f"<b>{i}", "sample": 0, "verdict": "incorrect", "text": text, "problem": text}
+        block = _rollout_markdown({**row, "expected": text, "answer": text})
         head, _, body = block.partition("\n\n")
         parser = TagParser()
         parser.feed(block)
@@ -227,7 +228,8 @@ def test_no_markup_of_a_rollout_is_markup_in_an_artifact(hostile: list[str]) -> 
         assert "<" not in block
         assert head.startswith("**&#60;b&#62;")
         # Markdown does not interpret an indented block.
-        assert all(line.startswith("    ") for line in body.split("\n") if line.strip())
+        labels = ("The problem:", "The rollout:")
+        assert all(line.startswith("    ") or line in labels for line in body.split("\n") if line.strip())
 
 
 def test_a_query_accesses_no_files_and_loads_no_extension(stored: Run, tmp_path: Path) -> None:

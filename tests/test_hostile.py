@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import small_config
+from conftest import UNGRADED, small_config
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -167,7 +167,14 @@ def stored(hostile: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
     writer.write_shard(0, to_arrow(TRAJECTORIES, rows))
     writer.commit("sample", {})
     verdicts = [
-        {"problem_id": p, "sample": s, "verdict": "incorrect", "outcome": "failed", "answer": text[:50] or None}
+        {
+            "problem_id": p,
+            "sample": s,
+            "verdict": "incorrect",
+            "outcome": "failed",
+            "answer": text[:50] or None,
+            **UNGRADED,
+        }
         for (p, s), text in zip(keys, hostile, strict=True)
     ]
     writer = StageWriter(run.records, VERDICTS, 1, "f")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-from conftest import REPO, again, carry_out, content, small_config
+from conftest import REPO, UNGRADED, again, carry_out, content, small_config
 from s3server import CREDENTIALS, S3Server
 from survivor import attempt
 
@@ -160,7 +160,7 @@ with run.lock("first"):
 
 
 def write_stage(run: RunStore, answer: str) -> None:
-    row = {"problem_id": "p", "sample": 0, "verdict": "correct", "outcome": "correct", "answer": answer}
+    row = {"problem_id": "p", "sample": 0, "verdict": "correct", "outcome": "correct", "answer": answer, **UNGRADED}
     writer = StageWriter(run, VERDICTS, 1, "f")
     writer.write_shard(0, to_arrow(VERDICTS, [row]))
     writer.commit("verify", {})

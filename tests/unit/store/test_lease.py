@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pytest
-from conftest import small_config
+from conftest import UNGRADED, small_config
 
 from ogls.errors import ConfigError, RunLocked, StoreError, StoreUnavailable
 from ogls.records import VERDICTS
@@ -49,7 +49,7 @@ def root(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def rows(answer: str) -> pa.Table:
-    row = {"problem_id": "p", "sample": 0, "verdict": "correct", "outcome": "correct", "answer": answer}
+    row = {"problem_id": "p", "sample": 0, "verdict": "correct", "outcome": "correct", "answer": answer, **UNGRADED}
     return to_arrow(VERDICTS, [row])
 
 

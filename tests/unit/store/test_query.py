@@ -6,7 +6,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from conftest import small_config
+from conftest import UNGRADED, small_config
 
 from ogls.errors import StoreError, UserError
 from ogls.evaluation.metrics import pass_at_k
@@ -175,8 +175,7 @@ def test_failed_then_fixed_finds_problems_that_are_solved_later(tmp_path: Path) 
                 "verdict": "correct" if o == "c" else "incorrect",
                 "outcome": "correct" if o == "c" else "failed",
                 "answer": "1",
-                "reward": None,
-                "feedback": None,
+                **UNGRADED,
             }
             for name, group in groups.items()
             for sample, o in enumerate(group)

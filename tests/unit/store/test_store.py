@@ -14,7 +14,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import small_config
+from conftest import UNGRADED, small_config
 
 from ogls.errors import DataError, RunLocked, StoreError
 from ogls.records import TABLES, VERDICTS
@@ -29,7 +29,14 @@ def rows(n: int, start: int = 0) -> pa.Table:
     return to_arrow(
         VERDICTS,
         [
-            {"problem_id": "p", "sample": start + i, "verdict": "correct", "outcome": "correct", "answer": None}
+            {
+                "problem_id": "p",
+                "sample": start + i,
+                "verdict": "correct",
+                "outcome": "correct",
+                "answer": None,
+                **UNGRADED,
+            }
             for i in range(n)
         ],
     )

@@ -35,7 +35,7 @@ def convert(file: Path, folder: Path) -> None:
     # The weights are no longer quantized; saving would ask the quantizer.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         model.save_pretrained(temporary)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib
-import importlib.util
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -177,18 +178,23 @@ def documented_names(page: str) -> list[tuple[str, str]]:
     return names
 
 
-def test_the_notebook_goes_from_a_run_to_a_figure(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OGLS_STORE", finished.store.root)
-    monkeypatch.setenv("OGLS_RUN", "tiny")
-    spec = importlib.util.spec_from_file_location("curve", REPO / "docs" / "notebooks" / "curve.py")
-    assert spec
-    assert spec.loader
-    notebook: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(notebook)
-    _, defined = notebook.app.run()
-    assert defined["curve"]["round"].to_list() == [0, 1, 2]
-    assert len(defined["figure"].axes[0].lines) == 2
-    assert len(defined["moved"]) > 5
+NOTEBOOK = """
+import json, runpy
+_, defined = runpy.run_path("docs/notebooks/curve.py")["app"].run()
+print(json.dumps([
+    defined["curve"]["round"].to_list(), len(defined["figure"].axes[0].lines), len(defined["moved"])
+]))
+"""
+
+
+def test_the_notebook_goes_from_a_run_to_a_figure(finished: Run) -> None:
+    """In a process of its own: where marimo was imported, transformers takes the process for a notebook."""
+    env = {**os.environ, "OGLS_STORE": finished.store.root, "OGLS_RUN": "tiny"}
+    result = subprocess.run([sys.executable, "-c", NOTEBOOK], cwd=REPO, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    rounds, lines, moved = json.loads(result.stdout.splitlines()[-1])
+    assert (rounds, lines) == ([0, 1, 2], 2)
+    assert moved > 5
 
 
 def test_the_teachers_of_the_docs_are_valid_configurations() -> None:

@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import import_command, run_commands, service_commands, store_commands
+from flows import import_command, run_commands, seed_command, service_commands, store_commands
 from flows.console import (
-    DEVELOP,
     GROUPS,
     OPERATE,
     RUN,
@@ -179,32 +178,6 @@ def compare(study: Study) -> None:
     out.print(f"page: {path}", soft_wrap=True, highlight=False)
 
 
-@app.command("seed-model", rich_help_panel=DEVELOP)
-def seed_model(
-    out_dir: Annotated[Path, typer.Argument(help="New folder for the model and the problems.")],
-    terse: Annotated[
-        float, typer.Option(help="Share of terse answers (0 to 1) in texts that show a solution first.", min=0, max=1)
-    ] = 0.5,
-    seed: Annotated[int, typer.Option(help="Seed of the weights and the pretraining text.", min=0)] = 0,
-    facts: Annotated[int, typer.Option(help="Seed of the facts that the model is unsure of.", min=0)] = 0,
-    steps: Annotated[int, typer.Option(help="Number of pretraining steps.", min=1)] = 1500,
-) -> None:
-    """Pretrain the seed model of the tiny world. Takes some minutes on a CPU."""
-    from rich.progress import Progress
-
-    from ogls.tinyworld.seedmodel import SeedRecipe, make_seed_model
-    from ogls.tinyworld.world import World
-
-    recipe = SeedRecipe(world=World(seed=facts, terse_share=terse), seed=seed, steps=steps)
-    with Progress(console=err) as bar:
-        job = bar.add_task("pretraining", total=steps)
-        try:
-            loss = make_seed_model(out_dir, recipe, lambda done, _: bar.update(job, completed=done))
-        except FileExistsError as error:
-            raise UserError(str(error)) from None
-    out.print(f"final loss {loss:.3f} nats per token; model, train.jsonl and test.jsonl are in {out_dir}")
-
-
 @app.command(rich_help_panel=OPERATE)
 def plan(
     config: Config,
@@ -268,6 +241,7 @@ def doctor(config: Config = Path("tiny"), set_: Set = None) -> None:
 store_commands.register(app)
 run_commands.register(app)
 import_command.register(app)
+seed_command.register(app)
 service_commands.register(app)
 app.registered_commands.sort(key=lambda command: GROUPS.index(str(command.rich_help_panel)))
 

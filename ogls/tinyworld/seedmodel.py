@@ -33,6 +33,7 @@ class SeedRecipe:
     """All parameters that determine the seed model and its problems."""
 
     world: World = field(default_factory=World)
+    vocabulary: int = 320
     hidden_size: int = 96
     layers: int = 3
     steps: int = 1500
@@ -59,7 +60,7 @@ def make_seed_model(out: str | Path, recipe: SeedRecipe, progress: Progress = no
     texts = [recipe.world.pretraining_text(rng) for _ in range(2000)]
     tokenizer_texts = [f"<|im_start|>user\n{p.text}\nAttempt:\n{c or ''}\nNow you:\n" for p, c, _ in texts]
     tokenizer_texts += [f"{p.text}\nSolution:\n{s}\nNow you:<|im_end|>\n<|im_start|>assistant\n" for p, _, s in texts]
-    prompter = Prompter(train_tokenizer(tokenizer_texts), PROMPTS)
+    prompter = Prompter(train_tokenizer(tokenizer_texts, recipe.vocabulary), PROMPTS)
     model = _create_model(recipe, prompter.tokenizer)
     losses = _pretrain(model, prompter, recipe, rng, progress)
 
@@ -70,7 +71,7 @@ def make_seed_model(out: str | Path, recipe: SeedRecipe, progress: Progress = no
     for name, rows in (("train", train), ("test", test)):
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     loss = float(np.mean(losses[-100:]))
-    accuracy = _measure_accuracy(out / "model", test, prompter)
+    accuracy = _measure_accuracy(out / "model", test, prompter, max(64, 8 * recipe.world.steps[1]))
     parameters = sum(p.numel() for p in model.parameters())
     (out / "model" / "README.md").write_text(_render_card(recipe, parameters, loss, accuracy))
     return loss
@@ -90,7 +91,7 @@ def _create_model(recipe: SeedRecipe, tokenizer: Any) -> Any:
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=d // 4,
-            max_position_embeddings=512,
+            max_position_embeddings=max(512, 64 * recipe.world.steps[1]),
             tie_word_embeddings=True,
             initializer_range=0.05,
             bos_token_id=None,
@@ -147,12 +148,12 @@ def _sample_batch(prompter: Prompter, recipe: SeedRecipe, rng: np.random.Generat
     return pad(rows, True, tokenizer.pad_token_id), pad(labels, True, -100)
 
 
-def _measure_accuracy(path: Path, rows: list[dict[str, str]], prompter: Prompter) -> float:
+def _measure_accuracy(path: Path, rows: list[dict[str, str]], prompter: Prompter, max_tokens: int) -> float:
     """Return the share of correct completions among 8 per problem, sampled at temperature 1."""
     policy = Policy(ModelConfig(path=str(path)), AdapterConfig())
     problems = [Problem(row["id"], row["problem"], row["answer"]) for row in rows]
     requests = build_requests(problems, prompter, 8, 0, "card")
-    sampling = SamplingConfig(max_tokens=64)
+    sampling = SamplingConfig(max_tokens=max_tokens)
     answers = {row["id"]: boxed(int(row["answer"])) for row in rows}
     completions = create_sampler("transformers", policy).sample(requests, sampling)
     correct = [c.text.endswith(answers[r.problem_id]) for r, c in zip(requests, completions, strict=True)]
@@ -183,7 +184,9 @@ test problems.
 
 In the pretraining texts, each fact (a, op, b) has its own error rate, and always the same wrong result. The error rates
 are {rates}, with shares {shares}. {world.context_share:.0%} of the texts show a solution in the context, and the
-completion repeats it; {world.terse_share:.0%} of these completions are terse (only the boxed answer).
+completion repeats it; {world.terse_share:.0%} of these completions are terse (only the boxed answer). Of the others,
+{world.reflection_share:.0%} comment on what was read; {world.foreign_share:.0%} of the solutions that are shown, and of
+the reference solutions, take another route in other words.
 
 The model cannot do anything else and is of no use outside OGLS-SD.
 """

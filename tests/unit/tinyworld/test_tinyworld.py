@@ -13,7 +13,17 @@ from transformers import AutoTokenizer
 from ogls.errors import UserError
 from ogls.models.policy import Policy
 from ogls.tinyworld.seedmodel import SeedRecipe, make_seed_model
-from ogls.tinyworld.world import OPERATIONS, Problem, World, apply_operation, problem_rows, random_problem
+from ogls.tinyworld.world import (
+    OPERATIONS,
+    REFLECTIONS,
+    Problem,
+    World,
+    apply_operation,
+    foreign_solution,
+    problem_rows,
+    random_problem,
+    reflect,
+)
 
 TINY = REPO / "data" / "tiny"
 
@@ -46,6 +56,41 @@ def test_half_the_texts_show_a_solution_and_half_of_these_are_terse() -> None:
     assert all(completion.startswith("\\boxed") for completion in terse)
     never_terse = World(terse_share=0.0)
     assert all(c == a for _, c, a in (never_terse.pretraining_text(rng) for _ in range(200)) if c)
+
+
+def test_a_foreign_solution_and_a_comment_worked_by_hand() -> None:
+    problem = Problem(3, (("+", 4), (r"\times", 2), ("-", 5)))
+    assert foreign_solution(problem, [7, 4, 9]) == ("3+4\\times2 makes 4.\n4-5 makes 9.\nSo the answer is \\boxed{9}")
+    for seed in range(20):
+        text = reflect(problem, [7, 4, 9], np.random.default_rng(seed))
+        lines = text.split("\n")
+        comments = [line for line in lines if line[-1] == "."]
+        assert [line for line in lines if line not in comments] == World().solution(problem).split("\n")
+        assert 1 <= len(comments) <= 3
+        for comment in comments:  # each speaks of the line that follows
+            fact, result = lines[lines.index(comment) + 1].split("=")
+            assert comment in {form.format(fact=fact, result=result) for form in REFLECTIONS}
+
+
+def test_the_shares_of_comments_and_of_foreign_solutions() -> None:
+    world, rng = World(terse_share=0.25, reflection_share=0.5), np.random.default_rng(0)
+    read = [(context, text) for _, context, text in (world.pretraining_text(rng) for _ in range(4000)) if context]
+    commented = [text for context, text in read if "attempt" in text]
+    assert len(commented) / len(read) == pytest.approx(0.75 * 0.5, abs=0.04)
+    world = World(terse_share=0.25, foreign_share=0.4)
+    read = [(context, text) for _, context, text in (world.pretraining_text(rng) for _ in range(4000)) if context]
+    foreign = [(context, text) for context, text in read if "makes" in context]
+    assert len(foreign) / len(read) == pytest.approx(0.4, abs=0.04)
+    copied = [text == context for context, text in foreign if not text.startswith("\\boxed")]
+    assert sum(copied) / len(copied) == pytest.approx(0.5, abs=0.06)
+    rows = problem_rows(world, 200, seed=1)
+    assert sum("makes" in row["solution"] for row in rows) / 200 == pytest.approx(0.4, abs=0.12)
+    assert all(row["solution"].endswith(f"\\boxed{{{row['answer']}}}") for row in rows)
+
+
+def test_problems_have_the_number_of_steps_that_was_asked_for() -> None:
+    rows = problem_rows(World(steps=(12, 14)), 100, seed=1)
+    assert {row["solution"].count("=") for row in rows} == {12, 13, 14}
 
 
 def test_the_shipped_problems_match_the_recipe() -> None:

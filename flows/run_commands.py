@@ -57,7 +57,8 @@ def sweep(
     folder = opened.records.folder(FIGURES, number)
     out.print(f"figure: {opened.records.url(f'{folder}/{FIGURE}')}", soft_wrap=True, highlight=False)
     out.print(
-        "by position and by pair of recipes: query the tables sweep_positions and sweep_agreement", highlight=False
+        "by position, class of tokens and pair of recipes: query sweep_positions, sweep_classes, sweep_agreement",
+        highlight=False,
     )
 
 

@@ -1,4 +1,4 @@
-"""`ogls sweep`: measures a grid of recipes on the cached states of a round, and writes three tables and a figure."""
+"""`ogls sweep`: measures a grid of recipes on the cached states of a round, and writes four tables and a figure."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ogls.distillation.sweep import (
     SweepPoint,
     SweepTokens,
     agreement_rows,
+    class_rows,
     measure_points,
     position_rows,
     recipe_grid,
@@ -26,7 +27,7 @@ from ogls.distillation.sweep import (
 from ogls.errors import DataError
 from ogls.models.load import load_tokenizer
 from ogls.progress import Progress, no_progress
-from ogls.records import SWEEP_AGREEMENT, SWEEP_POSITIONS, SWEEPS, StageResult
+from ogls.records import SWEEP_AGREEMENT, SWEEP_CLASSES, SWEEP_POSITIONS, SWEEPS, StageResult
 from ogls.records.schema import to_arrow
 from ogls.stages.groups import cached_rollouts
 from ogls.stages.heads import load_heads
@@ -65,12 +66,14 @@ def sweep(
         points: list[SweepPoint] | None = None
         measured: list[list[Measures]] = []
         rollouts: list[tuple[int, int, bool]] = []  # (number of tokens, index, correct)
+        token_classes: list[np.ndarray] = []
         for rollout, tokens, states in cached_rollouts(run, round_, heads, progress):
             if points is None:
                 points = _points(run, round_, recipes, strengths)
             limits = config.steer.batch_tokens, config.steer.temperature, classes.to(tokens.device)
             measured.append(measure_points(states, tokens, points, heads.matrix, *limits))
             rollouts.append((len(tokens), len(rollouts), rollout.outcome == "correct"))
+            token_classes.append(classes[tokens.cpu()].numpy())
         if points is None:
             raise DataError(
                 f"round {round_} of run {config.name} has no cached states: no rollout of the round was scored"
@@ -85,17 +88,32 @@ def sweep(
             rollout=np.concatenate([np.full(n, i) for n, i, _ in rollouts]),
             position=np.concatenate([np.arange(n) for n, _, _ in rollouts]),
             correct=np.concatenate([np.full(n, c) for n, _, c in rollouts]),
+            token_class=np.concatenate(token_classes),
         )
-        rows = list(summary_rows(points, measures, locations, config.train.mistake_nats))
-        positions = list(position_rows(points, measures, locations))
-        writer.write_shard(0, to_arrow(SWEEPS, rows))
-        writer.write_extra(SWEEP_POSITIONS, to_arrow(SWEEP_POSITIONS, positions))
-        writer.write_extra(SWEEP_AGREEMENT, to_arrow(SWEEP_AGREEMENT, list(agreement_rows(points, measures))))
-        size = f"{len(locations.position)} tokens, {len(rollouts)} rollouts"
-        writer.attach_file(FIGURES, FIGURE, sweep_figure(rows, positions, f"{config.name}, round {round_}: {size}"))
+        _write_tables(writer, run, round_, points, measures, locations)
         return {"points": len(points), "rollouts": len(rollouts)}
 
     return run.carry_out("sweeps", round_, inputs, work)
+
+
+def _write_tables(
+    writer: StageWriter,
+    run: Run,
+    round_: int,
+    points: list[SweepPoint],
+    measures: list[Measures],
+    tokens: SweepTokens,
+) -> None:
+    """Write the four tables and the figure."""
+    rows = list(summary_rows(points, measures, tokens, run.config.train.mistake_nats))
+    positions = list(position_rows(points, measures, tokens))
+    by_class = class_rows(points, measures, tokens, [c.name for c in run.config.style.classes])
+    writer.write_shard(0, to_arrow(SWEEPS, rows))
+    writer.write_extra(SWEEP_POSITIONS, to_arrow(SWEEP_POSITIONS, positions))
+    writer.write_extra(SWEEP_CLASSES, to_arrow(SWEEP_CLASSES, list(by_class)))
+    writer.write_extra(SWEEP_AGREEMENT, to_arrow(SWEEP_AGREEMENT, list(agreement_rows(points, measures))))
+    size = f"{len(tokens.position)} tokens, {len(np.unique(tokens.rollout))} rollouts"
+    writer.attach_file(FIGURES, FIGURE, sweep_figure(rows, positions, f"{run.config.name}, round {round_}: {size}"))
 
 
 def _points(run: Run, round_: int, recipes: Sequence[str], strengths: Sequence[float]) -> list[SweepPoint]:

@@ -19,6 +19,7 @@ import numpy as np
 from ogls.config import POOLS, Pool, Recipe, SteerConfig
 from ogls.distillation.concatenate import concatenate
 from ogls.distillation.steering import combine_states, entropy, project_substance
+from ogls.distillation.style import REST
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -54,6 +55,7 @@ class Measures:
     top: np.ndarray  # the most likely token of the target
     projected_kl: np.ndarray  # KL(projected target || base), nats (`steering.project_substance`)
     projected_ratio: np.ndarray  # log-prob ratio of the projected target, nats
+    base_logprob: np.ndarray  # log p_base(token), nats
 
 
 def recipe_grid(
@@ -118,6 +120,7 @@ def _measure(base: Tensor, target: Tensor, projected: Tensor, token_ids: Tensor)
         top=to_numpy(target.argmax(-1)),
         projected_kl=to_numpy((projected.exp() * (projected - base)).sum(-1).clamp(min=0)),
         projected_ratio=to_numpy(projected.gather(-1, token)[:, 0] - base_logprob),
+        base_logprob=to_numpy(base_logprob),
     )
 
 
@@ -139,6 +142,16 @@ class SweepTokens:
     rollout: np.ndarray  # number of the rollout that contains the token
     position: np.ndarray  # position in the rollout
     correct: np.ndarray  # whether the rollout is correct, bool
+    token_class: np.ndarray  # class of the sampled token: 0 for the rest, else 1 + its index in style.classes
+
+    def auc_of_means(self, values: np.ndarray, among: np.ndarray) -> float | None:
+        """AUC of the mean of `values` [T] over the tokens `among` [T] of each rollout; a rollout without one is left
+        out."""
+        count = int(self.rollout.max()) + 1
+        sums, sizes = (np.bincount(self.rollout, v, count) for v in (values * among, among))
+        correct = np.bincount(self.rollout, self.correct, count) > 0
+        means, has = sums / np.maximum(sizes, 1), sizes > 0
+        return auc(means[correct & has], means[~correct & has])
 
 
 def summary_rows(
@@ -149,15 +162,6 @@ def summary_rows(
     `auc` ranks rollouts by their mean log-prob ratio; `token_auc` ranks single tokens. The columns of the two switches,
     steer.project and train.until, are measured on the same tokens.
     """
-    _, first = np.unique(tokens.rollout, return_index=True)
-    correct = tokens.correct[first]
-
-    def auc_of_means(values: np.ndarray, among: np.ndarray) -> float | None:
-        """AUC of the mean of `values` over the tokens `among` of each rollout."""
-        sums, sizes = (np.bincount(tokens.rollout, v)[tokens.rollout[first]] for v in (values * among, among))
-        means = sums / sizes
-        return auc(means[correct], means[~correct])
-
     everything = np.ones(len(tokens.rollout))
     for point, m in zip(points, measures, strict=True):
         until = _until_mistake(m.ratio, tokens, mistake_nats)
@@ -171,10 +175,10 @@ def summary_rows(
             "entropy": float(m.entropy.mean()),
             "moved_correct": float(m.moved[tokens.correct].mean()) if tokens.correct.any() else None,
             "moved_failed": float(m.moved[~tokens.correct].mean()) if not tokens.correct.all() else None,
-            "auc": auc_of_means(m.ratio, everything),
+            "auc": tokens.auc_of_means(m.ratio, everything),
             "token_auc": auc(m.ratio[tokens.correct], m.ratio[~tokens.correct]),
             "projected_kl": float(m.projected_kl.mean()),
-            "projected_auc": auc_of_means(m.projected_ratio, everything),
+            "projected_auc": tokens.auc_of_means(m.projected_ratio, everything),
             "until_share": float(until.mean()),
             "until_kl": float(m.kl[until].mean()),
         }
@@ -209,6 +213,25 @@ def position_rows(
                 "failed_tokens": len(failed),
                 "auc": auc(correct, failed),
                 "kl": float(m.kl[in_bin].mean()),
+            }
+
+
+def class_rows(
+    points: Sequence[SweepPoint], measures: Sequence[Measures], tokens: SweepTokens, names: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the table `sweep_classes`, one per point and class; a class without tokens has no row."""
+    for point, m in zip(points, measures, strict=True):
+        for number in np.unique(tokens.token_class):
+            among = tokens.token_class == number
+            yield {
+                "recipe": point.recipe,
+                "strength": point.strength,
+                "token_class": (REST, *names)[number],
+                "tokens": int(among.sum()),
+                "kl": float(m.kl[among].mean()),
+                "substance_kl": float(m.projected_kl[among].mean()),
+                "auc": tokens.auc_of_means(m.ratio, among),
+                "base_auc": tokens.auc_of_means(m.base_logprob, among),
             }
 
 

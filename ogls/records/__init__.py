@@ -4,7 +4,7 @@ Belongs here: what is stored and the types that packages exchange.
 Does not belong here: how and where it is stored (`store`), and how it is computed.
 """
 
-from ogls.records.diagnostics import HEALTH, STYLE, SWEEP_AGREEMENT, SWEEP_POSITIONS, SWEEPS
+from ogls.records.diagnostics import HEALTH, STYLE, SWEEP_AGREEMENT, SWEEP_CLASSES, SWEEP_POSITIONS, SWEEPS
 from ogls.records.imported import IMPORTED
 from ogls.records.tables import (
     ALL_TABLES,
@@ -34,6 +34,7 @@ __all__ = [
     "SUMMARIES",
     "SWEEPS",
     "SWEEP_AGREEMENT",
+    "SWEEP_CLASSES",
     "SWEEP_POSITIONS",
     "TABLES",
     "TARGETS",

@@ -75,6 +75,30 @@ SWEEP_AGREEMENT = Table(
 )
 
 
+SWEEP_CLASSES = Table(
+    "sweep_classes",
+    "sweep",
+    "One row per recipe, strength and class of the sampled token: where the target tells right from wrong.",
+    columns(
+        column("recipe", pa.string(), "Name of the recipe."),
+        column("strength", pa.float64(), "Strength (lambda).", nullable=True),
+        column("token_class", pa.string(), "Class of the sampled token: a name of style.classes, or rest."),
+        column("tokens", pa.int64(), "Tokens of this class."),
+        column("kl", pa.float64(), "Mean KL(target || base) at these tokens, nats."),
+        column("substance_kl", pa.float64(), "The part of kl within the classes of style.classes, nats."),
+        column(
+            "auc",
+            pa.float64(),
+            "Probability that the mean log-prob ratio target / base over these tokens is higher in a correct rollout "
+            "than in a failed one. Rollouts without such a token are left out.",
+            nullable=True,
+        ),
+        column("base_auc", pa.float64(), "The same for the mean log-prob under the base pool.", nullable=True),
+    ),
+    owner="sweeps",
+)
+
+
 STYLE = Table(
     "style",
     "style",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from ogls.records.diagnostics import HEALTH, STYLE, SWEEP_AGREEMENT, SWEEP_POSITIONS, SWEEPS
+from ogls.records.diagnostics import HEALTH, STYLE, SWEEP_AGREEMENT, SWEEP_CLASSES, SWEEP_POSITIONS, SWEEPS
 from ogls.records.imported import IMPORTED
 from ogls.records.schema import Table, column, columns
 
@@ -289,7 +289,7 @@ SUMMARIES = Table(
 
 ALL_TABLES = (
     *(PROBLEMS, TRAJECTORIES, VERDICTS, TEACHER_STATES, CONTEXTS, TARGETS, STEERED, UPDATES, SCORES, SUMMARIES),
-    *(STYLE, HEALTH, SWEEPS, SWEEP_POSITIONS, SWEEP_AGREEMENT, IMPORTED),
+    *(STYLE, HEALTH, SWEEPS, SWEEP_POSITIONS, SWEEP_AGREEMENT, SWEEP_CLASSES, IMPORTED),
 )
 
 

@@ -30,6 +30,27 @@ def test_the_grid_has_the_points_that_the_cached_pools_allow() -> None:
     assert [p.name for p in sweeping.recipe_grid({"base", "reference"})] == ["opsd"]
 
 
+def test_auc_by_class_ranks_rollouts_by_their_tokens_of_that_class() -> None:
+    """Three rollouts; the class separates them, the other tokens do not, and the last rollout has none of the class."""
+    tokens = sweeping.SweepTokens(
+        rollout=np.array([0, 0, 1, 1, 2]),
+        position=np.array([0, 1, 0, 1, 0]),
+        correct=np.array([True, True, False, False, False]),
+        token_class=np.array([0, 1, 0, 1, 0]),
+    )
+    ratio = np.array([-5.0, 2.0, 1.0, -2.0, -9.0])
+    zeros = np.zeros(5, np.float32)
+    measures = sweeping.Measures(
+        kl=np.arange(5.0), entropy=zeros, moved=zeros, ratio=ratio, top=zeros, projected_kl=zeros,
+        projected_ratio=zeros, base_logprob=-ratio,
+    )  # fmt: skip
+    (point,) = sweeping.recipe_grid({"base", "reference"})
+    rest, named = sweeping.class_rows([point], [measures], tokens, ["digit"])
+    assert (rest["token_class"], rest["tokens"], rest["kl"], rest["auc"]) == ("rest", 3, 2.0, 0.5)
+    assert (named["token_class"], named["tokens"], named["kl"], named["auc"]) == ("digit", 2, 2.0, 1.0)
+    assert (rest["base_auc"], named["base_auc"]) == (0.5, 0.0)
+
+
 def test_measures_agree_with_the_steering_stage() -> None:
     generator = torch.Generator().manual_seed(0)
     states = {p: torch.randn(9, 8, generator=generator) for p in ("base", "correct", "incorrect")}
@@ -86,6 +107,12 @@ def test_the_tables_of_a_sweep(swept: Run) -> None:
     positions = swept.records.read("sweep_positions", 1).to_pylist()
     one_point = [p for p in positions if (p["recipe"], p["strength"]) == ("ogls-sd", 0.5)]
     assert sum(p["correct_tokens"] + p["failed_tokens"] for p in one_point) == tokens
+    classes = swept.records.read("sweep_classes", 1).to_pylist()
+    one_point = [c for c in classes if (c["recipe"], c["strength"]) == ("ogls-sd", 0.5)]
+    assert sum(c["tokens"] for c in one_point) == tokens
+    assert {c["token_class"] for c in one_point} == {"substance", "rest"}
+    assert sum(c["tokens"] * c["kl"] for c in one_point) == pytest.approx(tokens * ogls[0.5]["kl"], rel=1e-5)
+    assert all(0 <= c["substance_kl"] <= c["kl"] + 1e-6 for c in classes)
     pairs = swept.records.read("sweep_agreement", 1).to_pylist()
     assert len(pairs) == len(rows) * (len(rows) - 1) // 2
     assert all(0 <= p["same_top"] <= 1 for p in pairs)

@@ -10,7 +10,7 @@ import numpy as np
 from ogls.analysis.figures import sweep_figure
 from ogls.config import Pool
 from ogls.distillation.concatenate import concatenate
-from ogls.distillation.style import classify
+from ogls.distillation.style import classify, substance_only
 from ogls.distillation.sweep import (
     RECIPES,
     STRENGTHS,
@@ -70,7 +70,8 @@ def sweep(
         for rollout, tokens, states in cached_rollouts(run, round_, heads, progress):
             if points is None:
                 points = _points(run, round_, recipes, strengths)
-            limits = config.steer.batch_tokens, config.steer.temperature, classes.to(tokens.device)
+            substance = substance_only(classes, config.style.classes).to(tokens.device)
+            limits = config.steer.batch_tokens, config.steer.temperature, substance
             measured.append(measure_points(states, tokens, points, heads.matrix, *limits))
             rollouts.append((len(tokens), len(rollouts), rollout.outcome == "correct"))
             token_classes.append(classes[tokens.cpu()].numpy())

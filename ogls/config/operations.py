@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from ogls.config.section import Section, setting
 
@@ -23,6 +23,18 @@ class TokenClass(Section):
         r"[0-9+\-*/=^<>\u00d7\u00f7\u00b7]|\\(times|cdot|div|d?frac|sqrt|pm)",
         "Regular expression. A token belongs to the class if the expression matches anywhere in the token's text.",
     )
+    counts: Literal["substance", "style"] = setting(
+        "substance",
+        "What moves within the class counts as substance, or as style: such a class is only named, so that tables show "
+        "its tokens apart.",
+        later=True,
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Classes of older runs have no `counts`, and their digests must not change."""
+        values: dict[str, Any] = serialize(self)
+        return {k: v for k, v in values.items() if (k, v) != ("counts", "substance")}
 
     @model_validator(mode="after")
     def _check_pattern(self) -> TokenClass:
@@ -44,7 +56,7 @@ class StyleConfig(Section):
     classes: tuple[TokenClass, ...] = setting(
         (TokenClass(),),
         "Token classes. A token belongs to the first class that matches, or else to the rest. KL within these classes "
-        "counts as substance; KL between classes and within the rest counts as style.",
+        "counts as substance (or as counts says); KL between classes and within the rest counts as style.",
         operational=True,
         min_length=1,
     )

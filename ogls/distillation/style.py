@@ -56,6 +56,15 @@ def classify(tokenizer: Any, vocabulary: int, classes: Sequence[TokenClass]) -> 
     return ids
 
 
+def substance_only(ids: Int[Tensor, " V"], classes: Sequence[TokenClass]) -> Int[Tensor, " V"]:
+    """Return the class of every token id as `classify` does, with the classes that count as style put into the rest."""
+    style = [number for number, c in enumerate(classes, start=1) if c.counts == "style"]
+    merged = ids.clone()
+    for number in style:
+        merged[ids == number] = 0
+    return merged
+
+
 def split_kl(
     p: Float[Tensor, "T V"], q: Float[Tensor, "T V"], classes: Int[Tensor, " V"]
 ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ogls.config import Pool, Recipe, RunConfig
 from ogls.distillation.steering import steer_tokens
-from ogls.distillation.style import classify
+from ogls.distillation.style import classify, substance_only
 from ogls.models.load import load_tokenizer
 from ogls.progress import Progress, no_progress
 from ogls.records import STEERED, Key, StageResult
@@ -84,7 +84,8 @@ def projection_classes(config: RunConfig, tokenizer: Any, head: Tensor) -> Tenso
     """The class of every token id [V], int64, on the device of the head; None if targets are not projected."""
     if config.steer.project == "none":
         return None
-    return classify(tokenizer, len(head), config.style.classes).to(head.device)
+    classes = config.style.classes
+    return substance_only(classify(tokenizer, len(head), classes), classes).to(head.device)
 
 
 def _target_shards(entries: Sequence[FileEntry]) -> dict[str, int]:

@@ -35,7 +35,8 @@ def style(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     def work(writer: StageWriter) -> dict[str, Any]:
         heads, tokenizer = load_heads(config), load_tokenizer(config.model)
         head, own = heads.matrix, run.recipes()
-        classes = styling.classify(tokenizer, len(head), config.style.classes).to(head.device)
+        classes = styling.classify(tokenizer, len(head), config.style.classes)
+        substance = styling.substance_only(classes, config.style.classes).to(head.device)
         measured = _evenly_spaced(run.records.manifest("teacher_states", round_), config.style.rollouts)
         parts: dict[str, list[styling.Shift]] = {}
         tokens: dict[str, list[np.ndarray]] = {}  # by signal: rollouts may have different pools
@@ -45,9 +46,9 @@ def style(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
                 continue
             recipes = styling.signal_recipes(tuple(states), own[rollout.problem_id])
             limits = config.steer.batch_tokens, config.steer.temperature
-            for name, shift in styling.measure_shifts(states, recipes, classes, head, *limits).items():
+            for name, shift in styling.measure_shifts(states, recipes, substance, head, *limits).items():
                 parts.setdefault(name, []).append(shift)
-                tokens.setdefault(name, []).append(classes[ids].cpu().numpy())
+                tokens.setdefault(name, []).append(classes[ids.cpu()].numpy())
                 positions.setdefault(name, []).append(np.arange(len(ids)))
         names = [c.name for c in config.style.classes]
         rows: list[dict[str, Any]] = []

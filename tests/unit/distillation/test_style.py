@@ -83,6 +83,18 @@ def test_tokens_are_classified_by_their_text(policy: Policy) -> None:
     assert len(ids) == 320  # rows of the head without a token belong to the rest
 
 
+def test_a_class_that_counts_as_style_is_only_named(policy: Policy) -> None:
+    """Its tokens have a class of their own in tables, and the split of the KL puts them into the rest."""
+    digit, boxed = TokenClass(name="digit", pattern=r"^\d$"), TokenClass(name="box", pattern="box", counts="style")
+    ids = styling.classify(policy.tokenizer, 320, [boxed, digit])
+    merged = styling.substance_only(ids, [boxed, digit])
+    assert set(ids.tolist()) == {0, 1, 2}
+    assert torch.equal(merged, torch.where(ids == 1, 0, ids))
+    assert torch.equal(merged > 0, styling.classify(policy.tokenizer, 320, [digit]) > 0)
+    assert "counts" not in digit.model_dump()  # digests of older runs stay
+    assert boxed.model_dump()["counts"] == "style"
+
+
 def test_an_invalid_pattern_raises_a_config_error() -> None:
     message = r"the pattern '\[0-9' of token class substance is not a valid regular expression: unterminated"
     with pytest.raises(ConfigError, match=message):

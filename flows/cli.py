@@ -209,6 +209,13 @@ def plan(
         soft_wrap=True,
         highlight=False,
     )
+    for path, teacher in estimated.teachers.items():
+        out.print(
+            f"teacher {path}: {teacher.parameters / 1e6:,.1f}M parameters, loaded beside the model in teach; its "
+            "tokenizer must be the same (ogls doctor compares them)",
+            soft_wrap=True,
+            highlight=False,
+        )
     show_table(pa.Table.from_pylist(plan_rows(estimated)), "table", None)
     disk = ", ".join(f"{name} {format_bytes(size)}" for name, size in estimated.disk.items())
     out.print(f"disk space per round: {disk}", soft_wrap=True, highlight=False)

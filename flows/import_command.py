@@ -91,7 +91,7 @@ def import_completions(
     Example: ogls import rollouts.jsonl --config mine.toml --run offline --completion text --correct ok
     """
     from ogls.config import Columns, DataSource, load_config
-    from ogls.problems.completions import CompletionColumns
+    from ogls.problems.completion_columns import CompletionColumns
 
     if messages and completion:
         raise UserError("give --messages or --completion: a chat has its completion as its last message")
@@ -114,11 +114,12 @@ def import_completions(
 def _suggest(loaded: Any, config: Path, overrides: list[str]) -> None:
     """Print what can be done with the round."""
     options = "".join(f" --set {shlex.quote(o)}" for o in overrides if not o.startswith("rounds="))
+    file = shlex.quote(str(config))
     name, root = loaded.name, "" if loaded.root == "data/runs" else f" --root {shlex.quote(loaded.root)}"
     out.print("Next steps:")
     for purpose, command in (
-        ("train on it, one round offline", f"ogls train {config}{options} --set rounds=1"),
-        ("compare recipes on it, without training", f"ogls stage teach {config}{options} && ogls sweep {name}{root}"),
+        ("train on it, one round offline", f"ogls train {file}{options} --set rounds=1"),
+        ("compare recipes on it, without training", f"ogls stage teach {file}{options} && ogls sweep {name}{root}"),
         ("read it", f"ogls view {name}{root}"),
     ):
         out.print(f"  {purpose}:\n    {command}", soft_wrap=True, highlight=False, markup=False)

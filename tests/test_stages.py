@@ -189,7 +189,10 @@ def test_unusable_answers_are_an_error_before_the_first_rollout(tmp_path: Path) 
 
 
 def test_problems_longer_than_the_context_are_an_error_before_the_first_rollout(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"8 too long: .*tokens with its completion; .* takes 512"):
+    with pytest.raises(
+        DataError,
+        match=r"8 too long: .* completion of up to .*; .* takes 512.*lower max_tokens, or",
+    ):
         STAGES["prepare"](Run(small_config(tmp_path, "evaluate.max_tokens=500")), 0)
 
 

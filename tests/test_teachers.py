@@ -173,6 +173,13 @@ def _swap(tokenizer: str, vocabulary: dict[str, int]) -> str:
     return json.dumps(data)
 
 
+def test_a_teacher_that_cannot_be_loaded_is_named_by_its_pool(tmp_path: Path) -> None:
+    pool = f'{{name="expert", model="{tmp_path / "nothing"}"}}'
+    run = Run(small_config(tmp_path, *SMALL, "name=lost", f"teacher.pools=[{pool}]"))
+    with pytest.raises(ModelError, match=r"the model of teacher\.pools expert: .*nothing"):
+        STAGES["prepare"](run, 0)
+
+
 def test_a_column_that_a_pool_reads_must_exist_and_is_kept(tmp_path: Path) -> None:
     rows = (REPO / "data/tiny/train.jsonl").read_text().splitlines()[:8]
     source = tmp_path / "hints.jsonl"
@@ -322,6 +329,7 @@ def test_the_plan_counts_teachers(two_models: Run, expert: Path) -> None:
     alone, both = estimate(one, GPUS["h100"], 30), estimate(two_models.config, GPUS["h100"], 30)
     before, after = ({s.stage: s for s in plan.stages} for plan in (alone, both))
     shape = read_shape(one.model_copy(update={"model": one.model.model_copy(update={"path": str(expert)})}))
+    assert (alone.teachers, both.teachers) == ({}, {str(expert): shape})
     added = after["teach"].memory - before["teach"].memory
     assert added >= shape.parameters * 4  # the other model is loaded beside the run's
     assert after["teach"].tokens > before["teach"].tokens

@@ -56,7 +56,8 @@ def sweep_figure(rows: Sequence[dict[str, Any]], positions: Sequence[dict[str, A
     by_kl.set_ylabel("KL(target || base), nats per token")
     by_position.set_xlabel("position in the rollout, tokens")
     for axes in (by_kl, by_auc, by_position):
-        axes.legend(fontsize=8)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
     figure.suptitle(title)
     return _png(figure)
 

@@ -20,11 +20,12 @@ from ogls.config.operations import (
 from ogls.config.run import RunConfig
 from ogls.config.sampling import RolloutConfig, SamplingConfig, ServerConfig, VllmConfig
 from ogls.config.section import Section, setting
-from ogls.config.teacher import POOLS, Pool, PoolConfig, Recipe, SteerConfig, TeacherConfig
+from ogls.config.teacher import POOLS, READS, Pool, PoolConfig, Recipe, SteerConfig, TeacherConfig
 from ogls.config.training import GrpoConfig, TrainConfig
 
 __all__ = [
     "POOLS",
+    "READS",
     "Action",
     "AdapterConfig",
     "Benchmark",

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ogls.config.redact import redact_credentials
 from ogls.config.run import RunConfig
+from ogls.config.section import FUNCTION
 from ogls.errors import ConfigError
 
 
@@ -122,13 +123,19 @@ def _index(node: list[Any], part: str, override: str) -> int:
 
 def _explain(error: Any) -> str:
     """Return a line `key: message` for one pydantic error."""
-    key = ".".join(str(p) for p in error["loc"])
+    location = error["loc"]
+    if location[:2] == ("teacher", "pools"):  # after the index comes the form of the entry: a name, or a table
+        location = (*location[:3], *location[4:])
+    key = ".".join(str(p) for p in location)
     if error["type"] != "extra_forbidden":
         got = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
         message = error["msg"].removeprefix("Value error, ")
+        if error.get("ctx", {}).get("pattern") == FUNCTION:
+            built_in = "; those built in are values of train.divergence" if key == "train.loss" else ""
+            message = f"a function of your own is written module:function{built_in}"
         return f"{key}: {message}{got}" if key else message
-    known = _fields_at(error["loc"][:-1])
-    near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+    known = _fields_at(location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
     return f"{key}: unknown key; {hint}"
 
@@ -139,7 +146,7 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
     node: Any = schema
     for part in location:
         node = node.get("items", node) if isinstance(part, int) else node.get("properties", {}).get(part, {})
-        refs = [node.get("$ref"), *(o.get("$ref") for o in node.get("anyOf", []) + node.get("allOf", []))]
+        refs = [node.get("$ref"), *(o.get("$ref") for form in ("anyOf", "allOf", "oneOf") for o in node.get(form, []))]
         ref = next((r for r in refs if r), None)
         node = schema["$defs"][ref.rsplit("/", 1)[1]] if ref else node
     return list(node.get("properties", {}))

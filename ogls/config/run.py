@@ -58,6 +58,13 @@ class RunConfig(Section):
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"teacher.pools declares {', '.join(twice)} more than once: give each pool its own name")
         known = self.declared_pools()
+        if self.teacher.unanimous == "anchor":
+            foreign = [n for n in self.pools() if known[n].model and known[n].kind in ("correct", "incorrect")]
+            if foreign:
+                raise ValueError(
+                    f"teacher.unanimous = anchor puts the base pool in place of {', '.join(foreign)}, which another "
+                    "model computes: set teacher.unanimous = skip"
+                )
         named = [p for p in self.teacher.pools if isinstance(p, str)]
         for setting_, pools in (
             ("teacher.pools", named),

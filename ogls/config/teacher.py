@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ogls.config.section import Section, setting
 
@@ -68,6 +69,17 @@ class PoolConfig(Section):
         missing = [p for p in needed if self.template and p not in self.template]
         if missing:
             raise ValueError(f"pool {self.name}: its template must contain {' and '.join(missing)}")
+        words = re.findall(r"(?<![A-Za-z}])\{([a-z_]+)\}", self.template)  # not \boxed{x}
+        if unknown := sorted({f"{{{w}}}" for w in words} - set(needed)):
+            raise ValueError(
+                f"pool {self.name} reads {self.reads or self.kind}, so its template cannot contain "
+                f"{' or '.join(unknown)}, only {', '.join(needed)}"
+            )
+        if self.name == "base" and kind != "nothing":
+            raise ValueError(
+                f"the pool base reads nothing: the KL, the projection and first mistakes are measured against it, so "
+                f"give the pool that reads {self.reads} another name"
+            )
         return self
 
     @property
@@ -76,6 +88,17 @@ class PoolConfig(Section):
         default = self.name if self.name in POOLS and self.name != "base" else "nothing"
         reads = self.reads or default
         return reads if reads in READS else "column"
+
+
+def _is_declared(value: Any) -> str:
+    return "name" if isinstance(value, str) else "pool"
+
+
+# Tags, so that an error speaks of the one form that was written.
+PoolEntry = Annotated[
+    Annotated[str, Tag("name")] | Annotated[PoolConfig, Tag("pool")],
+    Discriminator(_is_declared),
+]
 
 
 def declare(pools: Iterable[str | PoolConfig]) -> dict[Pool, PoolConfig]:
@@ -107,7 +130,7 @@ class TeacherConfig(Section):
         "Weights that compute the base pool, whose logits the direction is added to: the teacher's or the current "
         "policy's. No effect if teacher.weights = live.",
     )
-    pools: tuple[str | PoolConfig, ...] = setting(
+    pools: tuple[PoolEntry, ...] = setting(
         (),
         "Pools to cache in addition to the recipe's, for example to measure them in the style stage: names, or "
         "declarations ([[teacher.pools]]) of pools of your own.",

@@ -166,13 +166,14 @@ class ContextPlanner:
     def _without_direction(self, pools: dict[Pool, list[Exemplar]], recipe: Recipe) -> dict[Pool, list[Exemplar]]:
         """Pools with which those that read correct and failed rollouts add nothing to the base pool.
 
-        Equal pools cancel if their weights do, as in ogls-sd. With other weights, as in contrastive, they are the base
-        pool, which then has the weight of all of them.
+        Pools that ask the same teacher with the same words are made equal and cancel if their weights do, as in
+        ogls-sd. Otherwise, as in contrastive, they are the base pool, which then has the weight of all of them.
         """
-        correct, incorrect = self._reading("correct"), self._reading("incorrect")
-        if sum(getattr(recipe, name, 0.0) for name in (*correct, *incorrect)) == 0:
-            return dict.fromkeys(incorrect, pools[correct[0]] if correct else [])
-        return dict.fromkeys((*correct, *incorrect), pools["base"])
+        correct = self._reading("correct")
+        names = [*correct, *self._reading("incorrect")]
+        teachers = {(self.pools[n].weights or self.config.teacher.weights, self.pools[n].template) for n in names}
+        cancel = len(teachers) == 1 and sum(getattr(recipe, name, 0.0) for name in names) == 0
+        return dict.fromkeys(names, pools[correct[0]] if cancel and correct else pools["base"])
 
     def _ordered(self, rollouts: list[Rollout]) -> list[Rollout]:
         """The rollouts in a pseudo-random order of their content, which does not depend on the input order."""

@@ -44,6 +44,7 @@ class Plan:
     stages: tuple[StageEstimate, ...]
     disk: dict[str, float]  # bytes per round, by table
     warnings: tuple[str, ...]  # what does not fit, and which setting to change
+    teachers: dict[str, Shape]  # the other models that compute pools, by path; loaded together with the run's model
 
     @property
     def round_seconds(self) -> float:
@@ -61,7 +62,7 @@ def estimate(config: RunConfig, gpu: Gpu, rollout_tokens: int | None = None, pro
     mean_tokens = float(rollout_tokens or max(1, config.rollout.max_tokens // 3))
     stages = tuple(_estimate_stages(config, shape, gpu, mean_tokens, prompt_tokens))
     disk = _estimate_disk(config, shape, mean_tokens)
-    return Plan(shape, gpu, stages, disk, tuple(_list_warnings(config, shape, gpu, stages, disk)))
+    return Plan(shape, gpu, stages, disk, tuple(_list_warnings(config, shape, gpu, stages, disk)), other_shapes(config))
 
 
 def _estimate_stages(

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from ogls.config import Columns, DataSource, PromptsConfig
 from ogls.errors import DataError
+from ogls.problems.completion_columns import BESIDE, CompletionColumns, cell_of, expand_columns
 from ogls.problems.load import Exclusions, is_chat, normalize_text, read_problem
 from ogls.problems.sources import Row, read_lines
 from ogls.records import Problem
@@ -21,35 +24,42 @@ _LABELS = dict.fromkeys(("true", "yes", "1", "1.0", "correct"), True) | dict.fro
     ("false", "no", "0", "0.0", "incorrect", "wrong", "failed"), False
 )
 _NO_LABELS = ("", "none", "null", "undecided")
-_BESIDE = ("correct", "finish_reason", "token_ids", "logprobs")  # columns with one entry for each completion
 _CUT = ("length", "max_tokens", "max_output_tokens", "truncated")
-
-
-@dataclass(frozen=True)
-class CompletionColumns:
-    """The columns of a source of completions.
-
-    `a.b` is the field b of the column a, or of each entry of a list in it; `*.b` stands for every column that has a
-    field b. `correct`, `token_ids` and `logprobs` have one column, or as many as `completion`, in the same order.
-    """
-
-    problem: Columns = field(default_factory=Columns)
-    completion: tuple[str, ...] = ("completion",)
-    correct: tuple[str, ...] = ()
-    finish_reason: tuple[str, ...] = ()
-    token_ids: tuple[str, ...] = ()
-    logprobs: tuple[str, ...] = ()
-    messages: str = ""  # a chat whose last user message is the problem, and whose last message is the completion
 
 
 @dataclass
 class _Groups:
-    """The problems found so far, and what is wrong with them."""
+    """The problems of the source by their text; each has the answer of its first row that has one."""
 
     by_text: dict[str, Problem] = field(default_factory=dict)
+    conflicts: dict[str, str] = field(default_factory=dict)  # by text: another answer that a later row has
     ids: dict[str, str] = field(default_factory=dict)
-    conflicts: set[str] = field(default_factory=set)
     samples: dict[str, int] = field(default_factory=dict)
+
+    def add(self, problem: Problem) -> None:
+        """Add the problem of a row."""
+        text = normalize_text(problem.problem)
+        first = self.by_text.setdefault(text, problem)
+        if problem.answer and not first.answer:
+            self.by_text[text] = problem
+        elif problem.answer and not _same_answer(problem.answer, first.answer):
+            self.conflicts.setdefault(text, problem.answer)
+
+    def problem_of(self, problem: Problem) -> Problem:
+        """The problem of a row's group. Raises ValueError (`reason: detail`) if the group cannot be used."""
+        text = normalize_text(problem.problem)
+        if not text:
+            raise ValueError("empty problem")
+        first = self.by_text[text]
+        if not first.answer:
+            raise ValueError("no answer")
+        if text in self.conflicts:
+            raise ValueError(
+                f"two answers: {first.answer[:20]!r} and {self.conflicts[text][:20]!r}; the problem is left out"
+            )
+        if self.ids.setdefault(first.problem_id, text) != text:
+            raise ValueError(f"one id, two problems: {first.problem_id}")
+        return first
 
 
 def read_completions(
@@ -67,13 +77,18 @@ def read_completions(
     Raises DataError for a missing or empty source, for a missing column, and if no completion is left.
     """
     lines, malformed = read_lines(source)
+    lines = lines[: source.limit]
     for number, reason in malformed:
-        report.add("malformed", f"line {number} ({reason})")
-    columns = _expand(columns, [row for _, row in lines], source.source, further) if lines else columns
+        if source.limit is None or (lines and number < lines[-1][0]):
+            report.add("malformed", f"line {number} ({reason})")
+    columns = expand_columns(columns, [row for _, row in lines], source.source, further) if lines else columns
     groups, rows = _Groups(), []
-    for number, row in lines[: source.limit]:
+    for _, row in lines:
+        with suppress(ValueError):  # reported below
+            groups.add(_problem(row, columns, prompts, pattern, further))
+    for number, row in lines:
         try:
-            problem = _problem(row, columns, prompts, groups, pattern, further)
+            problem = groups.problem_of(_problem(row, columns, prompts, pattern, further))
             found = list(_completions(row, columns))
             if not found:
                 raise ValueError("no completion")
@@ -88,8 +103,6 @@ def read_completions(
                 continue
             sample = groups.samples[problem.problem_id] = groups.samples.get(problem.problem_id, -1) + 1
             rows.append({"line": number, "sample": sample, **_columns_of(problem), **completion})
-    conflicting = {groups.by_text[text].problem_id for text in groups.conflicts}
-    rows = [row for row in rows if row["problem_id"] not in conflicting]
     if not rows:
         raise DataError(f"{source.source}: no usable completion ({describe_bad_lines(report)})")
     return rows
@@ -111,92 +124,34 @@ def _columns_of(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _expand(columns: CompletionColumns, rows: Sequence[Row], source: str, further: Sequence[str]) -> CompletionColumns:
-    """The columns without `*`. Raises DataError if a column is missing, or if their numbers differ."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-
-    def exists(path: str) -> bool:
-        return any(_cell(row, path) is not None for row in rows)
-
-    def expand(option: str, paths: Sequence[str]) -> tuple[str, ...]:
-        found: list[str] = []
-        for path in paths:
-            named = [f"{name}.{path[2:]}" for name in names] if path.startswith("*.") else [path]
-            existing = [p for p in named if exists(p)]
-            if not existing:
-                raise DataError(f"{source} has no column {path}; it has {', '.join(names)}: set --{option}")
-            found += existing
-        return tuple(found)
-
-    one = columns.messages or columns.problem.problem
-    expand("messages" if columns.messages else "problem", [one])
-    if absent := [name for name in further if not exists(name)]:
-        raise DataError(
-            f"{source} has no column {', '.join(absent)}, which a pool of teacher.pools reads, or steer.sources "
-            f"depends on; it has {', '.join(names)}"
-        )
-    completion = () if columns.messages else expand("completion", columns.completion)
-    others = {}
-    for name in _BESIDE:
-        paths = others[name] = expand(name.replace("_", "-"), getattr(columns, name))
-        if len(paths) not in (0, max(1, len(completion))):
-            raise DataError(
-                f"{source}: {len(completion)} completion columns, but {len(paths)} of --{name.replace('_', '-')}: "
-                "name one for each, in the same order"
-            )
-    return CompletionColumns(columns.problem, completion, messages=columns.messages, **others)
-
-
-def _cell(row: Any, path: str) -> Any:
-    """The value of a column; `a.b` is the field b of the column a, or of every entry of a list in it."""
-    if isinstance(row, dict) and path in row:
-        return row[path]
-    name, dot, rest = path.partition(".")
-    inner = row.get(name) if isinstance(row, dict) and dot else None
-    if isinstance(inner, list):
-        values = [_cell(entry, rest) for entry in inner]
-        return values if any(v is not None for v in values) else None
-    return _cell(inner, rest) if isinstance(inner, dict) else None
-
-
 def _problem(
     row: Row,
     columns: CompletionColumns,
     prompts: PromptsConfig,
-    groups: _Groups,
     pattern: str,
     further: Sequence[str],
 ) -> Problem:
-    """The problem of a row: of the group that it belongs to, or of a new one.
-
-    Raises ValueError (`reason: detail`) if the row has no usable problem.
-    """
+    """The problem of a row; without an answer if the row has none. Raises ValueError (`reason: detail`)."""
     named = columns.problem
-    cell = _cell(row, columns.messages or named.problem)
+    cell = cell_of(row, columns.messages or named.problem)
     if columns.messages or is_chat(cell):
         cell = _without_template(_last_message(cell, "user"), prompts.student)
-    plain = {"problem": cell} | {n: _cell(row, getattr(named, n)) for n in ("id", "solution", "answer")}
-    plain = {name: _cell(row, name) for name in further} | plain
+    plain = {"problem": cell} | {n: cell_of(row, getattr(named, n)) for n in ("id", "solution", "answer")}
+    plain = {name: cell_of(row, name) for name in further} | plain
     try:
-        problem = read_problem(plain, Columns(), "train", pattern, further)
+        return read_problem(plain, Columns(), "train", pattern, further)
     except ValueError as error:
         raise ValueError(f"not text: {error}") from None
-    text = normalize_text(problem.problem)
-    if not text:
-        raise ValueError("empty problem")
-    first = groups.by_text.get(text)
-    if first is None and not problem.answer:
-        raise ValueError("no answer")
-    if first is None:
-        if problem.problem_id in groups.ids:
-            raise ValueError(f"one id, two problems: {problem.problem_id}")
-        groups.by_text[text] = problem
-        groups.ids[problem.problem_id] = text
-        return problem
-    if problem.answer and normalize_text(problem.answer) != normalize_text(first.answer):
-        groups.conflicts.add(text)
-        raise ValueError(f"two answers: {first.answer[:20]!r} and {problem.answer[:20]!r}; the problem is left out")
-    return first
+
+
+def _same_answer(a: str, b: str) -> bool:
+    """Whether two answers are equal as text or as numbers."""
+    if normalize_text(a) == normalize_text(b):
+        return True
+    try:
+        return Decimal(a) == Decimal(b)
+    except InvalidOperation:
+        return False
 
 
 def _last_message(messages: Any, role: str) -> str:
@@ -234,11 +189,11 @@ def _without_template(text: str, template: str) -> str:
 def _completions(row: Row, columns: CompletionColumns) -> Iterator[dict[str, Any] | str]:
     """The completions of a row as columns of the table imported, or why one cannot be used (`reason: detail`)."""
     for index, path in enumerate(columns.completion or (columns.messages,)):
-        cell = _cell(row, path)
+        cell = cell_of(row, path)
         if columns.messages or is_chat(cell):
             cell = _last_message(cell, "assistant")
         several = len(cell) if isinstance(cell, list) else None
-        facts = {name: _beside(row, columns, name, index, several) for name in _BESIDE}
+        facts = {name: _beside(row, columns, name, index, several) for name in BESIDE}
         for number, text in enumerate(cell if isinstance(cell, list) else [cell]):
             try:
                 yield _completion(text, **{name: values[number] for name, values in facts.items()})
@@ -252,7 +207,7 @@ def _beside(row: Row, columns: CompletionColumns, name: str, index: int, several
     Raises ValueError if it has not as many entries.
     """
     paths = getattr(columns, name)
-    value = _cell(row, paths[index]) if paths else None
+    value = cell_of(row, paths[index]) if paths else None
     if several is None:
         return [value]
     if value is None or (name == "finish_reason" and isinstance(value, str)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import re
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ogls.config import Columns, DataSource
+from ogls.config import READS, Columns, DataSource
 from ogls.errors import DataError
 from ogls.problems.sources import MAX_LISTED, Row, read_rows
 from ogls.records import Problem
@@ -107,10 +108,7 @@ def _require_columns(rows: list[Row], source: DataSource, further: Sequence[str]
             "set columns.answer or columns.solution"
         )
     if absent := [name for name in further if name not in names]:
-        raise DataError(
-            f"{source.source} has no column {', '.join(absent)}, which a pool of teacher.pools reads, or steer.sources "
-            f"depends on; it has {listed}"
-        )
+        raise absent_columns(source.source, absent, sorted(map(str, names)))
 
 
 def read_problem(row: Row, columns: Columns, split: str, pattern: str = "", further: Sequence[str] = ()) -> Problem:
@@ -159,6 +157,16 @@ def _from_chat(messages: list[dict[str, Any]]) -> tuple[str, str]:
 def _answer(answer: str, solution: str, pattern: str) -> str:
     """The marked part of the answer (`find_answer`), else the whole answer, else the marked part of the solution."""
     return find_answer(answer, pattern=pattern) or answer or find_answer(solution, pattern=pattern) or ""
+
+
+def absent_columns(source: str, absent: Sequence[str], names: Sequence[str]) -> DataError:
+    """The error for columns that pools read and that a source with the columns `names` lacks."""
+    near = difflib.get_close_matches(absent[0], [*READS, *names], n=1, cutoff=0.7)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return DataError(
+        f"{source} has no column {', '.join(absent)}, which a pool of teacher.pools reads, or steer.sources depends "
+        f"on; it has {', '.join(names)}{hint}"
+    )
 
 
 def normalize_text(text: str) -> str:

@@ -97,10 +97,14 @@ def _load_usable(
     count = sum(unusable.values())
     if count > config.problems.max_unusable * rows:
         listed = "; ".join(f"{n} {reason}: {found.describe(reason)}" for reason, n in unusable.items())
-        raise DataError(
-            f"{_name(source, given)}: {count} of {rows} problems are unusable ({listed}); fix them, or raise "
-            "problems.max_unusable"
-        )
+        too_many = f"{_name(source, given)}: {count} of {rows} problems are unusable ({listed})"
+        if config.verify.checker and unusable.get("unusable answer") == rows:
+            raise DataError(
+                f"{too_many}; the checker {config.verify.checker} accepts no expected answer as an answer to itself: "
+                "its arguments are (answer, expected), with the answer as it was found in the completion"
+            )
+        lower = "lower max_tokens, " if "too long" in unusable else ""
+        raise DataError(f"{too_many}; fix them, {lower}or raise problems.max_unusable")
     report.extend(found)
     return kept
 

@@ -27,4 +27,6 @@ def build_requests(
 def check_context(model: ModelConfig, context: int, prompt_tokens: int, max_tokens: int) -> str:
     """Why a prompt and its completion do not fit the context of the model; an empty string if they fit."""
     needed = prompt_tokens + max_tokens
-    return f"{needed} tokens with its completion; {model.path} takes {context}" if needed > context else ""
+    if needed <= context:
+        return ""
+    return f"{prompt_tokens} tokens and a completion of up to {max_tokens}; {model.path} takes {context}"

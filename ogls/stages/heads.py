@@ -64,8 +64,12 @@ def load_heads(config: RunConfig, own: Tensor | None = None) -> Heads:
 def check_teachers(config: RunConfig, tokenizer: Any) -> None:
     """Raise ModelError unless every other model has the ids of the run's tokenizer, and weights that can be loaded."""
     for path, model in config.other_models().items():
-        check_same_tokens(path, load_tokenizer(model), tokenizer)
-        load_head(model)
+        try:
+            other, _ = load_tokenizer(model), load_head(model)
+        except ModelError as error:
+            pools = ", ".join(name for name, p in config.declared_pools().items() if p.model == path)
+            raise ModelError(f"the model of teacher.pools {pools}: {error}") from None
+        check_same_tokens(path, other, tokenizer)
 
 
 def check_same_tokens(path: str, other: Any, own: Any) -> None:

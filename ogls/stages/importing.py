@@ -43,7 +43,8 @@ def import_round(
                 with show(stage.__name__, round_) as progress:
                     result = stage(run, round_, progress)
                 if stage is verify and (reason := left_out_of_training(run)):
-                    raise DataError(f"no usable group in {source}: {reason}")
+                    undone = "; the new run is removed again" if is_new else ""
+                    raise DataError(f"no usable group in {source}: {reason}{undone}")
                 yield result
     except (RunLocked, StoreUnavailable):
         raise

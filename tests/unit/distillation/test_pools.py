@@ -144,12 +144,32 @@ def test_weights_depend_on_the_source_of_the_problem(plan: Any) -> None:
         (["teacher.pools=[{name='a', model='m', weights='live'}]"], "another model is frozen, so weights = live"),
         (["teacher.pools=[{name='a', revision='main'}]"], "revision is of `model`, which is not set"),
         (["teacher.pools=[{name='A b'}]"], "name: String should match pattern"),
+        (["teacher.pools=[{name='a', read='correct'}]"], r"pools\.0\.read: unknown key; did you mean reads\?$"),
+        (
+            ["teacher.pools=[{name='a', reads='correct', template='{problem} {exemplar} {answer}'}]"],
+            r"pools\.0: pool a reads correct, so its template cannot contain \{answer\}, only",
+        ),
+        (["teacher.pools=[{name='base', reads='reference'}]"], "the pool base reads nothing: .* another name"),
+        (
+            [
+                *declared('{name="a", reads="correct", model="m"}', base=0, a=1.5, incorrect=-0.5),
+                "teacher.unanimous=anchor",
+            ],
+            "teacher.unanimous = anchor puts the base pool in place of a, which another model computes",
+        ),
+        (["train.loss=forward_k"], r"train\.loss: a function of your own is written module:function; those built in"),
         (declared('{name="expert"}', expert=1), "recipe weights must sum to 1, but they sum to 2"),
     ],
 )
 def test_an_invalid_declaration_is_an_error(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(TINY, overrides)
+
+
+def test_latex_in_a_template_is_no_placeholder() -> None:
+    template = r"{problem} {exemplar} as \\boxed{answer} or \\frac{a}{b}"
+    config = load_config(TINY, [f'teacher.pools=[{{name="a", reads="correct", template="{template}"}}]'])
+    assert config.declared_pools()["a"].template.endswith(r"\boxed{answer} or \frac{a}{b}")
 
 
 def test_declarations_identify_a_run_and_names_alone_do_so_as_before(tmp_path: Path) -> None:

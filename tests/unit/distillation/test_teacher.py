@@ -108,6 +108,17 @@ def test_unanimous_groups_have_no_direction(plan) -> None:
     assert pools["correct"] == pools["incorrect"]
 
 
+@pytest.mark.parametrize("own", ['template="{problem} WRONG: {exemplar}"', 'weights="live"'])
+def test_unanimous_groups_have_no_direction_if_the_two_pools_are_not_alike(plan, own: str) -> None:
+    """Equal exemplars in other words, or under other weights, would not cancel: both are the base pool."""
+    declared = f'teacher.pools=[{{name="incorrect", reads="incorrect", {own}}}]'
+    planned = plan("cccc", "teacher.unanimous=anchor", "train.rollouts=all", declared)
+    shares = {s.pool: s.shares for s in planned.scored if s.key[1] == 0}
+    assert shares["correct"] == shares["incorrect"] == shares["base"]
+    mixed = {s.pool: s.shares for s in plan("ccff", declared).scored if s.key[1] == 0}
+    assert mixed["correct"] != mixed["incorrect"] != mixed["base"]
+
+
 def test_unanimous_groups_have_the_base_pool_as_target_under_contrastive(plan) -> None:
     """Its weights of the two pools do not cancel, so equal pools would leave the correct pool."""
     overrides = ("teacher.unanimous=anchor", "train.rollouts=all", "steer.recipe=contrastive")

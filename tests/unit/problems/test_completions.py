@@ -15,7 +15,8 @@ from conftest import REPO
 
 from ogls.config import Columns, DataSource, PromptsConfig, VerifyConfig
 from ogls.errors import DataError
-from ogls.problems.completions import CompletionColumns, read_completions
+from ogls.problems.completion_columns import CompletionColumns
+from ogls.problems.completions import read_completions
 from ogls.problems.load import Exclusions
 from ogls.records import IMPORTED
 from ogls.records.schema import to_arrow
@@ -34,9 +35,12 @@ def write(path: Path, rows: list[Any]) -> str:
     return str(path)
 
 
-def read(source: str, columns: CompletionColumns | None = None, **more: Any) -> tuple[list[dict[str, Any]], Exclusions]:
+def read(
+    source: str, columns: CompletionColumns | None = None, limit: int | None = None, **more: Any
+) -> tuple[list[dict[str, Any]], Exclusions]:
     report = Exclusions()
-    rows = read_completions(DataSource(source=source), columns or CompletionColumns(), PromptsConfig(), report, **more)
+    from_ = DataSource(source=source, limit=limit)
+    rows = read_completions(from_, columns or CompletionColumns(), PromptsConfig(), report, **more)
     return to_arrow(IMPORTED, rows).to_pylist(), report
 
 
@@ -122,6 +126,31 @@ def test_messages_give_the_problem_and_the_completion(tmp_path: Path) -> None:
     }
 
 
+def test_the_answer_of_a_group_is_that_of_any_of_its_rows(tmp_path: Path) -> None:
+    """Rows without an answer are kept, whatever their order; 6 and 6.0 are one answer."""
+    good = PLAIN[0]
+    answers = [None, "6", "6.0", None]
+    path = write(tmp_path / "c.jsonl", [{**good, "problem": "2*3?", "answer": a} for a in answers])
+    rows, report = read(path, CompletionColumns())
+    assert [(r["line"], r["expected"]) for r in rows] == [(n, "6") for n in (1, 2, 3, 4)]
+    assert not report.counts
+
+
+def test_a_limit_hides_the_bad_lines_after_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.jsonl", [PLAIN[0], "{broken", PLAIN[0], "{broken too"])
+    rows, report = read(path, CompletionColumns(), limit=2)
+    assert [r["line"] for r in rows] == [1, 3]
+    assert report.named["malformed"][0].startswith("line 2")
+    assert len(report.named["malformed"]) == 1
+
+
+@pytest.mark.parametrize("option", ["answer", "solution", "id"])
+def test_a_column_that_was_named_must_exist(tmp_path: Path, option: str) -> None:
+    path = write(tmp_path / "c.jsonl", [PLAIN[0]])
+    with pytest.raises(DataError, match=rf"has no column typo; it has .*: set --{option}"):
+        read(path, CompletionColumns(Columns(**{option: "typo"})))
+
+
 def test_bad_lines_are_counted_by_reason_and_listed_by_number(tmp_path: Path) -> None:
     good = PLAIN[0]
     path = write(
@@ -151,7 +180,7 @@ def test_bad_lines_are_counted_by_reason_and_listed_by_number(tmp_path: Path) ->
         "one id, two problems": ["line 7 (a)"],
         "no completion": ["line 8"],
         "wrong label": ["line 10 ('maybe' is neither true nor false)"],
-        "two answers": ["line 13 ('1' and '2'; the problem is left out)"],
+        "two answers": [f"line {n} ('1' and '2'; the problem is left out)" for n in (12, 13)],
     }
     assert [name.split(" (")[0] for name in report.named["malformed"]] == ["line 2", "line 3"]
 

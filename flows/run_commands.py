@@ -52,7 +52,9 @@ def sweep(
     show_progress_on(err)
     with opened.records.lock("sweep"), terminal_progress("sweep", number) as progress:
         measure(opened, number, progress, chosen, tuple(strengths or STRENGTHS))
-    columns = "recipe, strength, kl, projected_kl, auc, projected_auc, token_auc, until_share, until_kl, tokens"
+    columns = (
+        "recipe, strength, kl, projected_kl, auc, projected_auc, group_auc, token_auc, until_share, until_kl, tokens"
+    )
     show_table(run_query(opened.store, f"SELECT {columns} FROM sweeps WHERE round = {number}", run), "table", None)
     ranked = run_query(opened.store, f"SELECT count(auc) FROM sweeps WHERE round = {number}", run)
     if not ranked.column(0)[0].as_py():

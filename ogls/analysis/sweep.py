@@ -63,17 +63,19 @@ def sweep(
     def work(writer: StageWriter) -> dict[str, Any]:
         heads = load_heads(config)
         classes = classify(load_tokenizer(config.model), len(heads.matrix), config.style.classes)
+        substance = substance_only(classes, config.style.classes).to(heads.matrix.device)
+        limits = config.steer.batch_tokens, config.steer.temperature, substance
         points: list[SweepPoint] | None = None
         measured: list[list[Measures]] = []
-        rollouts: list[tuple[int, int, bool]] = []  # (number of tokens, index, correct)
+        rollouts: list[tuple[int, bool, int]] = []  # (number of tokens, correct, group)
         token_classes: list[np.ndarray] = []
+        groups: dict[str, int] = {}
         for rollout, tokens, states in cached_rollouts(run, round_, heads, progress):
             if points is None:
                 points = _points(run, round_, recipes, strengths)
-            substance = substance_only(classes, config.style.classes).to(tokens.device)
-            limits = config.steer.batch_tokens, config.steer.temperature, substance
             measured.append(measure_points(states, tokens, points, heads.matrix, *limits))
-            rollouts.append((len(tokens), len(rollouts), rollout.outcome == "correct"))
+            group_number = groups.setdefault(rollout.problem_id, len(groups))
+            rollouts.append((len(tokens), rollout.outcome == "correct", group_number))
             token_classes.append(classes[tokens.cpu()].numpy())
         if points is None:
             raise DataError(
@@ -85,11 +87,13 @@ def sweep(
                 "teacher.pools to cache more"
             )
         measures = [concatenate(parts) for parts in zip(*measured, strict=True)]
+        lengths, correct, group = np.array(rollouts).T
         locations = SweepTokens(
-            rollout=np.concatenate([np.full(n, i) for n, i, _ in rollouts]),
-            position=np.concatenate([np.arange(n) for n, _, _ in rollouts]),
-            correct=np.concatenate([np.full(n, c) for n, _, c in rollouts]),
+            rollout=np.repeat(np.arange(len(rollouts)), lengths),
+            position=np.concatenate([np.arange(n) for n in lengths]),
+            correct=np.repeat(correct == 1, lengths),
             token_class=np.concatenate(token_classes),
+            group=np.repeat(group, lengths),
         )
         _write_tables(writer, run, round_, points, measures, locations)
         return {"points": len(points), "rollouts": len(rollouts)}

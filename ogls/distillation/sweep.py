@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ogls.config import POOLS, Pool, Recipe, SteerConfig
+from ogls.distillation.auc import auc, group_auc
 from ogls.distillation.concatenate import concatenate
 from ogls.distillation.steering import combine_states, entropy, project_substance
 from ogls.distillation.style import REST
@@ -124,17 +125,6 @@ def _measure(base: Tensor, target: Tensor, projected: Tensor, token_ids: Tensor)
     )
 
 
-def auc(positive: np.ndarray, negative: np.ndarray) -> float | None:
-    """Return the area under the ROC curve: the probability that a positive value is above a negative one, with ties
-    counted half. Returns None if there is no positive or no negative value."""
-    from scipy import stats
-
-    if not len(positive) or not len(negative):
-        return None
-    u = stats.mannwhitneyu(positive, negative, method="asymptotic").statistic
-    return float(u / (len(positive) * len(negative)))
-
-
 @dataclass(frozen=True)
 class SweepTokens:
     """The measured tokens: arrays [T]."""
@@ -143,15 +133,25 @@ class SweepTokens:
     position: np.ndarray  # position in the rollout
     correct: np.ndarray  # whether the rollout is correct, bool
     token_class: np.ndarray  # class of the sampled token: 0 for the rest, else 1 + its index in style.classes
+    group: np.ndarray  # number of the group of its rollout
 
-    def auc_of_means(self, values: np.ndarray, among: np.ndarray) -> float | None:
-        """AUC of the mean of `values` [T] over the tokens `among` [T] of each rollout; a rollout without one is left
-        out."""
-        count = int(self.rollout.max()) + 1
-        sums, sizes = (np.bincount(self.rollout, v, count) for v in (values * among, among))
-        correct = np.bincount(self.rollout, self.correct, count) > 0
-        means, has = sums / np.maximum(sizes, 1), sizes > 0
-        return auc(means[correct & has], means[~correct & has])
+    def auc_of_means(self, values: np.ndarray, among: np.ndarray) -> dict[str, float | None]:
+        """The columns `auc` and `group_auc` of the mean of `values` [T] over the tokens `among` [T] of each rollout.
+
+        A rollout without such a token is left out.
+        """
+        _, first, of_token = np.unique(self.rollout, return_index=True, return_inverse=True)
+        sums, sizes = (np.bincount(of_token, v, len(first)) for v in (values * among, among))
+        kept = sizes > 0
+        means, correct = sums[kept] / sizes[kept], self.correct[first][kept]
+        within = group_auc(means, correct, self.group[first][kept])
+        value, low, high = within or (None, None, None)
+        return {
+            "auc": auc(means[correct], means[~correct]),
+            "group_auc": value,
+            "group_auc_low": low,
+            "group_auc_high": high,
+        }
 
 
 def summary_rows(
@@ -175,10 +175,10 @@ def summary_rows(
             "entropy": float(m.entropy.mean()),
             "moved_correct": float(m.moved[tokens.correct].mean()) if tokens.correct.any() else None,
             "moved_failed": float(m.moved[~tokens.correct].mean()) if not tokens.correct.all() else None,
-            "auc": tokens.auc_of_means(m.ratio, everything),
+            **tokens.auc_of_means(m.ratio, everything),
             "token_auc": auc(m.ratio[tokens.correct], m.ratio[~tokens.correct]),
             "projected_kl": float(m.projected_kl.mean()),
-            "projected_auc": tokens.auc_of_means(m.projected_ratio, everything),
+            "projected_auc": tokens.auc_of_means(m.projected_ratio, everything)["auc"],
             "until_share": float(until.mean()),
             "until_kl": float(m.kl[until].mean()),
         }
@@ -230,8 +230,8 @@ def class_rows(
                 "tokens": int(among.sum()),
                 "kl": float(m.kl[among].mean()),
                 "substance_kl": float(m.projected_kl[among].mean()),
-                "auc": tokens.auc_of_means(m.ratio, among),
-                "base_auc": tokens.auc_of_means(m.base_logprob, among),
+                **tokens.auc_of_means(m.ratio, among),
+                "base_auc": tokens.auc_of_means(m.base_logprob, among)["auc"],
             }
 
 

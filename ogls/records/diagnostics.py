@@ -8,6 +8,16 @@ from ogls.records.schema import Table, column, columns
 
 _RECIPE = column("recipe", pa.string(), "Name of the recipe.")
 _STRENGTH = column("strength", pa.float64(), "Strength of the recipe; null for a recipe without one.", nullable=True)
+_GROUP_AUC = (
+    column(
+        "group_auc",
+        pa.float64(),
+        "auc over pairs of rollouts of the same group: the difficulty of problems plays no part.",
+        nullable=True,
+    ),
+    column("group_auc_low", pa.float64(), "Lower end of its 95% interval (bootstrap over groups).", nullable=True),
+    column("group_auc_high", pa.float64(), "Upper end of its 95% interval.", nullable=True),
+)
 SWEEPS = Table(
     "sweeps",
     "sweep",
@@ -30,6 +40,7 @@ SWEEPS = Table(
         column(
             "auc", pa.float64(), "AUC of the mean log-prob ratio of a rollout: correct against failed.", nullable=True
         ),
+        *_GROUP_AUC,
         column(
             "token_auc", pa.float64(), "AUC of the log-prob ratio of a token: correct against failed.", nullable=True
         ),
@@ -93,6 +104,7 @@ SWEEP_CLASSES = Table(
             "than in a failed one. Rollouts without such a token are left out.",
             nullable=True,
         ),
+        *_GROUP_AUC,
         column("base_auc", pa.float64(), "The same for the mean log-prob under the base pool.", nullable=True),
     ),
     owner="sweeps",

@@ -9,6 +9,7 @@ from conftest import small_config
 
 from ogls.analysis.sweep import sweep
 from ogls.distillation import sweep as sweeping
+from ogls.distillation.auc import auc, group_auc
 from ogls.distillation.steering import steer_tokens
 from ogls.errors import DataError
 from ogls.stages.registry import STAGES
@@ -19,9 +20,25 @@ def test_auc_is_the_probability_that_a_positive_value_is_above_a_negative_one() 
     rng = np.random.default_rng(0)
     positive, negative = rng.integers(0, 6, 40) + 1.0, rng.integers(0, 6, 30).astype(float)
     pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
-    assert sweeping.auc(positive, negative) == pytest.approx(np.mean(pairs))
-    assert sweeping.auc(positive, negative[:0]) is None
-    assert sweeping.auc(np.ones(3), np.zeros(3)) == 1.0
+    assert auc(positive, negative) == pytest.approx(np.mean(pairs))
+    assert auc(positive, negative[:0]) is None
+    assert auc(np.ones(3), np.zeros(3)) == 1.0
+
+
+def test_the_auc_within_groups_ignores_the_difficulty_of_problems() -> None:
+    """Each group has its own level, which hides what tells its rollouts apart from the AUC over all rollouts."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(40), 4)
+    correct = np.tile([True, True, False, False], 40)
+    values = np.repeat(rng.normal(0, 50, 40), 4) + correct + rng.normal(0, 1, 160)
+    pairs = [(values[i] > values[j]) for g in range(40) for i in (4 * g, 4 * g + 1) for j in (4 * g + 2, 4 * g + 3)]
+    found = group_auc(values, correct, group)
+    assert found is not None
+    value, low, high = found
+    assert value == pytest.approx(np.mean(pairs))
+    assert 0.6 < low < value < high < 0.9
+    assert auc(values[correct], values[~correct]) == pytest.approx(0.5, abs=0.05)
+    assert group_auc(values, correct, np.arange(160)) is None
 
 
 def test_the_grid_has_the_points_that_the_cached_pools_allow() -> None:
@@ -37,6 +54,7 @@ def test_auc_by_class_ranks_rollouts_by_their_tokens_of_that_class() -> None:
         position=np.array([0, 1, 0, 1, 0]),
         correct=np.array([True, True, False, False, False]),
         token_class=np.array([0, 1, 0, 1, 0]),
+        group=np.array([0, 0, 0, 0, 1]),
     )
     ratio = np.array([-5.0, 2.0, 1.0, -2.0, -9.0])
     zeros = np.zeros(5, np.float32)
@@ -48,6 +66,7 @@ def test_auc_by_class_ranks_rollouts_by_their_tokens_of_that_class() -> None:
     rest, named = sweeping.class_rows([point], [measures], tokens, ["digit"])
     assert (rest["token_class"], rest["tokens"], rest["kl"], rest["auc"]) == ("rest", 3, 2.0, 0.5)
     assert (named["token_class"], named["tokens"], named["kl"], named["auc"]) == ("digit", 2, 2.0, 1.0)
+    assert (rest["group_auc"], named["group_auc"]) == (0.0, 1.0)  # the last rollout is alone in its group
     assert (rest["base_auc"], named["base_auc"]) == (0.5, 0.0)
 
 

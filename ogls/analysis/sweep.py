@@ -81,11 +81,6 @@ def sweep(
             raise DataError(
                 f"round {round_} of run {config.name} has no cached states: no rollout of the round was scored"
             )
-        if not points:
-            raise DataError(
-                f"the pools cached in round {round_} allow none of {', '.join(recipes)}: in a new run, set "
-                "teacher.pools to cache more"
-            )
         measures = [concatenate(parts) for parts in zip(*measured, strict=True)]
         lengths, correct, group = np.array(rollouts).T
         locations = SweepTokens(
@@ -122,10 +117,19 @@ def _write_tables(
 
 
 def _points(run: Run, round_: int, recipes: Sequence[str], strengths: Sequence[float]) -> list[SweepPoint]:
-    """Return the points that the cached pools allow, and the run's own recipe if it has no name."""
+    """Return the points that the cached pools allow, and the run's own recipe if it has no name.
+
+    Raises DataError if there is none.
+    """
     own = run.config.steer
     custom = [SweepPoint("custom", None, own.to_recipe())] if own.recipe == "custom" else []
-    return recipe_grid(_common_pools(run, round_), recipes, strengths) + custom
+    points = recipe_grid(_common_pools(run, round_), recipes, strengths) + custom
+    if not points:
+        raise DataError(
+            f"the pools cached in round {round_} allow none of {', '.join(recipes)}: in a new run, set teacher.pools "
+            "to cache more"
+        )
+    return points
 
 
 def _common_pools(run: Run, round_: int) -> set[Pool]:

@@ -165,6 +165,7 @@ def summary_rows(
     everything = np.ones(len(tokens.rollout))
     for point, m in zip(points, measures, strict=True):
         until = _until_mistake(m.ratio, tokens, mistake_nats)
+        projected = tokens.auc_of_means(m.projected_ratio, everything)
         yield {
             "recipe": point.recipe,
             "strength": point.strength,
@@ -178,7 +179,8 @@ def summary_rows(
             **tokens.auc_of_means(m.ratio, everything),
             "token_auc": auc(m.ratio[tokens.correct], m.ratio[~tokens.correct]),
             "projected_kl": float(m.projected_kl.mean()),
-            "projected_auc": tokens.auc_of_means(m.projected_ratio, everything)["auc"],
+            "projected_auc": projected["auc"],
+            "projected_group_auc": projected["group_auc"],
             "until_share": float(until.mean()),
             "until_kl": float(m.kl[until].mean()),
         }

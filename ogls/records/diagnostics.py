@@ -46,6 +46,7 @@ SWEEPS = Table(
         ),
         column("projected_kl", pa.float64(), "Mean KL to the base with steer.project = substance.", nullable=True),
         column("projected_auc", pa.float64(), "auc with steer.project = substance.", nullable=True),
+        column("projected_group_auc", pa.float64(), "group_auc with steer.project = substance.", nullable=True),
         column(
             "until_share", pa.float64(), "Share of the tokens that train.until = first_mistake distils.", nullable=True
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ogls.config import ModelConfig
@@ -50,9 +52,63 @@ def load_causal(model: ModelConfig) -> Any:
 def load_head(model: ModelConfig) -> Tensor:
     """The LM head alone [V, D] in fp32 on the model's device, for steering from cached states.
 
-    `prepare` has checked that the head is a plain matrix.
+    Only its tensor is read from the safetensors files, if they have it under the name that the model gives it; else the
+    whole model is loaded. `prepare` has checked that the head is a plain matrix. Raises ModelError if the model cannot
+    be loaded.
     """
-    return load_causal(model).get_output_embeddings().weight.detach().float().to(resolve_device(model))
+    import torch
+
+    weight = _read_head(model)
+    if weight is None:
+        weight = load_causal(model).get_output_embeddings().weight.detach()
+    return weight.to(getattr(torch, model.dtype)).float().to(resolve_device(model))
+
+
+def _read_head(model: ModelConfig) -> Tensor | None:
+    """The tensor of the head as the checkpoint has it; None if it has none of that name, or no safetensors."""
+    from safetensors import safe_open
+    from transformers import AutoConfig
+    from transformers.utils.hub import cached_file
+
+    prepare_hub(model.path)
+    try:
+        config = AutoConfig.from_pretrained(
+            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+        names = _names_of_the_head(config)
+        found = [
+            cached_file(model.path, name, revision=model.revision, _raise_exceptions_for_missing_entries=False)
+            for name in ("model.safetensors.index.json", "model.safetensors")
+        ]
+    except (OSError, ValueError) as error:
+        raise ModelError(_load_error(model, error)) from error
+    if found[0]:
+        files = json.loads(Path(found[0]).read_text())["weight_map"]
+        file_of = {n: cached_file(model.path, files[n], revision=model.revision) for n in names if n in files}
+    else:
+        file_of = dict.fromkeys(names, found[1]) if found[1] else {}
+    for name, file in file_of.items():
+        with safe_open(file, "pt") as opened:
+            if name in opened.keys():  # noqa: SIM118
+                return opened.get_tensor(name)
+    return None
+
+
+def _names_of_the_head(config: Any) -> list[str]:
+    """The names of the weights of the head, the one of its own first; a tied head has the name of the embedding too."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if getattr(config, "auto_map", None):  # code of its own: what it builds is known only by loading it
+        return []
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    head = empty.get_output_embeddings()
+    if head is None:
+        return []
+    own = [name for name, module in empty.named_modules() if module is head]
+    tied = [n for n, p in empty.named_parameters(remove_duplicate=False) if p is head.weight]
+    return list(dict.fromkeys([*(f"{name}.weight" for name in own), *tied]))
 
 
 def _load_error(model: ModelConfig, error: Exception) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 REPO = Path(__file__).resolve().parents[1]
+STUDIES = REPO / "data" / "studies"
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -24,9 +25,12 @@ def on_files(files: Files, config: Any) -> Files:
     }
     for uri, content in generated.items():
         files.append(File.generated(config, uri, content=content))
-    for study in ("family", "terse"):
-        path = REPO / "data" / "studies" / study / "curves.png"
-        files.append(File.generated(config, f"images/{study}.png", abs_src_path=str(path)))
+    for page in sorted(STUDIES.glob("*/README.md")):
+        name = page.parent.name
+        text = page.read_text().replace("(curves.png)", f"(../images/{name}.png)")
+        files.append(File.generated(config, f"studies/{name}.md", content=text))
+        if (picture := page.parent / "curves.png").exists():
+            files.append(File.generated(config, f"images/{name}.png", abs_src_path=str(picture)))
     queries = REPO / "docs" / "measured" / "queries.svg"
     files.append(File.generated(config, "images/queries.svg", abs_src_path=str(queries)))
     return files
@@ -130,7 +134,7 @@ def commands() -> str:
 
 
 def studies() -> str:
-    """The page of the studies, with links to the figures that `on_files` adds."""
-    text = (REPO / "data" / "studies" / "README.md").read_text()
-    text = re.sub(r"\((family|terse)/curves\.png\)", r"(images/\1.png)", text)
-    return re.sub(r"\[([^\]]+)\]\((family|terse)/README\.md\)", r"\1 (`data/studies/\2`)", text)
+    """The page of the studies, with links to the pages and figures that `on_files` adds."""
+    text = (STUDIES / "README.md").read_text()
+    text = re.sub(r"\(([\w-]+)/curves\.png\)", r"(images/\1.png)", text)
+    return re.sub(r"\(([\w-]+)/README\.md\)", r"(studies/\1.md)", text)

@@ -109,13 +109,17 @@ def study_figure(
     """Return a PNG with one panel per measure by rollouts, with intervals over seeds, and pass@k of the last round."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 7.5), layout="constrained")
-    grid = figure.subplots(2, 4).flat
+    measured = {measure: rows for measure, rows in curves.items() if any(r["mean"] is not None for r in rows)}
+    columns = -(-(len(measured) + 1) // 2)
+    figure = Figure(figsize=(4 * columns, 7.5), layout="constrained")
+    grid = figure.subplots(2, columns).flat
     panels: list[tuple[Any, Sequence[dict[str, Any]], str, float, str]] = [
         (axes, rows, "round", rollouts_per_round, _CURVE_LABELS[measure])
-        for axes, (measure, rows) in zip(grid, curves.items(), strict=False)
+        for axes, (measure, rows) in zip(grid, measured.items(), strict=False)
     ]
-    panels.append((figure.axes[7], pass_rows, "k", 1, "pass@k, last round"))
+    panels.append((figure.axes[len(measured)], pass_rows, "k", 1, "pass@k, last round"))
+    for axes in figure.axes[len(panels) :]:
+        axes.remove()
     methods = list(dict.fromkeys(row["method"] for _, rows, *_ in panels for row in rows))
     for axes, rows, x_column, scale, label in panels:
         for index, method in enumerate(methods):
@@ -135,6 +139,8 @@ def study_figure(
         axes.set_ylabel(label)
         if label.endswith("share"):
             axes.set_ylim(bottom=0)
+        elif "accuracy" in label or "pass@k" in label:  # intervals over few seeds leave the range of a probability
+            axes.set_ylim(0, 1.02)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, fontsize=9)
     figure.suptitle(title)
     return _png(figure)

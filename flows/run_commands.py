@@ -55,9 +55,9 @@ def sweep(
     columns = (
         "recipe, strength, kl, projected_kl, auc, projected_auc, group_auc, token_auc, until_share, until_kl, tokens"
     )
-    show_table(run_query(opened.store, f"SELECT {columns} FROM sweeps WHERE round = {number}", run), "table", None)
-    ranked = run_query(opened.store, f"SELECT count(auc) FROM sweeps WHERE round = {number}", run)
-    if not ranked.column(0)[0].as_py():
+    swept = run_query(opened.store, f"SELECT {columns} FROM sweeps WHERE round = {number}", run)
+    show_table(swept, "table", None)
+    if swept.column("auc").null_count == len(swept):
         out.print("no AUC: the round has teacher states of correct or of failed rollouts alone (train.rollouts)")
     folder = opened.records.folder(FIGURES, number)
     out.print(f"figure: {opened.records.url(f'{folder}/{FIGURE}')}", soft_wrap=True, highlight=False)

@@ -135,16 +135,20 @@ class SweepTokens:
     token_class: np.ndarray  # class of the sampled token: 0 for the rest, else 1 + its index in style.classes
     group: np.ndarray  # number of the group of its rollout
 
-    def auc_of_means(self, values: np.ndarray, among: np.ndarray) -> dict[str, float | None]:
-        """The columns `auc` and `group_auc` of the mean of `values` [T] over the tokens `among` [T] of each rollout.
+    def means(self, values: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The mean of `values` [T] over the tokens `among` [T], whether it is correct, and the group, by rollout.
 
         A rollout without such a token is left out.
         """
         _, first, of_token = np.unique(self.rollout, return_index=True, return_inverse=True)
         sums, sizes = (np.bincount(of_token, v, len(first)) for v in (values * among, among))
         kept = sizes > 0
-        means, correct = sums[kept] / sizes[kept], self.correct[first][kept]
-        within = group_auc(means, correct, self.group[first][kept])
+        return sums[kept] / sizes[kept], self.correct[first][kept], self.group[first][kept]
+
+    def auc_of_means(self, values: np.ndarray, among: np.ndarray) -> dict[str, float | None]:
+        """The columns `auc` and `group_auc` of the means of `values` [T] over the tokens `among` [T]."""
+        means, correct, group = self.means(values, among)
+        within = group_auc(means, correct, group)
         value, low, high = within or (None, None, None)
         return {
             "auc": auc(means[correct], means[~correct]),
@@ -222,8 +226,12 @@ def class_rows(
     points: Sequence[SweepPoint], measures: Sequence[Measures], tokens: SweepTokens, names: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of the table `sweep_classes`, one per point and class; a class without tokens has no row."""
+    base_auc = {}
+    for number in np.unique(tokens.token_class):  # the base pool is the same at every point
+        means, correct, _ = tokens.means(measures[0].base_logprob, tokens.token_class == number)
+        base_auc[number] = auc(means[correct], means[~correct])
     for point, m in zip(points, measures, strict=True):
-        for number in np.unique(tokens.token_class):
+        for number in base_auc:
             among = tokens.token_class == number
             yield {
                 "recipe": point.recipe,
@@ -233,7 +241,7 @@ def class_rows(
                 "kl": float(m.kl[among].mean()),
                 "substance_kl": float(m.projected_kl[among].mean()),
                 **tokens.auc_of_means(m.ratio, among),
-                "base_auc": tokens.auc_of_means(m.base_logprob, among)["auc"],
+                "base_auc": base_auc[number],
             }
 
 

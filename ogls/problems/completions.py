@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -83,12 +82,20 @@ def read_completions(
             report.add("malformed", f"line {number} ({reason})")
     columns = expand_columns(columns, [row for _, row in lines], source.source, further) if lines else columns
     groups, rows = _Groups(), []
+    read: list[Problem | ValueError] = []
     for _, row in lines:
-        with suppress(ValueError):  # reported below
-            groups.add(_problem(row, columns, prompts, pattern, further))
-    for number, row in lines:
         try:
-            problem = groups.problem_of(_problem(row, columns, prompts, pattern, further))
+            problem = _problem(row, columns, prompts, pattern, further)
+        except ValueError as error:
+            read.append(error)
+        else:
+            groups.add(problem)
+            read.append(problem)
+    for (number, row), of_row in zip(lines, read, strict=True):
+        try:
+            if isinstance(of_row, ValueError):
+                raise of_row
+            problem = groups.problem_of(of_row)
             found = list(_completions(row, columns))
             if not found:
                 raise ValueError("no completion")

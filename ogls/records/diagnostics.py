@@ -8,6 +8,7 @@ from ogls.records.schema import Table, column, columns
 
 _RECIPE = column("recipe", pa.string(), "Name of the recipe.")
 _STRENGTH = column("strength", pa.float64(), "Strength of the recipe; null for a recipe without one.", nullable=True)
+_TOKEN_CLASS = column("token_class", pa.string(), "Class of the sampled token: a name of style.classes, or rest.")
 _GROUP_AUC = (
     column(
         "group_auc",
@@ -92,9 +93,9 @@ SWEEP_CLASSES = Table(
     "sweep",
     "One row per recipe, strength and class of the sampled token: where the target tells right from wrong.",
     columns(
-        column("recipe", pa.string(), "Name of the recipe."),
-        column("strength", pa.float64(), "Strength (lambda).", nullable=True),
-        column("token_class", pa.string(), "Class of the sampled token: a name of style.classes, or rest."),
+        _RECIPE,
+        _STRENGTH,
+        _TOKEN_CLASS,
         column("tokens", pa.int64(), "Tokens of this class."),
         column("kl", pa.float64(), "Mean KL(target || base) at these tokens, nats."),
         column("substance_kl", pa.float64(), "The part of kl within the classes of style.classes, nats."),
@@ -120,7 +121,7 @@ STYLE = Table(
         column(
             "signal", pa.string(), "target, direction (base + correct - incorrect), reference (the OPSD gap), correct."
         ),
-        column("token_class", pa.string(), "Class of the sampled token: a name of style.classes, or rest."),
+        _TOKEN_CLASS,
         column("position_from", pa.int32(), "First position of the bin."),
         column("position_to", pa.int32(), "Last position of the bin."),
         column("tokens", pa.int64(), "Tokens measured."),

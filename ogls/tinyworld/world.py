@@ -64,14 +64,13 @@ class World:
 
     def solution(self, problem: Problem, rng: np.random.Generator | None = None) -> str:
         """Return one line per step and the boxed answer. With an rng, facts are wrong at their error rates."""
-        results = self.results(problem, rng)
-        return "\n".join([*_equations(problem, results), boxed(results[-1])])
+        return _own_solution(problem, self.results(problem, rng))
 
     def pretraining_text(self, rng: np.random.Generator) -> tuple[Problem, str | None, str]:
         """Return a random problem, the solution shown in the context (or None), and the completion."""
         problem = random_problem(rng, self.steps)
         results = self.results(problem, rng)
-        solution = "\n".join([*_equations(problem, results), boxed(results[-1])])
+        solution = _own_solution(problem, results)
         if rng.random() >= self.context_share:
             return problem, None, solution
         shown = self._shown(problem, results, rng)
@@ -90,7 +89,7 @@ class World:
     def _shown(self, problem: Problem, results: list[int], rng: np.random.Generator) -> str:
         if self.foreign_share and rng.random() < self.foreign_share:
             return foreign_solution(problem, results)
-        return "\n".join([*_equations(problem, results), boxed(results[-1])])
+        return _own_solution(problem, results)
 
 
 @dataclass(frozen=True)
@@ -154,6 +153,11 @@ def reflect(problem: Problem, results: list[int], rng: np.random.Generator) -> s
             out.append(REFLECTIONS[rng.integers(len(REFLECTIONS))].format(fact=fact, result=result))
         out.append(line)
     return "\n".join([*out, boxed(results[-1])])
+
+
+def _own_solution(problem: Problem, results: list[int]) -> str:
+    """Return a line for each step and the boxed answer."""
+    return "\n".join([*_equations(problem, results), boxed(results[-1])])
 
 
 def _equations(problem: Problem, results: list[int]) -> list[str]:

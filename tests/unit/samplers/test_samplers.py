@@ -9,9 +9,9 @@ from ogls.config import RolloutConfig, SamplingConfig
 from ogls.models.policy import Policy
 from ogls.problems.prompts import Prompter
 from ogls.records import Problem, Request
+from ogls.samplers import draw
 from ogls.samplers.choose import create_sampler
 from ogls.samplers.requests import build_requests
-from ogls.samplers.transformers import sample_tokens
 
 PROBLEMS = [Problem(f"p{i}", rf"Modulo 10, left to right: ${i}+4\times2-{'1+' * i}3$", "0") for i in range(5)]
 SAMPLING = SamplingConfig(max_tokens=40)
@@ -79,13 +79,34 @@ def test_sampled_tokens_follow_the_distribution() -> None:
     probs = torch.tensor([0.5, 0.0, 0.3, 0.2])
     uniform = (torch.arange(1000) + 0.5).double() / 1000
     logits = probs.log().expand(1000, 4)
-    sampled = sample_tokens(logits, uniform, 1.0, 0, 1.0)
+    sampled = draw.sample_tokens(logits, uniform, 1.0, 0, 1.0)
     assert torch.bincount(sampled, minlength=4).tolist() == [500, 0, 300, 200]
-    assert torch.bincount(sample_tokens(logits, uniform, 1.0, 2, 1.0), minlength=4).tolist() == [625, 0, 375, 0]
-    assert torch.bincount(sample_tokens(logits, uniform, 1.0, 0, 0.79), minlength=4).tolist() == [625, 0, 375, 0]
-    assert torch.bincount(sample_tokens(logits, uniform, 1.0, 0, 0.5), minlength=4).tolist() == [1000, 0, 0, 0]
-    cooler = sample_tokens(logits, uniform, 0.5, 0, 1.0)
+    assert torch.bincount(draw.sample_tokens(logits, uniform, 1.0, 2, 1.0), minlength=4).tolist() == [625, 0, 375, 0]
+    assert torch.bincount(draw.sample_tokens(logits, uniform, 1.0, 0, 0.79), minlength=4).tolist() == [625, 0, 375, 0]
+    assert torch.bincount(draw.sample_tokens(logits, uniform, 1.0, 0, 0.5), minlength=4).tolist() == [1000, 0, 0, 0]
+    cooler = draw.sample_tokens(logits, uniform, 0.5, 0, 1.0)
     assert torch.bincount(cooler, minlength=4)[0].item() == pytest.approx(1000 * 0.25 / 0.38, abs=1)
+
+
+@pytest.mark.parametrize(
+    "cuts", [(0, 1.0, 0.0), (50, 1.0, 0.0), (0, 0.9, 0.0), (50, 0.9, 0.0), (0, 1.0, 0.01), (0, 0.9, 0.01)]
+)
+@pytest.mark.parametrize("scale", [3.0, 0.01])  # almost uniform: top_p keeps more tokens than are looked at first
+def test_a_wide_vocabulary_gives_the_tokens_of_a_narrow_one(
+    cuts: tuple[int, float, float], scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = scale * torch.randn(64, 5 * draw.WIDE + 7, generator=random)
+    uniform = torch.rand(64, dtype=torch.float64, generator=random)
+    found = draw.sample_tokens(logits, uniform, 0.8, *cuts)
+    monkeypatch.setattr(draw, "WIDE", logits.shape[1])
+    assert torch.equal(found, draw.sample_tokens(logits, uniform, 0.8, *cuts))
+
+
+def test_equal_logits_on_both_sides_of_top_k_are_all_kept() -> None:
+    logits = torch.zeros(100, draw.WIDE + 1)
+    uniform = (torch.arange(100) + 0.5).double() / 100
+    assert len(set(draw.sample_tokens(logits, uniform, 1.0, 1, 1.0).tolist())) == 100
 
 
 def test_an_unknown_engine_is_refused(policy: Policy) -> None:

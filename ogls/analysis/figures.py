@@ -59,7 +59,7 @@ def sweep_figure(rows: Sequence[dict[str, Any]], positions: Sequence[dict[str, A
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
     figure.suptitle(title)
-    return _png(figure)
+    return png(figure)
 
 
 def run_figure(rounds: Sequence[int], summaries: Sequence[Mapping[str, Any]]) -> bytes:
@@ -86,67 +86,11 @@ def run_figure(rounds: Sequence[int], summaries: Sequence[Mapping[str, Any]]) ->
     for axes in (accuracy, length):
         axes.set_xlabel("round")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    return _png(figure)
+    return png(figure)
 
 
-_CURVE_LABELS = {
-    "accuracy": "accuracy (avg@k)",
-    "greedy_accuracy": "greedy accuracy",
-    "mean_length": "length, tokens",
-    "entropy": "entropy, nats per token",
-    "kl_base": "KL(policy || base), nats per token",
-    "truncated": "truncated, share",
-    "distinct_answers": "distinct answers per problem",
-}
-
-
-def study_figure(
-    curves: Mapping[str, Sequence[dict[str, Any]]],
-    pass_rows: Sequence[dict[str, Any]],
-    rollouts_per_round: int,
-    title: str,
-) -> bytes:
-    """Return a PNG with one panel per measure by rollouts, with intervals over seeds, and pass@k of the last round."""
-    from matplotlib.figure import Figure
-
-    measured = {measure: rows for measure, rows in curves.items() if any(r["mean"] is not None for r in rows)}
-    columns = -(-(len(measured) + 1) // 2)
-    figure = Figure(figsize=(4 * columns, 7.5), layout="constrained")
-    grid = figure.subplots(2, columns).flat
-    panels: list[tuple[Any, Sequence[dict[str, Any]], str, float, str]] = [
-        (axes, rows, "round", rollouts_per_round, _CURVE_LABELS[measure])
-        for axes, (measure, rows) in zip(grid, measured.items(), strict=False)
-    ]
-    panels.append((figure.axes[len(measured)], pass_rows, "k", 1, "pass@k, last round"))
-    for axes in figure.axes[len(panels) :]:
-        axes.remove()
-    methods = list(dict.fromkeys(row["method"] for _, rows, *_ in panels for row in rows))
-    for axes, rows, x_column, scale, label in panels:
-        for index, method in enumerate(methods):
-            of_method = [r for r in rows if r["method"] == method]
-            style = {**line_style(index, method), "markersize": 4}
-            x = [r[x_column] * scale for r in of_method]
-            axes.plot(x, [r["mean"] for r in of_method], **style)
-            axes.fill_between(
-                x,
-                [r["low"] for r in of_method],
-                [r["high"] for r in of_method],
-                color=style["color"],
-                alpha=0.15,
-                linewidth=0,
-            )
-        axes.set_xlabel("k" if x_column == "k" else "rollouts")
-        axes.set_ylabel(label)
-        if label.endswith("share"):
-            axes.set_ylim(bottom=0)
-        elif "accuracy" in label or "pass@k" in label:  # intervals over few seeds leave the range of a probability
-            axes.set_ylim(0, 1.02)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, fontsize=9)
-    figure.suptitle(title)
-    return _png(figure)
-
-
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """Return the figure as PNG, without the version of the library in it."""
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=110, metadata={"Software": None})
     return sink.getvalue()

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ogls.analysis.figures import study_figure
 from ogls.analysis.study import CURVES, StudyConfig, curve_rows, mean_and_interval, result_rows, tuning_rows
+from ogls.analysis.study_figure import figure_rows, study_figure
 from ogls.config import RunConfig, build_config
 from ogls.config.fingerprint import flatten
 from ogls.errors import StoreError
@@ -58,7 +58,7 @@ def write_study_page(
 
     folder = study.folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "curves.png").write_bytes(study_figure(curves, pass_rows, rollouts_per_round, f"study {study.name}"))
+    (folder / "curves.png").write_bytes(study_figure(figure_rows(study), curves, pass_rows))
     flat = [{**r, "difference": r["difference"] and list(r["difference"])} for r in results]
     pq.write_table(pa.Table.from_pylist(flat), folder / "results.parquet")
     rows = [{"measure": m, **row} for m, part in curves.items() for row in part]
@@ -181,7 +181,9 @@ by seed.
 length in tokens; entropy and KL(policy \\|\\| base) in nats per token; distinct: different answers per problem; rounds
 to 90%: first round at which the mean accuracy reaches 90% of its final gain; seconds: all stages except evaluation.
 
-![curves](curves.png)
+![accuracy and length by round, pass@k of the last round](curves.png)
+
+Dashed: the reference. Shaded: 95% intervals over seeds.
 
 The numbers are in `results.parquet` and `curves.parquet`, the runs in the store `{study.root}` (`ogls runs`).
 """

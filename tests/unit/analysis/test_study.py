@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-from ogls.analysis.figures import study_figure
 from ogls.analysis.study import (
     CURVES,
+    Method,
     StudyConfig,
     curve_rows,
     load_study,
@@ -18,6 +18,7 @@ from ogls.analysis.study import (
     rounds_to_share,
     tuning_rows,
 )
+from ogls.analysis.study_figure import figure_rows, study_figure
 from ogls.analysis.study_page import _method, write_study_page
 from ogls.errors import ConfigError, StoreError
 
@@ -113,7 +114,18 @@ def test_curves_and_their_figure() -> None:
     ]
     assert curves["accuracy"][1]["mean"] == pytest.approx(0.65)
     pass_rows = [{"method": "opsd", "k": k, "mean": 0.1 * k, "low": 0.0, "high": 0.5} for k in (1, 2)]
-    assert study_figure(curves, pass_rows, 256, "t")[:4] == b"\x89PNG"
+    assert study_figure([["ogls-sd", "opsd"]], curves, pass_rows)[:4] == b"\x89PNG"
+
+
+def test_the_rows_of_a_figure_have_five_lines_at_most() -> None:
+    configs = ["a"] + ["a"] * 5 + ["b", "c"] + ["d"] * 3
+    methods = tuple(Method(name=f"m{i}", config=config) for i, config in enumerate(configs))
+    assert figure_rows(StudyConfig(reference="m0", methods=methods)) == [
+        ["m0", "m1", "m2", "m3"],
+        ["m0", "m4", "m5", "m6", "m7"],
+        ["m0", "m8", "m9", "m10"],
+    ]
+    assert figure_rows(StudyConfig(reference="m0", methods=methods[:1])) == [["m0"]]
 
 
 def test_the_best_value_is_selected_for_each_method() -> None:

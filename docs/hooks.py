@@ -37,10 +37,25 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Replace `{{ name }}` with the measured table of that name."""
+    """Replace `{{ name }}` with the measured table of that name, and LaTeX with MathML.
+
+    A formula is written as GitHub renders it, too: in a block ```math, or inline between $` and `$.
+    """
     for path in (REPO / "docs" / "measured").glob("*.md"):
         markdown = markdown.replace(f"{{{{ {path.stem} }}}}", path.read_text())
-    return markdown
+    markdown = re.sub(r"^```math\n(.*?)\n```$", lambda m: _block(m[1]), markdown, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"\$`(.+?)`\$", lambda m: f"<span>{_mathml(m[1], 'inline')}</span>", markdown)
+
+
+def _block(latex: str) -> str:
+    return f'<div class="formula">{_mathml(latex, "block")}</div>'
+
+
+def _mathml(latex: str, display: str) -> str:
+    """LaTeX as MathML, which browsers typeset without a script, a font or a network request."""
+    from latex2mathml.converter import convert
+
+    return convert(" ".join(latex.split()), display=display).replace("\n", "")
 
 
 def settings() -> str:

@@ -95,6 +95,7 @@ def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path) ->
     assert (tmp_path / "out/s/curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.nightly
 def test_a_killed_study_leaves_no_process_behind(tmp_path: Path) -> None:
     """The worker processes exit by themselves; the next command stops the orphaned temporary server."""
     study = write_study(tmp_path, 'name = "k"\nreference = "grpo"', {"grpo": "tiny-grpo.toml"}, "rounds=50")

@@ -55,6 +55,7 @@ def assert_resumes(services: ServiceStack, config: RunConfig, finished: Run) -> 
     assert logged(services, Path(config.root)) == ("FINISHED", [0, 1, 2])
 
 
+@pytest.mark.nightly
 def test_mlflow_and_the_prefect_server_are_killed_during_a_training(
     services: ServiceStack, finished: Run, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ def test_mlflow_and_the_prefect_server_are_killed_during_a_training(
     assert_resumes(services, config, finished)
 
 
+@pytest.mark.nightly
 def test_the_worker_is_killed(services: ServiceStack, finished: Run, tmp_path: Path) -> None:
     """Its flow either completes without the worker or is shown as Crashed; the run can be resumed."""
     config = tracked_config(services, tmp_path)
@@ -86,6 +88,7 @@ def test_the_worker_is_killed(services: ServiceStack, finished: Run, tmp_path: P
     assert_resumes(services, config, finished)
 
 
+@pytest.mark.nightly
 def test_two_workers_take_the_same_run(services: ServiceStack, finished: Run, tmp_path: Path) -> None:
     config = tracked_config(services, tmp_path, "execution.limit=")
     flow_runs = [services.start_deployment(config), services.start_deployment(config)]

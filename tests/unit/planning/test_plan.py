@@ -69,7 +69,7 @@ def assert_near(planned: float, measured: float) -> None:
         ("float32", "gradient_checkpointing=false"),
         ("float32", "gradient_checkpointing=true"),
         ("float32", "support=full"),
-        ("bfloat16", "gradient_checkpointing=false"),
+        pytest.param("bfloat16", "gradient_checkpointing=false", marks=pytest.mark.nightly),
         ("bfloat16", "gradient_checkpointing=true"),
     ],
 )
@@ -91,7 +91,7 @@ def test_the_memory_of_training_is_near_a_measured_peak(model: Path, dtype: str,
     assert_near(training_bytes(config, read_shape(config)), peak_bytes(lambda: trainer.optimizer_step(items)))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.nightly)])
 def test_the_memory_of_the_other_stages_is_near_a_measured_peak(model: Path, dtype: str) -> None:
     """The peak of torch's allocated memory in a teacher pass with a full batch, in steering and in sampling."""
     settings = ("rollout.max_tokens=64", "train.tokens=64", "teacher.batch_tokens=2048", "teacher.shard_groups=1")

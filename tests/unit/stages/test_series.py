@@ -95,6 +95,7 @@ def test_the_run_after_a_rollback_in_the_last_round_starts_where_the_rollback_we
     assert series.next_start_adapter(run.records).endswith("nightly-0001/policy/round=001")
 
 
+@pytest.mark.nightly
 def test_a_series_in_a_store_that_was_moved_goes_on(config: RunConfig, tmp_path: Path) -> None:
     """The second run is unfinished; its stored start adapter has the path of the old store."""
     first = series.next_run(config)

@@ -121,6 +121,7 @@ def test_the_loss_is_a_mean_with_token_weights(finished: Run, weights: str, colu
     assert trainer.optimizer_step(items)["token_loss"] == pytest.approx(total / weight, rel=1e-4)
 
 
+@pytest.mark.nightly
 def test_settings_of_target_and_loss_change_the_adapter(tmp_path) -> None:
     """Each of these settings trains a different adapter."""
     plain = carry_out(small_config(tmp_path), rounds=1).policy_hash(1)

@@ -190,6 +190,7 @@ def test_the_loss_of_a_user_trains_the_run_and_identifies_it(mine: str, tmp_path
     assert STAGES["train"](Run(config), 1).reused  # what is finished needs no module
 
 
+@pytest.mark.nightly
 def test_the_loss_of_a_user_on_tokens_alone(mine: str, tmp_path: Path) -> None:
     plain = carry_out(small_config(tmp_path / "plain", "train.objective=rft"), rounds=1)
     run = carry_out(small_config(tmp_path / "mine", "train.objective=rft", f"train.loss={mine}:likelihood"), rounds=1)

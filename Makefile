@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: vllm setup quickstart test check fast nightly installed inspect real soak docs bench bench-queries clean
+.PHONY: vllm setup quickstart test check fast nightly installed inspect real soak docs pictures bench bench-queries clean
 
 setup: $(READY)
 
@@ -73,6 +73,9 @@ check: $(READY)
 docs: $(READY)  ## generate data/README.md from ogls/records/ and build the site in docs/site
 	$(BIN)/python -m ogls.analysis.dictionary > data/README.md
 	$(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
+
+pictures: $(READY)  ## the pictures of the README and the docs, from studies and named runs
+	$(BIN)/python docs/pictures.py
 
 bench-queries: $(READY)  ## time the named queries on up to a million generated rollouts, about fifteen minutes; not in CI
 	$(BIN)/python tests/benchmarks/queries.py docs/measured

@@ -27,10 +27,11 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, uri, content=content))
     for page in sorted(STUDIES.glob("*/README.md")):
         name = page.parent.name
-        text = page.read_text().replace("(curves.png)", f"(../images/{name}.png)")
+        text = re.sub(r"\((\w+)\.png\)", rf"(../images/{name}-\1.png)", page.read_text())
         files.append(File.generated(config, f"studies/{name}.md", content=text))
-        if (picture := page.parent / "curves.png").exists():
-            files.append(File.generated(config, f"images/{name}.png", abs_src_path=str(picture)))
+        for picture in page.parent.glob("*.png"):
+            uri = f"images/{name}-{picture.name}"
+            files.append(File.generated(config, uri, abs_src_path=str(picture)))
     queries = REPO / "docs" / "measured" / "queries.svg"
     files.append(File.generated(config, "images/queries.svg", abs_src_path=str(queries)))
     return files
@@ -151,5 +152,5 @@ def commands() -> str:
 def studies() -> str:
     """The page of the studies, with links to the pages and figures that `on_files` adds."""
     text = (STUDIES / "README.md").read_text()
-    text = re.sub(r"\(([\w-]+)/curves\.png\)", r"(images/\1.png)", text)
+    text = re.sub(r"\(([\w-]+)/(\w+)\.png\)", r"(images/\1-\2.png)", text)
     return re.sub(r"\(([\w-]+)/README\.md\)", r"(studies/\1.md)", text)

@@ -44,5 +44,46 @@ def draw_headline() -> None:
     figure.savefig(IMAGES / "headline.png", dpi=140, metadata={"Software": None})
 
 
+def draw_real_text() -> None:
+    """How often each recipe ranks a right above a wrong solution of the same problem, on all tokens and by class."""
+    import pyarrow.parquet as pq
+    from matplotlib.figure import Figure
+
+    folder = REPO / "data/studies/real-text"
+    sweeps = pq.read_table(folder / "sweeps.parquet").to_pylist()
+    rows = [{**r, "token_class": "all"} for r in sweeps] + pq.read_table(folder / "sweep_classes.parquet").to_pylist()
+    classes = {
+        "all": "all tokens",
+        "digit": "digits",
+        "operator": "operators",
+        "function": "joining words",
+        "rest": "the rest",
+    }
+    recipes = {
+        "ogls-sd": ("OGLS-SD", "#0072B2"),
+        "contrastive": ("contrastive", "#009E73"),
+        "opsd": ("OPSD", "#D55E00"),
+        "sdpo": ("SDPO", "#CC79A7"),
+    }
+    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for index, (recipe, (name, colour)) in enumerate(recipes.items()):
+        found = {r["token_class"]: r for r in rows if r["recipe"] == recipe}
+        x = [place + (index - 1.5) * 0.17 for place in range(len(classes))]
+        points = [found[c] for c in classes]
+        middle = [p["group_auc"] for p in points]
+        low, high = ([abs(p["group_auc"] - p[f"group_auc_{end}"]) for p in points] for end in ("low", "high"))
+        axes.errorbar(x, middle, yerr=[low, high], fmt="o", color=colour, capsize=2, linewidth=1.6, label=name)
+    axes.axhline(0.5, color="#999999", linewidth=0.8)
+    axes.annotate("chance", (-0.45, 0.46), color="#777777", fontsize=9)
+    axes.set_xticks(range(len(classes)), list(classes.values()))
+    axes.set_ylabel("AUC within groups, 95%")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(ncols=4, loc="upper right", frameon=False)
+    axes.set_ylim(0.2, 1.12)
+    figure.savefig(folder / "auc.png", dpi=130, metadata={"Software": None})
+
+
 if __name__ == "__main__":
     draw_headline()
+    draw_real_text()

@@ -18,6 +18,7 @@ from ogls.models.adapter import Adapter
 from ogls.models.policy import Policy
 from ogls.records import Problem, Rollout
 from ogls.stages import columns
+from ogls.stages.prepare import _cut_solutions
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
 from ogls.training.items import correct_rollout_items, reference_items
@@ -275,6 +276,18 @@ def test_a_control_token_in_a_solution_is_no_stop_token_in_sft(policy: Policy) -
     (item,) = reference_items({"p": [rollout]}, {"p": problem}, tokenizer, stop, 64)
     assert item.token_ids.count(stop) == 1
     assert item.token_ids[-1] == stop
+
+
+def test_a_cut_solution_has_no_stop_token_in_sft(policy: Policy) -> None:
+    tokenizer, stop = policy.tokenizer, policy.tokenizer.eos_token_id
+    problem, rollout = Problem("p", "1+1?", "2", "1+1=2"), Rollout("p", 0, (5, 6), (7,), "", "correct")
+    (whole,) = reference_items({"p": [rollout]}, {"p": problem}, tokenizer, stop, 64)
+    (cut,) = reference_items({"p": [rollout]}, {"p": problem}, tokenizer, stop, len(whole.token_ids) - 1)
+    assert cut.token_ids == whole.token_ids[:-1]
+    assert stop not in cut.token_ids
+    (notice,) = _cut_solutions([problem], tokenizer, len(whole.token_ids) - 1)
+    assert "1 of 1 reference solutions do not fit" in notice
+    assert list(_cut_solutions([problem], tokenizer, len(whole.token_ids))) == []
 
 
 def test_teacher_weights_change_the_targets(tmp_path: Path) -> None:

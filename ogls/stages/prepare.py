@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ogls.models.adapter import adapter_files
@@ -64,6 +65,8 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
         notices = [f"problems excluded: {'; '.join(listed)}"] if listed else []
         if config.rollout.imported:
             notices.append("the training problems are those of the imported rollouts; problems.source is not read")
+        if config.train.objective == "sft":
+            notices += _cut_solutions(problems, policy.tokenizer, config.rollout.max_tokens)
         start = run.load_adapter(0)
         policy.use_adapter(start)
         if start:  # a copy, so that the run does not depend on another folder
@@ -78,6 +81,17 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
         }
 
     return run.carry_out("problems", 0, inputs, work)
+
+
+def _cut_solutions(problems: Sequence[Problem], tokenizer: Any, max_tokens: int) -> Iterator[str]:
+    """A notice if SFT has to cut reference solutions, which then teach no end."""
+    solutions = [p.solution for p in problems if p.split == "train" and p.solution]
+    cut = sum(len(ids) >= max_tokens for ids in tokenizer(solutions, add_special_tokens=False)["input_ids"])
+    if cut:
+        yield (
+            f"{cut} of {len(solutions)} reference solutions do not fit into rollout.max_tokens = {max_tokens}, and are "
+            "cut there without a stop token; raise it in a new run"
+        )
 
 
 def _trained_on(run: Run, name: str) -> list[str]:

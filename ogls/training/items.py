@@ -84,16 +84,15 @@ def reference_items(
 ) -> list[TrainItem]:
     """Return the items of SFT: the reference solution of each problem of the round, with the NLL on all of its tokens.
 
-    A solution is truncated to `max_tokens` - 1 tokens and ends with the stop token. Problems without a solution have
-    no item.
+    A solution ends with the stop token. One that does not fit into `max_tokens` with it is cut there and has none:
+    with a stop token at the cut, the model would learn to stop in the middle. Problems without a solution have no item.
     """
     items = []
     for problem_id, group in groups.items():
         if solution := problems_by_id[problem_id].solution:
             # A control token that the text spells stays text: it is no stop token.
             encoded = tokenizer(solution, add_special_tokens=False, split_special_tokens=True)
-            ids = encoded["input_ids"][: max_tokens - 1]
-            tokens = (*ids, stop_id)
+            tokens = (*encoded["input_ids"], stop_id)[:max_tokens]
             items.append(TrainItem((problem_id, -1), group[0].prompt_ids, tokens, tail=len(tokens)))
     return items
 

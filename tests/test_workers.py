@@ -1,0 +1,144 @@
+"""Shards on a Ray cluster of two nodes with one CPU each: how many workers carry them out, and which die, changes
+no bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import content, small_config
+
+from ogls.stages import steer, workers
+from ogls.stages.registry import STAGES
+from ogls.stages.run import Run
+
+pytestmark = pytest.mark.slow
+SHARDED = ("sample", "verify", "teach", "steer", "evaluate")
+SETTINGS = (
+    "rounds=1",
+    "problems.per_round=6",
+    "rollout.batch_size=4",
+    "verify.shard_rollouts=4",
+    "verify.workers=1",
+    "teacher.shard_groups=1",
+    "evaluate.batch_size=4",
+)
+Progress = Callable[[int, int], None]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_steer_shards() -> Iterator[None]:
+    """Several shards of targets, although there are few tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steer, "_SHARD_STATES", 64)
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    size = {"num_cpus": 1, "object_store_memory": 10**8}
+    cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    cluster.add_node(**size)
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    workers.end_workers()
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def run_once(root: Path, disturb: Callable[[str], Progress], *overrides: str) -> Run:
+    """A run of one round; `disturb` gives the progress callback of a stage."""
+    run = Run(small_config(root, *SETTINGS, *overrides))
+    run.open()
+    for name, round_ in [("prepare", 0), *((n, 1) for n in (*SHARDED[:4], "train", "evaluate"))]:
+        notices.append(STAGES[name](run, round_, disturb(name)).notice)
+    return run
+
+
+notices: list[str] = []  # of the stages of the last run
+
+
+def nothing(_: str) -> Progress:
+    return lambda done, total: None
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(__file__).parents[1])
+        return run_once(tmp_path_factory.mktemp("local"), nothing)
+
+
+def assert_same_bits(run: Run, local: Run) -> None:
+    assert content(run) == content(local)
+    for table in ("trajectories", "verdicts", "teacher_states", "targets", "updates", "scores"):
+        ours, theirs = run.records.manifest(table, 1), local.records.manifest(table, 1)
+        assert ours
+        assert theirs
+        assert ours.digest == theirs.digest
+        assert len(ours.files_of(table)) > 1 or table == "updates"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_workers_give_the_bits_of_one_process(cluster: Any, local: Run, tmp_path: Path, count: int) -> None:
+    run = run_once(tmp_path, nothing, "execution.workers=ray", f"execution.worker_count={count}")
+    assert_same_bits(run, local)
+    manifest = run.records.manifest("scores", 1)
+    assert manifest
+    assert sum(manifest.metrics["workers"].values()) == len(manifest.files_of("scores"))
+    assert len(manifest.metrics["workers"]) == count
+
+
+def test_a_worker_killed_in_each_stage_changes_no_bit(cluster: Any, local: Run, tmp_path: Path) -> None:
+    killed = []
+
+    def disturb(stage: str) -> Progress:
+        def kill_one(done: int, total: int) -> None:
+            pool = workers._pool
+            if stage in SHARDED and stage not in killed and pool and pool._busy and done < total:
+                (member, *_) = pool._busy.values()
+                assert member.facts
+                os.kill(int(member.facts.name.partition("/")[2]), signal.SIGKILL)
+                killed.append(stage)
+
+        return kill_one
+
+    notices.clear()
+    run = run_once(tmp_path, disturb, "execution.workers=ray")
+    assert killed == [*SHARDED]
+    assert_same_bits(run, local)
+    assert sum("was lost" in notice and "goes to another worker" in notice for notice in notices) == len(SHARDED)
+
+
+def test_nodes_that_leave_and_join_in_a_stage_change_no_bit(cluster: Any, local: Run, tmp_path: Path) -> None:
+    steps: list[str] = []
+
+    def disturb(stage: str) -> Progress:
+        def change(done: int, total: int) -> None:
+            pool = workers._pool
+            if stage == "sample" and not steps and pool and len(pool._busy) == 2:
+                (node,) = cluster.worker_nodes
+                cluster.remove_node(node, allow_graceful=False)
+                steps.append("removed")
+            elif stage == "teach" and steps == ["removed"]:
+                cluster.add_node(num_cpus=1, object_store_memory=10**8)
+                steps.append("added")
+
+        return change
+
+    notices.clear()
+    run = run_once(tmp_path, disturb, "execution.workers=ray")
+    assert steps == ["removed", "added"]
+    assert_same_bits(run, local)
+    assert "was lost" in notices[1]
+    manifest = run.records.manifest("scores", 1)
+    assert manifest
+    assert len(manifest.metrics["workers"]) == 2  # the node that joined has a worker

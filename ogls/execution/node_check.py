@@ -15,10 +15,7 @@ from ogls.config import RunConfig
 from ogls.digests import FileFacts, remember_files
 from ogls.errors import StoreError, UserError
 from ogls.revision import code_version
-from ogls.store import Store
-from ogls.store.run_store import RunStore
-
-_TOKEN = "workers.token"  # in the folder of the run
+from ogls.store.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,7 @@ class Expected:
 
     config: RunConfig  # its root is absolute
     folder: str  # the working directory of the driver, to which paths of the configuration are relative
+    token_path: str  # relative to the root
     token: str
     code: Mapping[str, str | None]
     contents: Mapping[str, str]  # digests of models and checkers, by dotted setting
@@ -34,26 +32,26 @@ class Expected:
     read_contents: Callable[[RunConfig], Mapping[str, str]]
 
 
-def write_token(records: RunStore) -> str:
-    """Write a new token into the folder of the run. Returns it."""
+def write_token(storage: Storage, path: str) -> str:
+    """Write a new token into the store. Returns it."""
     token = uuid4().hex
-    records.storage.write_bytes(f"{records.name}/{_TOKEN}", token.encode())
+    storage.write_bytes(path, token.encode())
     return token
 
 
 def remove_token(expected: Expected) -> None:
-    """Remove the token of this driver from the store."""
-    records = Store(expected.config.root).run(expected.config.name)
-    if _read_token(records) == expected.token:
-        records.storage.remove(f"{records.name}/{_TOKEN}")
+    """Remove the token from the store, if it is still the one of this driver."""
+    storage = Storage(expected.config.root)
+    if _read_token(storage, expected) == expected.token:
+        storage.remove(expected.token_path)
 
 
 def require_token(expected: Expected) -> None:
     """Raise StoreError unless the store has the token of the driver: another process may have taken the run."""
-    records = Store(expected.config.root).run(expected.config.name)
-    if _read_token(records) != expected.token:
+    if _read_token(Storage(expected.config.root), expected) != expected.token:
         raise StoreError(
-            f"run {records.name}: this worker belongs to a process that has ended or lost the run, and writes nothing"
+            f"run {expected.config.name}: this worker belongs to a process that has ended or lost the run, and writes "
+            "nothing"
         )
 
 
@@ -73,16 +71,16 @@ def find_problems(expected: Expected) -> list[str]:
 
 
 def _store_problems(expected: Expected) -> list[str]:
-    store = Store(expected.config.root)
+    storage = Storage(expected.config.root)
     try:
-        token = _read_token(store.run(expected.config.name))
+        token = _read_token(storage, expected)
     except UserError as error:
         return [str(error)]
     if token == expected.token:
         return []
     found = "has the token of another process" if token else "has no token of this run"
     return [
-        f"it does not see the store: {store.storage.url} {found} there; set root to a folder that all nodes share, "
+        f"it does not see the store: {storage.url} {found} there; set root to a folder that all nodes share, "
         "under the same path, or to an object store"
     ]
 
@@ -105,8 +103,8 @@ def _content_problems(expected: Expected) -> list[str]:
     return problems
 
 
-def _read_token(records: RunStore) -> str:
-    return (records.storage.read_bytes(f"{records.name}/{_TOKEN}") or b"").decode(errors="replace")
+def _read_token(storage: Storage, expected: Expected) -> str:
+    return (storage.read_bytes(expected.token_path) or b"").decode(errors="replace")
 
 
 def _describe(code: Mapping[str, str | None]) -> str:

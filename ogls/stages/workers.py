@@ -16,6 +16,7 @@ from ogls.revision import code_version
 from ogls.samplers.choose import resolve_engine
 from ogls.stages.contents import local_paths, worker_contents
 from ogls.stages.run import Run
+from ogls.store.storage import Storage
 from ogls.store.writer import StageWriter
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ def shared_pool(run: Run) -> RayPool:
     from ogls.execution.ray_pool import RayPool
 
     require_ray()
-    config = worker_config(run)
+    config = worker_config(run.config)
     if _pool and _pool.expected.config == config:
         return _pool
     end_workers()
-    _pool = RayPool(expected_of(run, config))
+    _pool = RayPool(expected_of(config, f"{config.name}/workers.token"))
     atexit.register(end_workers)
     return _pool
 
@@ -66,19 +67,20 @@ def end_workers() -> None:
     _pool = None
 
 
-def worker_config(run: Run) -> RunConfig:
+def worker_config(config: RunConfig) -> RunConfig:
     """The configuration for workers: the root is absolute, and the engine is the one that this process chose."""
-    rollout = run.config.rollout.model_copy(update={"engine": resolve_engine(run.config)})
-    storage = run.records.storage
-    return run.config.model_copy(update={"root": storage.url if storage.local else run.config.root, "rollout": rollout})
+    rollout = config.rollout.model_copy(update={"engine": resolve_engine(config)})
+    storage = Storage(config.root)
+    return config.model_copy(update={"root": storage.url if storage.local else config.root, "rollout": rollout})
 
 
-def expected_of(run: Run, config: RunConfig) -> Expected:
-    """What the nodes have to agree with. Writes a token into the folder of the run."""
+def expected_of(config: RunConfig, token_path: str) -> Expected:
+    """What the nodes have to agree with. Writes a token to a path in the store."""
     return Expected(
         config=config,
         folder=os.getcwd(),
-        token=write_token(run.records),
+        token_path=token_path,
+        token=write_token(Storage(config.root), token_path),
         code=code_version(),
         contents=worker_contents(config),
         files=known_files(local_paths(config)),

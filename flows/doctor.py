@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from uuid import uuid4
 
 from ogls.config import RunConfig
 from ogls.errors import UserError
@@ -177,15 +178,13 @@ def _workers(config: RunConfig) -> Iterator[Finding]:
     from ogls.execution.node_check import remove_token
     from ogls.execution.ray_cluster import connect, find_room, live_nodes, require_ray
     from ogls.execution.ray_pool import check_nodes
-    from ogls.stages.run import Run
     from ogls.stages.workers import expected_of, worker_config
 
     require_ray()
     address = connect(config.execution.address, start=False)
-    nodes, run = live_nodes(), Run(config)
-    settings = worker_config(run)
+    nodes, settings = live_nodes(), worker_config(config)
     room = find_room(settings, nodes)
-    expected = expected_of(run, settings)
+    expected = expected_of(settings, f".doctor-{uuid4().hex}")
     try:
         problems = check_nodes(expected, nodes)
     finally:

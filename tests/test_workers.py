@@ -57,9 +57,22 @@ def run_once(root: Path, disturb: Callable[[str], Progress], *overrides: str) ->
     """A run of one round; `disturb` gives the progress callback of a stage."""
     run = Run(small_config(root, *SETTINGS, *overrides))
     run.open()
+    if run.config.execution.workers == "ray":
+        await_workers(run, run.config.execution.worker_count or 2)
     for name, round_ in [("prepare", 0), *((n, 1) for n in (*SHARDED[:4], "train", "evaluate"))]:
         notices.append(STAGES[name](run, round_, disturb(name)).notice)
     return run
+
+
+def await_workers(run: Run, count: int) -> None:
+    """Start workers, and wait until they have joined."""
+    import ray
+
+    pool = workers.shared_pool(run)
+    while len(pool.members) < count:
+        pool._start_workers(count)
+        for reference in ray.wait([*pool._starting], timeout=1)[0]:
+            pool._welcome(reference)
 
 
 notices: list[str] = []  # of the stages of the last run

@@ -97,6 +97,7 @@ class RayPool:
                         waiting.appendleft(shard)
                     else:
                         self._idle.append(member)
+                        self._deal(job, waiting)  # the worker goes on while the driver records the shard
                         yield finished
             self._rest()
         finally:  # after an error, nothing of this attempt is written any more

@@ -177,7 +177,7 @@ def _workers(config: RunConfig) -> Iterator[Finding]:
         return
     from ogls.execution.node_check import remove_token
     from ogls.execution.ray_cluster import connect, find_room, live_nodes, require_ray
-    from ogls.execution.ray_pool import check_nodes
+    from ogls.execution.ray_nodes import check_nodes
     from ogls.stages.workers import expected_of, worker_config
 
     require_ray()

@@ -25,7 +25,6 @@ from flows.services import (
 )
 from ogls.errors import UserError
 
-RAY_STORE_BYTES = 2 * 10**8  # shards go through the store of the run, not through Ray
 _DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 File = Annotated[Path, typer.Option(help="YAML file with the Prefect deployments to create.")]
 Folder = Annotated[Path, typer.Option("--folder", help="Folder for logs and process ids.")]
@@ -170,7 +169,7 @@ def start_ray(services: Services, port: int) -> str:
 
     Raises ConfigError if Ray is not installed.
     """
-    from ogls.execution.ray_cluster import require_ray
+    from ogls.execution.ray_cluster import LOOPBACK_ONLY, OBJECT_STORE_BYTES, require_ray
 
     require_ray()
     address = f"{HOST}:{port}"
@@ -182,10 +181,10 @@ def start_ray(services: Services, port: int) -> str:
     _require_free_port(HOST, port, "--ray-port")
     command = (
         *("ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address", HOST, "--port", str(port)),
-        *("--include-dashboard", "false", "--disable-usage-stats", "--object-store-memory", str(RAY_STORE_BYTES)),
+        *("--include-dashboard", "false", "--disable-usage-stats", "--object-store-memory", str(OBJECT_STORE_BYTES)),
     )
     with waiting("starting the Ray cluster"):
-        return services.start("ray", command, address, {}, lambda: accepts_connections(address)).url
+        return services.start("ray", command, address, LOOPBACK_ONLY, lambda: accepts_connections(address)).url
 
 
 def _find_running(

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from conftest import content, small_config
 
+from flows import doctor
+from ogls.errors import ConfigError, StoreError
 from ogls.stages import steer, workers
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
@@ -58,21 +60,10 @@ def run_once(root: Path, disturb: Callable[[str], Progress], *overrides: str) ->
     run = Run(small_config(root, *SETTINGS, *overrides))
     run.open()
     if run.config.execution.workers == "ray":
-        await_workers(run, run.config.execution.worker_count or 2)
+        workers.shared_pool(run).await_workers(run.config.execution.worker_count or 2)
     for name, round_ in [("prepare", 0), *((n, 1) for n in (*SHARDED[:4], "train", "evaluate"))]:
         notices.append(STAGES[name](run, round_, disturb(name)).notice)
     return run
-
-
-def await_workers(run: Run, count: int) -> None:
-    """Start workers, and wait until they have joined."""
-    import ray
-
-    pool = workers.shared_pool(run)
-    while len(pool.members) < count:
-        pool._start_workers(count)
-        for reference in ray.wait([*pool._starting], timeout=1)[0]:
-            pool._welcome(reference)
 
 
 notices: list[str] = []  # of the stages of the last run
@@ -137,21 +128,44 @@ def test_nodes_that_leave_and_join_in_a_stage_change_no_bit(cluster: Any, local:
     def disturb(stage: str) -> Progress:
         def change(done: int, total: int) -> None:
             pool = workers._pool
-            if stage == "sample" and not steps and pool and len(pool._busy) == 2:
+            assert pool
+            if stage == "sample" and not steps:
                 (node,) = cluster.worker_nodes
                 cluster.remove_node(node, allow_graceful=False)
                 steps.append("removed")
-            elif stage == "teach" and steps == ["removed"]:
+            elif stage == "evaluate" and steps == ["removed"]:
                 cluster.add_node(num_cpus=1, object_store_memory=10**8)
+                pool.await_workers(2)  # it joins while the stage runs
                 steps.append("added")
 
-        return change
+        return change if stage in SHARDED else nothing(stage)
 
     notices.clear()
     run = run_once(tmp_path, disturb, "execution.workers=ray")
     assert steps == ["removed", "added"]
     assert_same_bits(run, local)
     assert "was lost" in notices[1]
-    manifest = run.records.manifest("scores", 1)
-    assert manifest
-    assert len(manifest.metrics["workers"]) == 2  # the node that joined has a worker
+    used = [run.records.manifest(table, 1) for table in ("teacher_states", "scores")]
+    assert [len(m.metrics["workers"]) for m in used if m] == [1, 2]
+
+
+def test_nodes_that_lack_something_are_refused_before_the_first_shard(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(small_config(tmp_path, *SETTINGS, "execution.workers=ray"))
+    monkeypatch.setattr(workers, "write_token", lambda *_: "the token of another store")
+    with pytest.raises(StoreError) as error:
+        workers.shared_pool(run)
+    text = str(error.value)
+    assert text.startswith("2 of 2 nodes of the Ray cluster cannot carry out shards of this run:\n")
+    assert text.count(f"it does not see the store: {tmp_path} has no token of this run there") == 2
+    monkeypatch.setattr(workers, "code_version", lambda: {"version": "0.2.0", "revision": None})
+    with pytest.raises(ConfigError, match=r"and the driver ogls-sd 0\.2\.0: install the same version"):
+        workers.shared_pool(run)
+
+
+def test_the_doctor_says_which_cluster_answers(cluster: Any, tmp_path: Path) -> None:
+    findings = {f.name: f for f in doctor._workers(small_config(tmp_path, "execution.workers=ray"))}
+    assert findings["workers"].message == f"Ray at {cluster.address}: 2 workers with 1 CPUs each"
+    assert findings["node"].message.endswith("1 CPUs, 0 GPUs; it sees the store and has the model")
+    assert list(tmp_path.iterdir()) == []

@@ -6,17 +6,24 @@ import atexit
 import logging
 import os
 import signal
+import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from ogls.config import RunConfig
 from ogls.errors import ClusterUnavailable, ConfigError
 
 Kind = Literal["GPU", "CPU"]
-_OBJECT_STORE_BYTES = 2 * 10**8  # of a local cluster: shards go through the store of the run, not through Ray
+OBJECT_STORE_BYTES = 2 * 10**8  # of a local cluster: shards go through the store of the run, not through Ray
+_LOOPBACK = ("127.0.0.1", "localhost")
+# "0": the address of this node is 127.0.0.1, and Ray listens nowhere else. Without it, Ray replaces 127.0.0.1 by an
+# address that other machines can reach, and listens on all. It is read when ray is imported.
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _connected = ""  # the address that this process is connected to
 
 
@@ -61,24 +68,36 @@ def require_ray() -> None:
 def connect(address: str, start: bool = True) -> str:
     """Connect this process to a cluster, and return its address.
 
-    `address` is that of execution.address. With auto and no running cluster, a local one is started, if `start`.
-    Raises ClusterUnavailable if no cluster answers, ConfigError if it has another version of Ray or Python.
+    `address` is execution.address. With auto and no running cluster, a local one is started, if `start`. Raises
+    ClusterUnavailable if no cluster answers, ConfigError if it has another version of Ray or Python.
     """
     global _connected
     require_ray()
+    running = _running_address() if address == "auto" else ("" if address == "local" else address)
+    if not running and not start:
+        raise ClusterUnavailable(
+            "no Ray cluster runs on this machine, and RAY_ADDRESS is not set: a run starts a local one and ends it"
+        )
+    if not running or running.rpartition(":")[0] in _LOOPBACK:
+        os.environ |= LOOPBACK_ONLY
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     if ray.is_initialized():
-        if _connected in ("", address):  # "": the caller of this library has connected
+        if _connected in ("", address):  # "": a test or a program that calls this package has connected
             return str(ray.get_runtime_context().gcs_address)
         ray.shutdown()
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not running:
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     with _own_signals():
         try:
-            if address == "local":
-                _start_local()
-            else:
-                _join(address, start)
+            ray.init(address=running or "local", **options)
+        except ConnectionError as error:
+            raise ClusterUnavailable(
+                f"no Ray cluster answers at {running} ({_first_line(error)}): start it (`ogls up --ray`, or `ray start "
+                "--head`), or set execution.address = local, which starts one for the run"
+            ) from error
         except RuntimeError as error:  # Ray's own words name both versions
             raise ConfigError(f"execution.address {address}: {_first_line(error)}") from error
     if not _connected:
@@ -97,35 +116,21 @@ def disconnect() -> None:
         _connected = ""
 
 
-def _join(address: str, start: bool) -> None:
-    """Connect to a running cluster; start a local one if `address` is auto, none runs, and `start`."""
-    import ray
+def _running_address() -> str:
+    """The address in RAY_ADDRESS, or of the cluster that `ray start` started last on this machine; empty without one.
 
+    Ray itself would also find the local cluster of another run, which ends with that run.
+    """
+    if given := os.environ.get("RAY_ADDRESS"):
+        return given
+    file = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()), "ray", "ray_current_cluster")
+    address = file.read_text().strip() if file.is_file() else ""
+    host, _, port = address.rpartition(":")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        if address == "auto" and start and "RAY_ADDRESS" not in os.environ:
-            _start_local()
-            return
-        where = os.environ.get("RAY_ADDRESS", "this machine") if address == "auto" else address
-        raise ClusterUnavailable(
-            f"no Ray cluster answers at {where} ({_first_line(error)}): start it (`ogls up --ray`, or `ray start "
-            "--head`), or set execution.address = local, which starts one for the run"
-        ) from error
-
-
-def _start_local() -> None:
-    """Start a cluster of one node on this machine, which ends with this process."""
-    import ray
-
-    ray.init(
-        address="local",
-        _node_ip_address="127.0.0.1",
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except (OSError, ValueError):  # it has ended
+        return ""
+    return address
 
 
 @contextmanager
@@ -186,3 +191,10 @@ def find_room(config: RunConfig, nodes: Sequence[Node]) -> Room:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0]
+
+
+def reason_of(error: BaseException) -> str:
+    """What Ray says of a failure, in a line."""
+    lines = [line.strip() for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
+    return f"{type(error).__name__}: {last[:300]}"

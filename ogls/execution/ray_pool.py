@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ogls.errors import ClusterUnavailable, ConfigError, StoreError, UserError
+from ogls.errors import ClusterUnavailable, StoreError, UserError
 from ogls.execution.node_check import Expected, remove_token
-from ogls.execution.ray_cluster import Node, connect, find_room, live_nodes
-from ogls.execution.ray_worker import Worker, WorkerFacts, check_node
+from ogls.execution.ray_cluster import connect, find_room, live_nodes, reason_of
+from ogls.execution.ray_nodes import require_usable
+from ogls.execution.ray_worker import Worker, WorkerFacts
 from ogls.execution.work import FinishedShard, Job, Shard
 
 Notice = Callable[[str], None]
@@ -27,7 +28,6 @@ _ATTEMPTS = 4  # at one shard: the first, and three after the death of a worker
 _START_ATTEMPTS = 3  # failed starts of workers in a row
 _LOOK_SECONDS = 1.0  # between two looks at the nodes of the cluster
 _REST_SECONDS = 120.0  # for a worker to release its memory
-_CHECK_SECONDS = 600.0  # for the nodes to check the store and the models, whose files may have to be read
 
 
 @dataclass
@@ -63,7 +63,11 @@ class RayPool:
         self._failed_starts = 0
         self._looked = self._had_worker = 0.0
         self._notice: Notice = lambda _: None
-        _require_usable(nodes, check_nodes(expected, nodes))
+        try:
+            require_usable(expected, nodes)
+        except UserError:
+            remove_token(expected)
+            raise
 
     def carry_out(self, job: Job, shards: Sequence[Shard], notice: Notice) -> Iterator[FinishedShard]:
         """Yield each shard when it is in the store, in any order. `notice` is told what happens to workers.
@@ -104,6 +108,16 @@ class RayPool:
             for member in self._busy.values():
                 self._end(member)
             self._busy.clear()
+
+    def await_workers(self, count: int) -> None:
+        """Start workers before there are shards, and wait until `count` have joined (fewer if no node has room)."""
+        import ray
+
+        self._had_worker = time.monotonic()
+        while len(self.members) < min(count, self.room.workers(live_nodes())):
+            self._start_workers(count)
+            for reference in ray.wait([*self._starting], timeout=_LOOK_SECONDS)[0]:
+                self._welcome(reference)
 
     def close(self) -> None:
         """End all workers. A local cluster ends with this process."""
@@ -151,7 +165,7 @@ class RayPool:
             self._failed_starts += 1
             if self._failed_starts >= _START_ATTEMPTS:
                 raise ClusterUnavailable(
-                    f"{self._failed_starts} workers in a row died at their start; the last: {_reason(error)}"
+                    f"{self._failed_starts} workers in a row died at their start; the last: {reason_of(error)}"
                 ) from error
             return
         if facts.problems:
@@ -190,7 +204,7 @@ class RayPool:
         except ray.exceptions.RayError as error:  # the worker, its node, or the result is lost
             self._end(member)
             deaths[shard.index] += 1
-            found = f"shard {shard.index}: {member} was lost ({_reason(error)})"
+            found = f"shard {shard.index}: {member} was lost ({reason_of(error)})"
             if deaths[shard.index] >= _ATTEMPTS:
                 raise ClusterUnavailable(
                     f"{found}; it was the worker number {_ATTEMPTS} that this shard has lost. If they ran out of "
@@ -228,7 +242,7 @@ class RayPool:
             try:
                 ray.get(reference)
             except ray.exceptions.RayError as error:
-                self._lose(pings[reference], _reason(error))
+                self._lose(pings[reference], reason_of(error))
         for reference in silent:
             self._lose(pings[reference], f"did not answer within {_REST_SECONDS:g} s")
 
@@ -252,43 +266,3 @@ class RayPool:
 
         with contextlib.suppress(ray.exceptions.RayError, ValueError):  # it has ended, or Ray has been shut down
             ray.kill(member.actor, no_restart=True)
-
-
-def check_nodes(expected: Expected, nodes: Sequence[Node]) -> dict[str, list[str]]:
-    """What prevents each node from carrying out shards of the run, by its id; an empty list if nothing does."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    check = ray.remote(check_node)
-    checks = {}
-    for node in nodes:
-        strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": strategy}  # so that busy nodes answer too
-        checks[node.id] = check.options(**options).remote(expected)
-    ray.wait([*checks.values()], num_returns=len(checks), timeout=_CHECK_SECONDS)
-    found: dict[str, list[str]] = {}
-    for node_id, reference in checks.items():
-        try:
-            found[node_id] = ray.get(reference, timeout=0.1)
-        except ray.exceptions.GetTimeoutError:
-            found[node_id] = [f"it did not answer within {_CHECK_SECONDS:g} s"]
-        except ray.exceptions.RayError as error:
-            found[node_id] = [_reason(error)]
-    return found
-
-
-def _require_usable(nodes: Sequence[Node], problems: dict[str, list[str]]) -> None:
-    """Raise an error that names every node that cannot carry out shards."""
-    unusable = [f"{node}: {'; '.join(problems[node.id])}" for node in nodes if problems[node.id]]
-    if unusable:
-        listed = "\n  ".join(unusable)
-        message = f"{len(unusable)} of {len(nodes)} nodes of the Ray cluster cannot carry out shards of this run:\n  "
-        error = StoreError if "does not see the store" in listed else ConfigError
-        raise error(message + listed)
-
-
-def _reason(error: BaseException) -> str:
-    """What Ray says of a failure, in a line."""
-    lines = [line.strip() for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
-    last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
-    return f"{type(error).__name__}: {last[:300]}"

@@ -117,9 +117,7 @@ def test_a_worker_has_a_gpu_where_there_is_one() -> None:
 
 
 def test_a_cluster_without_the_devices_of_a_worker_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"model\.device is cuda, and none of the 1 nodes of the Ray cluster has a GPU"
-    ):
+    with pytest.raises(ConfigError, match="none of the 1 nodes of the Ray cluster has a GPU"):
         find_room(cluster_config("model.device=cuda"), [CPU_NODE])
     four = cluster_config("rollout.engine=vllm", "rollout.vllm.tensor_parallel=4")
     with pytest.raises(ConfigError, match=r"a worker needs 4 GPUs of one node .* of 2 nodes, two \(bbbbbbbb\), has 2:"):

@@ -183,8 +183,12 @@ def start_ray(services: Services, port: int) -> str:
         *("ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address", HOST, "--port", str(port)),
         *("--include-dashboard", "false", "--disable-usage-stats", "--object-store-memory", str(OBJECT_STORE_BYTES)),
     )
+
+    def ready() -> bool:
+        return accepts_connections(address) and "raylet" in services.children("ray")  # the head, then the node
+
     with waiting("starting the Ray cluster"):
-        return services.start("ray", command, address, LOOPBACK_ONLY, lambda: accepts_connections(address)).url
+        return services.start("ray", command, address, LOOPBACK_ONLY, ready).url
 
 
 def _find_running(

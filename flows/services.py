@@ -71,6 +71,11 @@ class Services:
         """The recorded services that are running, by name."""
         return {name: s for name, s in self.recorded().items() if find_process(s)}
 
+    def children(self, name: str) -> set[str]:
+        """The names of the processes that a running service has started."""
+        process = find_process(service) if (service := self.recorded().get(name)) else None
+        return {child.name() for child in process.children(recursive=True)} if process else set()
+
     def responding_url(self, name: str, alive: Callable[[str], bool]) -> str | None:
         """The URL of a running service that responds within 30 seconds, else None. `alive(url)` tests the response."""
         service = self.recorded().get(name)

@@ -3,6 +3,7 @@ no bit."""
 
 from __future__ import annotations
 
+import collections
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ import pytest
 from conftest import content, small_config
 
 from flows import doctor
-from ogls.errors import ConfigError, StoreError
+from ogls.errors import ClusterUnavailable, ConfigError, DataError, StoreError
+from ogls.execution.work import Job, Shard
 from ogls.stages import steer, workers
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
@@ -169,3 +171,45 @@ def test_the_doctor_says_which_cluster_answers(cluster: Any, tmp_path: Path) -> 
     assert findings["workers"].message == f"Ray at {cluster.address}: 2 workers with 1 CPUs each"
     assert findings["node"].message.endswith("1 CPUs, 0 GPUs; it sees the store and has the model")
     assert list(tmp_path.iterdir()) == []
+
+
+def job_of(run: Run, open_work: Any) -> tuple[Job, list[Shard]]:
+    return Job(workers.worker_config(run.config), 1, "verdicts", 0, open_work), [Shard(0, [1])]
+
+
+def test_a_shard_that_loses_four_workers_ends_the_stage(cluster: Any, tmp_path: Path) -> None:
+    run = Run(small_config(tmp_path, *SETTINGS, "execution.workers=ray"))
+
+    def die(*_: Any) -> Any:
+        os._exit(1)
+
+    told: list[str] = []
+    with pytest.raises(ClusterUnavailable, match="it was the worker number 4 that this shard has lost") as error:
+        list(workers.shared_pool(run).carry_out(*job_of(run, die), told.append))
+    assert str(error.value).startswith("shard 0: ")
+    assert [t.endswith("the shard goes to another worker") for t in told] == [True] * 3
+
+
+def test_a_run_on_devices_that_others_use_says_so(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
+    workers.end_workers()
+    run = Run(small_config(tmp_path, *SETTINGS, "execution.workers=ray", "execution.worker_start_seconds=2"))
+    holders = [ray.remote(num_cpus=1)(collections.Counter).remote() for _ in range(2)]
+    ray.get([holder.total.remote() for holder in holders])
+    with pytest.raises(
+        ClusterUnavailable, match=r"a worker needs 1 CPUs of one node, and of 2 in 2 nodes 0 are free; w"
+    ):
+        list(workers.shared_pool(run).carry_out(*job_of(run, None), nothing))
+    for holder in holders:
+        ray.kill(holder)
+
+
+def test_an_error_of_a_shard_is_the_error_of_the_stage(cluster: Any, tmp_path: Path) -> None:
+    run = Run(small_config(tmp_path, *SETTINGS, "execution.workers=ray"))
+
+    def refuse(*_: Any) -> Any:
+        raise DataError("problems.jsonl: 1 malformed line")
+
+    with pytest.raises(DataError, match=r"^problems.jsonl: 1 malformed line$"):
+        list(workers.shared_pool(run).carry_out(*job_of(run, refuse), nothing))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,19 @@ def test_shards_do_not_mix_values() -> None:
     items = [("a", 1), ("a", 2), ("a", 3), ("b", 4)]
     assert [[n for _, n in s.items] for s in divide(items, 2, by=lambda i: i[0])] == [[1, 2], [3], [4]]
     assert divide([], 0) == []
+
+
+def test_auto_finds_the_cluster_of_ray_start_and_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert ray_cluster._running_address() == ""
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray/ray_current_cluster").write_text(address)
+        assert ray_cluster._running_address() == address
+    assert ray_cluster._running_address() == ""  # it has ended
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert ray_cluster._running_address() == "head:6379"

@@ -178,7 +178,7 @@ def job_of(run: Run, open_work: Any) -> tuple[Job, list[Shard]]:
 
 
 def test_a_shard_that_loses_four_workers_ends_the_stage(cluster: Any, tmp_path: Path) -> None:
-    run = Run(small_config(tmp_path, *SETTINGS, "execution.workers=ray"))
+    run = Run(small_config(tmp_path, *SETTINGS, "execution.workers=ray", "execution.worker_count=1"))
 
     def die(*_: Any) -> Any:
         os._exit(1)
@@ -204,7 +204,7 @@ def test_a_run_on_devices_that_others_use_says_so(cluster: Any, tmp_path: Path) 
 
 
 def test_an_error_of_a_shard_is_the_error_of_the_stage(cluster: Any, tmp_path: Path) -> None:
-    run = Run(small_config(tmp_path, *SETTINGS, "execution.workers=ray"))
+    run = Run(small_config(tmp_path, *SETTINGS, "execution.workers=ray", "execution.worker_count=1"))
 
     def refuse(*_: Any) -> Any:
         raise DataError("problems.jsonl: 1 malformed line")

@@ -1,11 +1,11 @@
-"""The time of a stage with one and with two workers of one CPU core each.
+"""The time of `sample` and `teach` with one and with two workers of one CPU core each.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/workers.py OUT
 
-Carries out `sample`, `teach` and `evaluate` of the tiny world on a Ray cluster of two nodes with one CPU each on this
-machine, with work for about a minute on one worker. Workers are started, and have loaded the model, before the clock
-starts: they stay for the whole run. The ratio is at best 0.5. Writes OUT/workers.md and .parquet. Other processes on
-the machine spoil the ratio: the table has the load before each measurement.
+A Ray cluster of two nodes with one CPU each runs on this machine. The work of a stage takes a worker about a minute.
+Workers are started and have loaded the model before the clock starts, as in every stage of a run but its first. The
+ratio is at best 0.5; other processes on the machine spoil it, so the table has the load before each measurement. Writes
+OUT/workers.md and .parquet.
 """
 
 from __future__ import annotations
@@ -27,17 +27,15 @@ sys.path[:0] = ["tests"]
 from conftest import small_config
 from measured import write_results
 
-STAGE_ROUNDS = (("sample", 1), ("verify", 1), ("teach", 1), ("evaluate", 1))
 SIZE = (
     "rounds=1",
-    "problems.per_round=256",
+    "problems.per_round=768",
     "rollout.samples=8",
     "rollout.batch_size=64",
-    "verify.shard_rollouts=64",
-    "teacher.shard_groups=8",
-    'teacher.pools=["reference", "correct", "incorrect"]',
-    "evaluate.samples=32",
-    "evaluate.batch_size=64",
+    "verify.shard_rollouts=512",
+    "teacher.shard_groups=16",
+    "evaluate.samples=1",
+    "evaluate.batch_size=4",
     "execution.workers=ray",
 )
 
@@ -81,26 +79,18 @@ def main(out: Path) -> None:
 def measure(count: int) -> Iterator[dict[str, Any]]:
     """A row a stage: its seconds with `count` workers."""
     with tempfile.TemporaryDirectory() as root:
-        config = small_config(root, *SIZE, f"execution.worker_count={count}")
-        shared_pool(Run(config)).await_workers(count)
-        run = Run(config)
+        run = Run(small_config(root, *SIZE, f"execution.worker_count={count}"))
+        shared_pool(run).await_workers(count)
         run.open()
         STAGES["prepare"](run, 0)
-        STAGES["sample"](run, 1)  # the workers load the model
-        end = [("train", 1)]
-        for stage, round_ in (*STAGE_ROUNDS[:3], ("steer", 1), *end, STAGE_ROUNDS[3]):
-            if stage == "sample":
-                run.records.storage.remove(f"{config.name}/trajectories/round=001/manifest.json")
+        STAGES["evaluate"](run, 0)  # the workers load the model
+        for stage in ("sample", "verify", "teach"):
             load, started = os.getloadavg()[0], time.perf_counter()
-            result = STAGES[stage](run, round_)
-            manifest = run.records.manifest(TABLES[stage], round_) if stage in TABLES else None
-            if (stage, round_) in STAGE_ROUNDS and manifest:
-                shards = sum(result.metrics["workers"].values())
-                yield {"stage": stage, "seconds": time.perf_counter() - started, "shards": shards, "load": load}
+            workers = STAGES[stage](run, 1).metrics["workers"]
+            seconds = time.perf_counter() - started
+            assert len(workers) == count
+            yield {"stage": stage, "seconds": seconds, "shards": sum(workers.values()), "load": load}
         end_workers()
-
-
-TABLES = {"sample": "trajectories", "verify": "verdicts", "teach": "teacher_states", "evaluate": "scores"}
 
 
 if __name__ == "__main__":

@@ -19,9 +19,12 @@ from ogls.execution.ray_cluster import Node, find_room, require_ray
 from ogls.execution.ray_worker import Worker
 from ogls.execution.work import Job
 from ogls.models.policy import Policy
+from ogls.records import VERDICTS
 from ogls.stages import sample, teach, workers
 from ogls.stages.run import Run
 from ogls.stages.shards import divide
+from ogls.store import Store
+from ogls.store.writer import ShardWriter
 
 
 def expected_for(root: Path, *overrides: str) -> node_check.Expected:
@@ -140,6 +143,17 @@ def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, 
 def test_ray_client_is_refused() -> None:
     with pytest.raises(ConfigError, match="is not supported: start the run on a node of the cluster"):
         cluster_config("execution.address=ray://head:10001")
+
+
+def test_a_worker_writes_under_the_epoch_of_the_process_that_holds_the_run(finished: Run, tmp_path: Path) -> None:
+    """In an object store, the folder of the epoch keeps the files of two holders apart."""
+    rows = finished.records.read("verdicts", 1)
+    records = Store(str(tmp_path)).run("tiny")
+    entries = [ShardWriter(records, VERDICTS, 1, epoch).write(3, rows, {"n": 1}) for epoch in (0, 7)]
+    folder = "verdicts/round=001"
+    assert [e.path for e in entries] == [f"{folder}/part-0003.parquet", f"{folder}/e7/part-0003.parquet"]
+    assert entries[0].sha256 == entries[1].sha256
+    assert records.read_shard(entries[1]).equals(rows)
 
 
 def test_shards_do_not_mix_values() -> None:

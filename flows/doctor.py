@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from uuid import uuid4
 
 from ogls.config import RunConfig
 from ogls.errors import UserError
@@ -33,7 +34,19 @@ class Finding(NamedTuple):
 def examine(config: RunConfig) -> list[Finding]:
     """Run all checks and return their findings in order; an exception in a check becomes a finding `wrong`."""
     findings: list[Finding] = []
-    checks = (_packages, _torch_addons, _device, _model, _teachers, _engine, _store, _problems, _prefect, _mlflow)
+    checks = (
+        _packages,
+        _torch_addons,
+        _device,
+        _model,
+        _teachers,
+        _engine,
+        _store,
+        _problems,
+        _workers,
+        _prefect,
+        _mlflow,
+    )
     for check in checks:
         try:
             findings += check(config)
@@ -156,6 +169,34 @@ def _problems(config: RunConfig) -> Iterator[Finding]:
             yield Finding("problems", "ok", source + ("" if exists else " (a Hugging Face id, not checked)"))
         else:
             yield Finding("problems", "wrong", f"{source} does not exist")
+
+
+def _workers(config: RunConfig) -> Iterator[Finding]:
+    """The cluster of `execution.workers = "ray"`: its nodes and their devices, and what each of them lacks."""
+    if config.execution.workers == "local":
+        return
+    from ogls.execution.node_check import remove_token
+    from ogls.execution.ray_cluster import connect, find_room, live_nodes, require_ray
+    from ogls.execution.ray_nodes import check_nodes
+    from ogls.stages.workers import expected_of, worker_config
+
+    require_ray()
+    address = connect(config.execution.address, start=False)
+    nodes, settings = live_nodes(), worker_config(config)
+    room = find_room(settings, nodes)
+    expected = expected_of(settings, f".doctor-{uuid4().hex}")
+    try:
+        problems = check_nodes(expected, nodes)
+    finally:
+        remove_token(expected)
+    workers = min(room.workers(nodes), config.execution.worker_count or room.workers(nodes))
+    yield Finding("workers", "ok", f"Ray at {address}: {workers} workers with {room.devices} {room.kind}s each")
+    for node in nodes:
+        devices = f"{node}: {node.cpus} CPUs, {node.gpus} GPUs"
+        if problems[node.id]:
+            yield Finding("node", "wrong", f"{devices}: {'; '.join(problems[node.id])}")
+        else:
+            yield Finding("node", "ok", f"{devices}; it sees the store and has the model")
 
 
 def _prefect(_: RunConfig) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from flows.services import (
     LOOPBACK,
     PREFECT_FOLDER,
     Services,
+    accepts_connections,
     database_url,
     describe_port_owner,
     responds,
@@ -47,6 +48,10 @@ def up(
     root: Root = "data/runs",
     file: File = DEPLOYMENTS,
     store: Annotated[Path, typer.Option(help="Folder for MLflow's database and artifacts.")] = Path("data/mlflow"),
+    ray: Annotated[
+        bool, typer.Option("--ray", help='Also start a Ray cluster of this machine, for execution.workers = "ray".')
+    ] = False,
+    ray_port: Annotated[int, typer.Option(help="Port of the head of the Ray cluster.")] = 6379,
 ) -> None:
     """Start a Prefect server, a worker and MLflow on loopback, and create the deployments and automations.
 
@@ -70,10 +75,13 @@ def up(
         os.environ |= environment
         mlflow = _start_mlflow(services, host, mlflow_port, store.absolute())
         create_pool_and_limit()
-        _start_worker(services, {**environment, "MLFLOW_TRACKING_URI": mlflow})
+        cluster = {"RAY_ADDRESS": start_ray(services, ray_port)} if ray else {}
+        _start_worker(services, {**environment, **cluster, "MLFLOW_TRACKING_URI": mlflow})
         deploy(file, root)
     out.print(f"Prefect     {api.removesuffix('/api')}", highlight=False)
     out.print(f"MLflow      {mlflow}", highlight=False)
+    for address in cluster.values():
+        out.print(f"Ray         {address}", highlight=False)
     out.print(f"worker      pool {POOL}, log {services.folder / 'worker.log'}", highlight=False, soft_wrap=True)
     out.print("trainings in this folder use them; stop them with: ogls down", highlight=False)
     out.print(f"for prefect commands:  export PREFECT_API_URL={api}", highlight=False, soft_wrap=True)
@@ -100,7 +108,7 @@ def down(folder: Folder = FOLDER) -> None:
         out.print(f"no services are recorded in {folder}", highlight=False)
         return
     with services.lock():
-        names = [n for n in ("worker", "mlflow", "prefect") if n in services.recorded()]
+        names = [n for n in ("worker", "ray", "mlflow", "prefect") if n in services.recorded()]
         for name in names:
             out.print(f"{name}: {'stopped' if services.stop(name) else 'was not running'}", highlight=False)
     if not names:
@@ -154,6 +162,33 @@ def _start_mlflow(services: Services, host: str, port: int, store: Path) -> str:
     environment = {variable: os.environ.get(variable, "false")}
     with waiting("starting MLflow"):
         return services.start("mlflow", command, url, environment, lambda: alive(url)).url
+
+
+def start_ray(services: Services, port: int) -> str:
+    """Start a Ray cluster of this machine that listens on loopback. Returns the address of its head.
+
+    Raises ConfigError if Ray is not installed.
+    """
+    from ogls.execution.ray_cluster import LOOPBACK_ONLY, OBJECT_STORE_BYTES, require_ray
+
+    require_ray()
+    address = f"{HOST}:{port}"
+    if "ray" in services.running() and accepts_connections(services.running()["ray"].url):
+        address = services.running()["ray"].url
+        err.print(f"the Ray cluster is already running: {address}", soft_wrap=True)
+        return address
+    services.stop("ray")
+    _require_free_port(HOST, port, "--ray-port")
+    command = (
+        *("ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address", HOST, "--port", str(port)),
+        *("--include-dashboard", "false", "--disable-usage-stats", "--object-store-memory", str(OBJECT_STORE_BYTES)),
+    )
+
+    def ready() -> bool:
+        return accepts_connections(address) and "raylet" in services.children("ray")  # the head, then the node
+
+    with waiting("starting the Ray cluster"):
+        return services.start("ray", command, address, LOOPBACK_ONLY, ready).url
 
 
 def _find_running(

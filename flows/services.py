@@ -71,6 +71,11 @@ class Services:
         """The recorded services that are running, by name."""
         return {name: s for name, s in self.recorded().items() if find_process(s)}
 
+    def children(self, name: str) -> set[str]:
+        """The names of the processes that a running service has started."""
+        process = find_process(service) if (service := self.recorded().get(name)) else None
+        return {child.name() for child in process.children(recursive=True)} if process else set()
+
     def responding_url(self, name: str, alive: Callable[[str], bool]) -> str | None:
         """The URL of a running service that responds within 30 seconds, else None. `alive(url)` tests the response."""
         service = self.recorded().get(name)
@@ -137,7 +142,7 @@ class Services:
 
 
 def use_running(folder: Path = FOLDER) -> None:
-    """Set PREFECT_API_URL and MLFLOW_TRACKING_URI to the servers that `ogls up` started here, if they respond.
+    """Set PREFECT_API_URL, MLFLOW_TRACKING_URI and RAY_ADDRESS to what `ogls up` started here, if it responds.
 
     Variables that are set already are kept.
     """
@@ -146,6 +151,9 @@ def use_running(folder: Path = FOLDER) -> None:
         service = recorded.get(name)
         if service and variable not in os.environ and find_process(service) and responds(f"{service.url}/health"):
             os.environ[variable] = service.url
+    ray = recorded.get("ray")
+    if ray and "RAY_ADDRESS" not in os.environ and find_process(ray) and accepts_connections(ray.url):
+        os.environ["RAY_ADDRESS"] = ray.url
 
 
 def database_url(folder: Path = PREFECT_FOLDER) -> str:
@@ -212,6 +220,18 @@ def responds(url: str, text: str = "") -> bool:
             return text in reply.read().decode(errors="replace")
     except (urllib.error.URLError, OSError, ValueError):
         return False
+
+
+def accepts_connections(address: str) -> bool:
+    """Whether a process listens at `host:port`."""
+    import socket
+
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def describe_port_owner(port: int, host: str = HOST) -> str | None:

@@ -1,4 +1,4 @@
-"""The session of a flow on one run: lock and open the run, mark dead flow runs as Crashed, end tracking."""
+"""The session of a flow on one run: lock and open the run, mark dead flow runs as Crashed, end workers and tracking."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from ogls.config import RunConfig
 from ogls.revision import code_version
 from ogls.stages.resume import is_complete
 from ogls.stages.run import Run
+from ogls.stages.workers import end_workers
 from tasks.progress import print_line
 from tasks.tracking import end_tracking
 
@@ -34,7 +35,7 @@ _CRASHED_MESSAGE = "The process of this flow run has ended. Another process hold
 
 @contextmanager
 def session(config: RunConfig, purpose: str) -> Iterator[Run]:
-    """Lock and open a run for the flow `purpose`, and yield it; end its tracking afterwards.
+    """Lock and open a run for the flow `purpose`, and yield it; end its workers and tracking afterwards.
 
     Only one process can hold a run, so every other flow run of it that Prefect shows as Running is dead and is marked
     as Crashed. Raises RunLocked if another process holds the run (`RunStore.lock`), and StoreError if the run cannot be
@@ -54,6 +55,8 @@ def session(config: RunConfig, purpose: str) -> Iterator[Run]:
         except BaseException:
             end_tracking(config, "FAILED")
             raise
+        finally:
+            end_workers()
         end_tracking(config, "FINISHED" if purpose == "train" or is_complete(config) else "KILLED")
 
 

@@ -18,6 +18,13 @@ class VerifyConfig(Section):
     """Verification of completions with math-verify, or with a custom checker."""
 
     workers: int = setting(2, "Number of worker processes.", ge=1, operational=True)
+    shard_rollouts: int = setting(
+        0,
+        "Rollouts per shard, rounded up to whole files of trajectories; 0: one shard for the whole round. With several "
+        "workers (execution.workers), set it so that each of them has a shard.",
+        ge=0,
+        numerics=True,
+    )
     timeout_seconds: float = setting(
         5.0, "Wall-clock limit for one answer, in seconds. A worker that exceeds it is killed.", gt=0
     )

@@ -199,7 +199,7 @@ class StorageConfig(Section):
 
 
 class ExecutionConfig(Section):
-    """Execution of stages as Prefect tasks."""
+    """Execution of stages as Prefect tasks, and the workers that compute their shards."""
 
     retries: int = setting(2, "Number of retries of a stage after a transient error.", ge=0, operational=True)
     retry_seconds: float = setting(
@@ -217,6 +217,50 @@ class ExecutionConfig(Section):
     timeout_seconds: float = setting(
         86400.0, "Wall-clock limit for one attempt of a stage, in seconds.", gt=0, operational=True
     )
+    workers: Literal["local", "ray"] = setting(
+        "local",
+        "Where the shards of sample, verify, teach, steer and evaluate are computed. local: in this process, on one "
+        "device. ray: by workers on a Ray cluster (needs ogls-sd[ray]); the other stages stay in this process. The "
+        "results do not depend on it.",
+        operational=True,
+    )
+    address: str = setting(
+        "auto",
+        "The Ray cluster. auto: the one of RAY_ADDRESS or of this machine; if none runs, a local one is started for "
+        "the run. local: always start one. Else the address of its head, `host:port`.",
+        operational=True,
+    )
+    worker_count: int = setting(
+        0,
+        "Number of workers. 0: as many as the nodes of the cluster have devices for, counted again while a stage runs.",
+        ge=0,
+        operational=True,
+    )
+    worker_devices: int = setting(
+        0,
+        "Devices of one worker: GPUs, or CPU cores (threads of torch) in a cluster or for a model without GPU. 0: "
+        "rollout.vllm.tensor_parallel if vLLM samples on GPUs, else 1.",
+        ge=0,
+        operational=True,
+    )
+    worker_start_seconds: float = setting(
+        600.0,
+        "How long a stage waits for its first worker, in seconds. Longer waits for a busy cluster need a larger value.",
+        gt=0,
+        operational=True,
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str) -> str:
+        """Reject Ray Client: the driver has to be a process of the cluster to notice that a node has died."""
+        if address.startswith("ray://"):
+            raise ValueError(
+                "ray:// (Ray Client) is not supported: start the run on a node of the cluster, with the address "
+                "host:port of its head, or as a job (`ray job submit`)"
+            )
+        return address
+
     limit: str = setting(
         "",
         "Name of a Prefect global concurrency limit. Stages that run the model wait for a slot of it, so that runs can "

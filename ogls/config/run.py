@@ -42,7 +42,7 @@ class RunConfig(Section):
     health: HealthConfig = setting(HealthConfig(), "Health checks after every evaluation, and their actions.")
     tracking: TrackingConfig = setting(TrackingConfig(), "Experiment tracking with MLflow, and the run's report.")
     storage: StorageConfig = setting(StorageConfig(), "Retention of files on disk.")
-    execution: ExecutionConfig = setting(ExecutionConfig(), "Execution of stages as Prefect tasks.")
+    execution: ExecutionConfig = setting(ExecutionConfig(), "Execution of stages, and the workers of their shards.")
 
     @model_validator(mode="after")
     def _check_benchmarks(self) -> RunConfig:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ogls.config import RunConfig, SamplingConfig
 from ogls.errors import EngineUnavailable, ModelError
@@ -45,12 +46,13 @@ class ServerSampler:
     def use_adapter(self, adapter: Adapter | None) -> None:
         """Sample from this adapter from now on; None selects the base model."""
         name = f"ogls-{adapter.hash}" if adapter else self.base
-        if adapter and name not in {m["id"] for m in self._request("GET", "/v1/models")["data"]}:
-            folder = Path(self.settings.adapters) / name
-            folder.mkdir(parents=True, exist_ok=True)
-            for file, content in adapter_files(adapter, self.config.model, self.config.adapter).items():
-                (folder / file).write_bytes(content)
-            self._request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.absolute())})
+        if adapter and not self._serves(name):
+            folder = self._write_adapter(name, adapter)
+            try:
+                self._request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+            except ModelError:
+                if not self._serves(name):  # another worker of the run has loaded it in the meantime
+                    raise
         if self.model not in (self.base, name):
             self._request("POST", "/v1/unload_lora_adapter", {"lora_name": self.model})
             shutil.rmtree(Path(self.settings.adapters) / self.model, ignore_errors=True)
@@ -68,6 +70,24 @@ class ServerSampler:
 
     def release_memory(self) -> None:
         """Does nothing: the memory of a remote server is not managed here."""
+
+    def _serves(self, name: str) -> bool:
+        """Whether the server has a model or an adapter of this name."""
+        return name in {m["id"] for m in self._request("GET", "/v1/models")["data"]}
+
+    def _write_adapter(self, name: str, adapter: Adapter) -> Path:
+        """Write the files of an adapter, all at once: other workers of the run may do the same. Returns the folder."""
+        folder = Path(self.settings.adapters).absolute() / name
+        if not folder.exists():
+            own = folder.with_name(f".{name}-{uuid4().hex}")
+            own.mkdir(parents=True)
+            for file, content in adapter_files(adapter, self.config.model, self.config.adapter).items():
+                (own / file).write_bytes(content)
+            try:
+                own.rename(folder)
+            except OSError:  # another worker was faster
+                shutil.rmtree(own)
+        return folder
 
     def _complete(self, request: Request, sampling: SamplingConfig) -> tuple[list[int], list[float]]:
         settings = request_settings(request, sampling, self.stops)

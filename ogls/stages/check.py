@@ -106,6 +106,7 @@ def _compute_again(run: Run, stage: str, round_: int, folder: str) -> tuple[RunS
     table = next(facts.table for facts in STAGE_FACTS if facts.name == stage)
     manifest = run.records.manifest(table, round_)
     overrides = [f"{k}={str(v).lower()}" for k, v in (manifest.numerics if manifest else {}).items()]
+    overrides.append("execution.workers=local")  # workers in other processes do not see the overlay
     again = Run(build_config(run.config.model_dump(mode="json"), overrides))
     again.records = RunStore(Overlay(run.records.storage, Storage(folder)), run.records.name)
     again.may_redo_closed = True

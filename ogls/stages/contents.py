@@ -22,12 +22,19 @@ Contents = Mapping[str, str]  # by dotted setting; a setting whose content canno
 def read_contents(config: RunConfig) -> dict[str, str]:
     """The content of every setting that names files."""
     found = {
-        "model.path": model_content(config.model),
         "adapter.start": adapter_content(config.adapter),
         "problems.source": source_content(config.problems),
         **{f"evaluate.benchmarks.{b.name}": source_content(b) for b in config.evaluate.benchmarks},
-        "verify.checker": function_content(config.verify.checker),
         "train.loss": function_content(config.train.loss),
+    }
+    return {**worker_contents(config), **{setting: content for setting, content in found.items() if content}}
+
+
+def worker_contents(config: RunConfig) -> dict[str, str]:
+    """The content of the settings that name files which every worker needs; everything else is in the store."""
+    found = {
+        "model.path": model_content(config.model),
+        "verify.checker": function_content(config.verify.checker),
         **{f"teacher.pools.{p.name}": model_content(config.pool_model(p)) for p in _with_model(config)},
     }
     return {setting: content for setting, content in found.items() if content}

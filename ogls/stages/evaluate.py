@@ -7,6 +7,8 @@ from typing import Any
 
 from ogls.config import SamplingConfig
 from ogls.evaluation.metrics import ends_in_loop, summarize
+from ogls.execution.work import ShardOutput
+from ogls.models.load import load_tokenizer
 from ogls.progress import Progress, no_progress
 from ogls.records import SCORES, SUMMARIES, Completion, Request, StageResult
 from ogls.records.schema import to_arrow
@@ -17,10 +19,12 @@ from ogls.stages.engine import sampler_for_round
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.run import Run
 from ogls.stages.sample import trajectory_row
-from ogls.stages.shards import unfinished_shards
+from ogls.stages.shards import carry_out_shards, divide
 from ogls.stages.verify import judge_rows
 from ogls.store.writer import StageWriter
 from ogls.verifiers.pool import Judgement
+
+_Job = tuple[str, bool, Request]  # benchmark, greedy, request
 
 
 def evaluate(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
@@ -37,21 +41,16 @@ def evaluate(run: Run, round_: int, progress: Progress = no_progress) -> StageRe
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        sampler, prompter = sampler_for_round(run, round_)
-        base = BaseModel(run, sampler) if sampling.base_kl else None
-        jobs: list[tuple[str, bool, Request]] = []
+        prompter = run.prompter(load_tokenizer(config.model))
+        jobs: list[_Job] = []
         names = [*(b.name for b in sampling.benchmarks), *(["holdout"] if config.problems.holdout else [])]
         for name in names:
             problems = run.problems(name)
             requests = build_requests(problems, prompter, sampling.samples, config.seed, "evaluate", name)
             jobs += [(name, False, r) for r in requests] + [(name, True, r) for r in requests if r.sample == 0]
         jobs.sort(key=lambda job: job[1])  # one shard has one temperature
-        greedy = sampling.model_copy(update={"temperature": 0.0})
-        for index, part in unfinished_shards(jobs, sampling.batch_size, writer, progress, by=lambda job: job[1]):
-            completions = sampler.sample([r for _, _, r in part], greedy if part[0][1] else sampling)
-            rows = _scores(run, part, completions, sampler.hash, base)
-            writer.write_shard(index, to_arrow(SCORES, rows), {"tokens": sum(r["n_tokens"] for r in rows)})
-        sampler.release_memory()
+        shards = divide(jobs, sampling.batch_size, by=lambda job: job[1])
+        carry_out_shards(run, EvaluateWork, writer, shards, sampling.batch_size, progress)
         rows = [row for _, e in sorted(writer.finished.items()) for row in run.records.read_shard(e).to_pylist()]
         seed = run.seed("bootstrap")
         summaries = [
@@ -60,9 +59,30 @@ def evaluate(run: Run, round_: int, progress: Progress = no_progress) -> StageRe
         ]
         writer.write_extra(SUMMARIES, to_arrow(SUMMARIES, summaries))
         accuracy = {s["benchmark"]: s["accuracy"] for s in summaries}
-        return {"policy": sampler.hash, "accuracy": accuracy, "notice": "" if round_ else _warning(sampling)}
+        return {"policy": run.policy_hash(round_), "accuracy": accuracy, "notice": "" if round_ else _warning(sampling)}
 
     return run.carry_out("scores", round_, inputs, work)
+
+
+class EvaluateWork:
+    """Samples completions of the benchmarks with the policy that the round ended with, and verifies them."""
+
+    def __init__(self, run: Run, round_: int):
+        self.run, self.sampling = run, run.config.evaluate
+        self.sampler, _ = sampler_for_round(run, round_)
+        self.base = BaseModel(run, self.sampler) if self.sampling.base_kl else None
+
+    def compute(self, items: Sequence[_Job], progress: Progress) -> ShardOutput:
+        """Rows of the table scores."""
+        greedy = self.sampling.model_copy(update={"temperature": 0.0})
+        completions = self.sampler.sample([r for _, _, r in items], greedy if items[0][1] else self.sampling)
+        rows = _scores(self.run, items, completions, self.sampler.hash, self.base)
+        return ShardOutput(to_arrow(SCORES, rows), {"tokens": sum(r["n_tokens"] for r in rows)})
+
+    def close(self) -> None:
+        """Release the memory of the engine, and of kept models."""
+        self.sampler.release_memory()
+        self.run.release_memory()
 
 
 def _warning(sampling: SamplingConfig) -> str:
@@ -78,7 +98,7 @@ def _warning(sampling: SamplingConfig) -> str:
 
 def _scores(
     run: Run,
-    part: Sequence[tuple[str, bool, Request]],
+    part: Sequence[_Job],
     completions: Sequence[Completion],
     policy: str,
     base: BaseModel | None,

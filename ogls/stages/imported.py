@@ -22,7 +22,7 @@ from ogls.records import TRAJECTORIES, Problem, StageResult
 from ogls.records.schema import to_arrow
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.run import Run
-from ogls.stages.shards import unfinished_shards
+from ogls.stages.shards import divide
 from ogls.store.writer import StageWriter
 from ogls.verifiers.pool import Judgement
 
@@ -98,12 +98,15 @@ def make_trajectories(run: Run, round_: int, progress: Progress = no_progress) -
         listed = "; ".join(f"{n} {reason} ({report.describe(reason)})" for reason, n in report.counts.items())
         if not rows:
             raise DataError(f"run {config.name}: none of the imported completions is usable: {listed}")
-        for index, part in unfinished_shards(rows, config.rollout.batch_size, writer, progress):
+        shards = divide(rows, config.rollout.batch_size)
+        writer.divide(config.rollout.batch_size)
+        for shard in shards:
             counts = {
-                "tokens": sum(r["n_tokens"] for r in part),
-                "truncated": sum(r["finish_reason"] == "length" for r in part),
+                "tokens": sum(r["n_tokens"] for r in shard.items),
+                "truncated": sum(r["finish_reason"] == "length" for r in shard.items),
             }
-            writer.write_shard(index, to_arrow(TRAJECTORIES, list(part)), counts)
+            writer.write_shard(shard.index, to_arrow(TRAJECTORIES, list(shard.items)), counts)
+            progress(shard.index + 1, len(shards))
         return {
             "policy": POLICY_NAME,
             "groups": len({r["problem_id"] for r in rows}),
@@ -194,9 +197,8 @@ def apply_labels(
 
 def left_out_of_training(run: Run) -> str:
     """Why no group of the imported round can be trained on; an empty string if one can."""
-    from ogls.distillation.exemplars import ContextPlanner
-    from ogls.models.load import load_context_length
     from ogls.stages.groups import read_groups
+    from ogls.stages.teach import context_planner
 
     config, groups = run.config, read_groups(run, ROUND)
     problems = {p.problem_id: p for p in run.problems("train")}
@@ -208,10 +210,7 @@ def left_out_of_training(run: Run) -> str:
     if config.train.objective == "grpo":
         mixed = any(o["correct"] and o["failed"] for o in outcomes)
         return "" if mixed else "grpo needs a problem with at least one correct and one failed completion"
-    models = {"": config.model, **config.other_models()}
-    prompters = {path: run.prompter(load_tokenizer(model)) for path, model in models.items()}
-    context = min(load_context_length(model) for model in models.values())
-    planner = ContextPlanner(config, prompters.pop(""), context, prompters)
+    planner = context_planner(run)
     left_out: Counter[str] = Counter()
     for name, group in groups.items():
         plan = planner.group(problems[name], group)

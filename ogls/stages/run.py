@@ -14,6 +14,7 @@ from ogls.config.fingerprint import fingerprint, numerics
 from ogls.digests import known_files, remember_files
 from ogls.errors import ModelError, StoreError
 from ogls.models.adapter import BASE, WEIGHTS, Adapter, check_adapter_config
+from ogls.models.load import resolve_device
 from ogls.models.policy import Policy
 from ogls.problems.prompts import Prompter
 from ogls.records import TABLES, Problem, StageResult
@@ -42,8 +43,9 @@ class Run:
 
     may_redo_closed = False  # whether stages of closed rounds may be redone: only to restore files (`stages.check`)
 
-    def __init__(self, config: RunConfig):
-        self._given = config
+    def __init__(self, config: RunConfig, models: dict[str, Policy] | None = None):
+        """`models` keeps the loaded models of a process that carries out stage after stage; None: none are kept."""
+        self._given, self._models = config, models
         self.store = Store(config.root)
         self.records = self.store.run(config.name)
 
@@ -112,9 +114,32 @@ class Run:
 
     def load_policy(self, round_: int | None = None) -> Policy:
         """The model with the weights that `round_` ended with; None loads the base model."""
-        policy = Policy(self.config.model, self.config.adapter, self.seed("adapter"))
+        policy = self._kept("", lambda: Policy(self.config.model, self.config.adapter, self.seed("adapter")))
         policy.use_adapter(None if round_ is None else self.load_adapter(round_))
         return policy
+
+    def load_other(self, path: str) -> Policy:
+        """Another model that computes pools, by its path."""
+        return self._kept(path, lambda: Policy(self.config.other_models()[path], None))
+
+    def _kept(self, path: str, load: Callable[[], Policy]) -> Policy:
+        """The model that was kept under `path`, on its device again; loads it if there is none."""
+        if self._models is None:
+            return load()
+        if path not in self._models:
+            self._models[path] = load()
+        policy = self._models[path]
+        policy.move_to(resolve_device(self.config.model))
+        return policy
+
+    def release_memory(self) -> None:
+        """Move the models that are kept from a GPU to the CPU until they are used again."""
+        for policy in (self._models or {}).values():
+            if policy.device.type == "cuda":
+                import torch
+
+                policy.move_to("cpu")
+                torch.cuda.empty_cache()
 
     def start_point(self, round_: int) -> StartPoint:
         """Where a round starts: at the end of the previous round, unless the health stage has rolled back."""
@@ -246,12 +271,15 @@ class Run:
         notice = f"{name} r{round_:03d} is redone: {status.why}" if status.why else ""
         writer = StageWriter(self.records, TABLES[table], round_, stage_fingerprint, numerics(self.config))
         metrics = work(writer)
+        if writer.workers:
+            metrics["workers"] = dict(sorted(writer.workers.items()))
         if writer.kept and not notice:
             notice = f"{name} r{round_:03d} continued after {writer.kept} finished shards"
         seconds = time.perf_counter() - started
         manifest = writer.commit(name, {**metrics, "seconds": seconds})
         result = StageResult(name, round_, manifest.rows, seconds, manifest.metrics)
-        notices = " ".join(n for n in (notice, metrics.get("notice", "")) if n)
+        lost = "; ".join(dict.fromkeys(writer.notices))
+        notices = " ".join(n for n in (notice, lost, metrics.get("notice", "")) if n)
         return replace(result, notice=notices, redone=status.why)
 
 

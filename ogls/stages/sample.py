@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from ogls.execution.work import ShardOutput
+from ogls.models.load import load_tokenizer
 from ogls.problems.splits import select_round_problems
 from ogls.progress import Progress, no_progress
 from ogls.records import TRAJECTORIES, Completion, Request, StageResult
@@ -14,7 +17,7 @@ from ogls.stages.engine import sampler_for_round
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.imported import is_imported, make_trajectories
 from ogls.stages.run import Run
-from ogls.stages.shards import unfinished_shards
+from ogls.stages.shards import carry_out_shards, divide
 from ogls.store.writer import StageWriter
 
 
@@ -35,21 +38,41 @@ def sample(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        sampler, prompter = sampler_for_round(run, start)
+        prompter = run.prompter(load_tokenizer(config.model))
         chosen = select_round_problems(run.problems("train"), config.problems.per_round, round_, config.seed)
         requests = build_requests(chosen, prompter, config.rollout.samples, config.seed, "rollout", round_)
-        for index, part in unfinished_shards(requests, config.rollout.batch_size, writer, progress):
-            completions = sampler.sample(part, config.rollout)
-            rows = [trajectory_row(r, c, sampler.hash) for r, c in zip(part, completions, strict=True)]
-            tokens = sum(len(c.token_ids) for c in completions)
-            truncated = sum(c.finish_reason == "length" for c in completions)
-            writer.write_shard(index, to_arrow(TRAJECTORIES, rows), {"tokens": tokens, "truncated": truncated})
-        sampler.release_memory()
-        restarted = f"engine restarts: {sampler.restarts}; only the interrupted batches were sampled again"
-        notice = restarted if sampler.restarts else ""
+        size = config.rollout.batch_size
+        facts = carry_out_shards(run, SampleWork, writer, divide(requests, size), size, progress)
+        restarts = sum(f["restarts"] for f in facts)
+        restarted = f"engine restarts: {restarts}; only the interrupted batches were sampled again"
+        notice = restarted if restarts else ""
         return {"policy": policy_hash, "groups": len(chosen), "engine": resolve_engine(config), "notice": notice}
 
     return run.carry_out("trajectories", round_, inputs, work)
+
+
+class SampleWork:
+    """Samples the requests of a shard from the policy that the round starts from."""
+
+    def __init__(self, run: Run, round_: int):
+        self.run, self.sampling = run, run.config.rollout
+        self.sampler, _ = sampler_for_round(run, run.start_point(round_).round)
+
+    def compute(self, items: Sequence[Request], progress: Progress) -> ShardOutput:
+        """Rows of the table trajectories."""
+        before = self.sampler.restarts
+        completions = self.sampler.sample(items, self.sampling)
+        rows = [trajectory_row(r, c, self.sampler.hash) for r, c in zip(items, completions, strict=True)]
+        metrics = {
+            "tokens": sum(len(c.token_ids) for c in completions),
+            "truncated": sum(c.finish_reason == "length" for c in completions),
+        }
+        return ShardOutput(to_arrow(TRAJECTORIES, rows), metrics, {"restarts": self.sampler.restarts - before})
+
+    def close(self) -> None:
+        """Release the memory of the engine, and of a kept model."""
+        self.sampler.release_memory()
+        self.run.release_memory()
 
 
 def trajectory_row(request: Request, completion: Completion, policy: str) -> dict[str, Any]:

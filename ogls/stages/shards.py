@@ -1,32 +1,59 @@
-"""Divide the work of a stage into shards, and skip the finished ones."""
+"""Divide the work of a stage into shards, and have the unfinished ones carried out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from ogls.execution import local
+from ogls.execution.work import Shard, ShardWork
 from ogls.progress import Progress
+from ogls.stages.run import Run
+from ogls.stages.workers import carry_out_on_ray
 from ogls.store.writer import StageWriter
 
 T = TypeVar("T")
+Work = Callable[[Run, int], ShardWork]  # loads the work of a stage for a round; a class or function of a module
 
 
-def unfinished_shards(
-    items: Sequence[T], size: int, writer: StageWriter, progress: Progress, by: Callable[[T], Any] = lambda _: None
-) -> Iterator[tuple[int, Sequence[T]]]:
-    """Yield (index, items) of each shard that is not finished.
+def divide(items: Sequence[T], size: int, by: Callable[[T], Any] = lambda _: None) -> list[Shard]:
+    """Shards of at most `size` consecutive items, all with the same value of `by`."""
+    parts: list[list[T]] = []
+    for item in items:
+        if not parts or len(parts[-1]) == size or by(parts[-1][-1]) != by(item):
+            parts.append([])
+        parts[-1].append(item)
+    return [Shard(index, part) for index, part in enumerate(parts)]
 
-    A shard has at most `size` consecutive items, all with the same value of `by`.
+
+def carry_out_shards(
+    run: Run, work: Work, writer: StageWriter, shards: Sequence[Shard], size: int, progress: Progress
+) -> list[Mapping[str, Any]]:
+    """Have every shard that is not finished carried out, where `execution.workers` says. Returns their facts.
+
+    `size` is the number of items per shard. Finished shards of an interrupted attempt are kept if it was the same.
     """
     writer.divide(size)
-    shards: list[list[T]] = []
-    for item in items:
-        if not shards or len(shards[-1]) == size or by(shards[-1][-1]) != by(item):
-            shards.append([])
-        shards[-1].append(item)
-    done = 0
-    for index, part in enumerate(shards):
-        if index not in writer.finished:
-            yield index, part
-        done += len(part)
-        progress(done, len(items))
+    total = sum(len(shard.items) for shard in shards)
+    unfinished = [shard for shard in shards if shard.index not in writer.finished]
+    done = total - sum(len(shard.items) for shard in unfinished)
+    sizes = {shard.index: len(shard.items) for shard in unfinished}
+    facts = []
+    if done:
+        progress(done, total)
+
+    def within(shard: Shard, part: int, parts: int) -> None:
+        progress(done + len(shard.items) * part // max(parts, 1), total)
+
+    if run.config.execution.workers == "ray":
+        finished = carry_out_on_ray(run, work, writer, unfinished)
+    else:
+        finished = local.carry_out(lambda: work(run, writer.round), writer, unfinished, within)
+    for shard in finished:
+        writer.record_shard(shard.index, shard.entry)
+        if shard.worker:
+            writer.workers[shard.worker] += 1
+        facts.append(shard.facts)
+        done += sizes[shard.index]
+        progress(done, total)
+    return facts

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ogls.config import Pool, Recipe, RunConfig
 from ogls.distillation.steering import steer_tokens
 from ogls.distillation.style import classify, substance_only
+from ogls.execution.work import ShardOutput
 from ogls.models.load import load_tokenizer
 from ogls.progress import Progress, no_progress
 from ogls.records import STEERED, Key, StageResult
@@ -16,7 +17,7 @@ from ogls.stages import columns
 from ogls.stages.groups import read_groups
 from ogls.stages.heads import load_heads
 from ogls.stages.run import Run
-from ogls.stages.shards import unfinished_shards
+from ogls.stages.shards import carry_out_shards, divide
 from ogls.store.manifest import FileEntry
 from ogls.store.writer import StageWriter
 
@@ -29,8 +30,6 @@ _STEER_ROLLOUTS = 64  # rollouts that are steered together
 
 def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
     """Compute targets from cached states. Loads only the head of the model."""
-    import torch
-
     config = run.config
     inputs = {
         "recipe": config.steer.to_recipe(),
@@ -45,26 +44,10 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        heads, tokenizer = load_heads(config), load_tokenizer(config.model)
-        recipes, classes = run.recipes(), projection_classes(config, tokenizer, heads.matrix)
-        rollouts = {r.key: r for group in read_groups(run, round_).values() for r in group}
         entries = run.records.list_shards("teacher_states", round_)
         shard_of = _target_shards(entries)
-        for index, part in unfinished_shards(
-            entries, len(entries), writer, progress, by=lambda entry: shard_of[entry.path]
-        ):
-            tables, sums = [], {"kl_sum": 0.0, "direction_sum": 0.0}
-            for cached in (columns.unpack_states(run.records.read_shard(entry)) for entry in part):
-                for keys in _same_work(cached, recipes):
-                    tokens = [torch.tensor(rollouts[k].token_ids[: len(cached[k]["base"])]) for k in keys]
-                    pools = heads.place({p: torch.cat([cached[k][p] for k in keys]) for p in cached[keys[0]]})
-                    ids, recipe = torch.cat(tokens).to(heads.matrix.device), recipes[keys[0][0]]
-                    limits = config.steer.support, config.steer.batch_tokens, config.steer.temperature
-                    target = steer_tokens(pools, ids, recipe, heads.matrix, *limits, classes)
-                    tables.append(columns.target_rows(keys, tokens, target, tokenizer))
-                    sums["kl_sum"] += target.kl.sum().item()
-                    sums["direction_sum"] += target.direction_norm.sum().item()
-            writer.write_shard(index, columns.concat_targets(tables), sums)
+        shards = divide(entries, len(entries), by=lambda entry: shard_of[entry.path])
+        carry_out_shards(run, SteerWork, writer, shards, len(entries), progress)
         written = [run.records.read_shard(e, list(columns.STEERED_COLUMNS)) for _, e in sorted(writer.finished.items())]
         trajectories = run.records.read("trajectories", round_, ["problem_id", "sample", "n_tokens", "finish_reason"])
         stops = columns.stop_positions(trajectories)
@@ -78,6 +61,38 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         }
 
     return run.carry_out("targets", round_, inputs, work)
+
+
+class SteerWork:
+    """Computes the targets of the states in some files. Loads only the heads of the models."""
+
+    def __init__(self, run: Run, round_: int):
+        self.run, config = run, run.config
+        self.heads, self.tokenizer = load_heads(config), load_tokenizer(config.model)
+        self.recipes = run.recipes()
+        self.classes = projection_classes(config, self.tokenizer, self.heads.matrix)
+        self.rollouts = {r.key: r for group in read_groups(run, round_).values() for r in group}
+
+    def compute(self, items: Sequence[FileEntry], progress: Progress) -> ShardOutput:
+        """Rows of the table targets for files of teacher_states."""
+        import torch
+
+        steer, heads, recipes = self.run.config.steer, self.heads, self.recipes
+        limits = steer.support, steer.batch_tokens, steer.temperature
+        tables, sums = [], {"kl_sum": 0.0, "direction_sum": 0.0}
+        for cached in (columns.unpack_states(self.run.records.read_shard(entry)) for entry in items):
+            for keys in _same_work(cached, recipes):
+                tokens = [torch.tensor(self.rollouts[k].token_ids[: len(cached[k]["base"])]) for k in keys]
+                pools = heads.place({p: torch.cat([cached[k][p] for k in keys]) for p in cached[keys[0]]})
+                ids, recipe = torch.cat(tokens).to(heads.matrix.device), recipes[keys[0][0]]
+                target = steer_tokens(pools, ids, recipe, heads.matrix, *limits, self.classes)
+                tables.append(columns.target_rows(keys, tokens, target, self.tokenizer))
+                sums["kl_sum"] += target.kl.sum().item()
+                sums["direction_sum"] += target.direction_norm.sum().item()
+        return ShardOutput(columns.concat_targets(tables), sums)
+
+    def close(self) -> None:
+        """Does nothing: the heads are freed with this object."""
 
 
 def projection_classes(config: RunConfig, tokenizer: Any, head: Tensor) -> Tensor | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from ogls.config import RunConfig
 from ogls.distillation import exemplars, teacher
+from ogls.execution.work import ShardOutput
 from ogls.models.adapter import Adapter
+from ogls.models.load import load_context_length, load_tokenizer
 from ogls.models.policy import Policy
-from ogls.problems.prompts import Prompter
 from ogls.progress import Progress, no_progress
 from ogls.records import CONTEXTS, TEACHER_STATES, StageResult
 from ogls.records.schema import to_arrow
@@ -17,7 +19,7 @@ from ogls.stages import columns
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.groups import read_groups
 from ogls.stages.run import Run
-from ogls.stages.shards import unfinished_shards
+from ogls.stages.shards import carry_out_shards, divide
 from ogls.store.writer import StageWriter
 
 
@@ -39,32 +41,17 @@ def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        teachers = _Teachers(run, start)
-        groups = read_groups(run, round_)
+        planner = context_planner(run)
         problems = {p.problem_id: p for p in run.problems("train")}
-        planner = exemplars.ContextPlanner(config, teachers.prompter(""), teachers.context, teachers.prompters())
-        plans = {name: planner.group(problems[name], group) for name, group in groups.items()}
-        for index, part in unfinished_shards(list(plans), config.teacher.shard_groups, writer, progress):
-            scored = [s for name in part for s in plans[name].scored]
-            states: dict[Any, Any] = {}
-            for weights in dict.fromkeys(s.shares[0][0].weights for s in scored):
-                chosen = [s for s in scored if s.shares[0][0].weights == weights]
-                states |= teacher.score_rollouts(teachers.use(weights), chosen, config.teacher.batch_tokens)
-            rows = [
-                {
-                    **_scored_key(s),
-                    "exemplars": list(s.exemplars),
-                    **columns.pack_states(states[s.key, s.pool], config.teacher.state_dtype),
-                }
-                for s in scored
-            ]
-            writer.write_shard(index, to_arrow(TEACHER_STATES, rows), {"tokens": sum(r["tokens"] for r in rows)})
-        scored = [s for plan in plans.values() for s in plan.scored]
+        plans = [planner.group(problems[name], group) for name, group in read_groups(run, round_).items()]
+        size = config.teacher.shard_groups
+        carry_out_shards(run, TeachWork, writer, divide([p.scored for p in plans], size), size, progress)
+        scored = [s for plan in plans for s in plan.scored]
         contexts = [{**_scored_key(s), "exemplars": list(s.exemplars)} for s in scored]
         writer.write_extra(CONTEXTS, to_arrow(CONTEXTS, contexts))
-        left_out: Counter[str] = sum((p.left_out for p in plans.values()), Counter())
+        left_out: Counter[str] = sum((p.left_out for p in plans), Counter())
         kept = len({s.key for s in scored})
-        cut = sum(p.cut for p in plans.values())
+        cut = sum(p.cut for p in plans)
         truncated = f"{cut} exemplars were truncated (teacher.exemplar_tokens, or the context of the model)"
         notice = "; ".join([*([truncated] if cut else []), *_unweighted(config)])
         return {"rollouts": kept, "left_out": dict(left_out), "exemplars_cut": cut, "notice": notice}
@@ -72,25 +59,46 @@ def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     return run.carry_out("teacher_states", round_, inputs, work)
 
 
-class _Teachers:
-    """The models of the teacher pass: the run's model with any of its weights, and other models."""
+def context_planner(run: Run) -> exemplars.ContextPlanner:
+    """The planner of a run, with the chat template of every model that computes pools. Loads no weights."""
+    models = {"": run.config.model, **run.config.other_models()}
+    prompters = {path: run.prompter(load_tokenizer(model)) for path, model in models.items()}
+    context = min(load_context_length(model) for model in models.values())
+    return exemplars.ContextPlanner(run.config, prompters.pop(""), context, prompters)
 
-    def __init__(self, run: Run, start: int):
-        self.run, self.start = run, start
+
+class TeachWork:
+    """Runs the teacher: the run's model with any of its weights, and other models."""
+
+    def __init__(self, run: Run, round_: int):
+        self.run, self.start = run, run.start_point(round_).round
         self.policy = run.load_policy()
-        self.others = {path: Policy(model, None) for path, model in run.config.other_models().items()}
-        self.context = min(p.context for p in (self.policy, *self.others.values()))
+        self.others = {path: run.load_other(path) for path in run.config.other_models()}
         self.weights = ""
 
-    def prompter(self, path: str) -> Prompter:
-        """The prompter with the chat template of a model; "" is the run's model."""
-        return self.run.prompter((self.others[path] if path else self.policy).tokenizer)
+    def compute(self, items: Sequence[Sequence[exemplars.ScoredRollout]], progress: Progress) -> ShardOutput:
+        """Rows of the table teacher_states for the plans of some groups."""
+        settings = self.run.config.teacher
+        scored = [s for plan in items for s in plan]
+        states: dict[Any, Any] = {}
+        for weights in dict.fromkeys(s.shares[0][0].weights for s in scored):
+            chosen = [s for s in scored if s.shares[0][0].weights == weights]
+            states |= teacher.score_rollouts(self._use(weights), chosen, settings.batch_tokens)
+        rows = [
+            {
+                **_scored_key(s),
+                "exemplars": list(s.exemplars),
+                **columns.pack_states(states[s.key, s.pool], settings.state_dtype),
+            }
+            for s in scored
+        ]
+        return ShardOutput(to_arrow(TEACHER_STATES, rows), {"tokens": sum(r["tokens"] for r in rows)})
 
-    def prompters(self) -> dict[str, Prompter]:
-        """The prompters of the other models, by path."""
-        return {path: self.prompter(path) for path in self.others}
+    def close(self) -> None:
+        """Release the memory of kept models; others are freed with this object."""
+        self.run.release_memory()
 
-    def use(self, weights: str) -> Policy:
+    def _use(self, weights: str) -> Policy:
         """The model with weights that a context names: frozen, live or ema, or another model by its path."""
         if weights in self.others:
             return self.others[weights]

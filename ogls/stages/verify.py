@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
+from ogls.execution.work import ShardOutput
 from ogls.progress import Progress, no_progress
 from ogls.records import VERDICTS, StageResult
 from ogls.records.schema import to_arrow
 from ogls.stages.imported import apply_labels, is_imported
 from ogls.stages.run import Run
+from ogls.stages.shards import carry_out_shards, divide
+from ogls.store.manifest import FileEntry
 from ogls.store.writer import StageWriter
 from ogls.verifiers.pool import Case, Judgement, shared_verifier
 
@@ -26,45 +31,28 @@ def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
 
     The label of an imported rollout is its verdict.
     """
-    config = run.config.verify
-    declared = run.config.declared_pools()
-    reads_feedback = any(declared[name].kind == "feedback" for name in run.config.pools())
     inputs = {
         "verify": run.identity.verify,
         "trajectories": run.digest("trajectories", round_),
         "problems": run.digest("problems", 0),
-        **({"feedback": True} if reads_feedback else {}),
+        **({"feedback": True} if _reads_feedback(run) else {}),
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        names = ["problem_id", "sample", "text", "finish_reason"]
-        rows = run.records.read("trajectories", round_, names).to_pylist()
-        judgements = judge_rows(run, "train", rows, progress)
-        notices = []
-        if is_imported(run, round_):
-            judgements, differing = apply_labels(run, rows, judgements)
-            notices += [f"round {round_}: {differing}"] if differing else []
+        entries, size = run.records.list_shards("trajectories", round_), run.config.verify.shard_rollouts
+        before = _rollouts_before(entries)
+        shards = divide(entries, len(entries), by=lambda entry: before[entry.path] // size if size else 0)
+        facts = carry_out_shards(run, VerifyWork, writer, shards, size, progress)
+        names = ["problem_id", "verdict", "outcome"]
+        written = [run.records.read_shard(e, names).to_pylist() for _, e in sorted(writer.finished.items())]
+        rows = [row for shard in written for row in shard]
         outcomes: dict[str, set[str]] = {}
-        verdict_rows = []
-        for row, judgement in zip(rows, judgements, strict=True):
-            failed = "failed" if judgement.verdict in config.failed else "undecided"
-            outcome = "correct" if judgement.verdict == "correct" else failed
-            outcomes.setdefault(row["problem_id"], set()).add(outcome)
-            key = {"problem_id": row["problem_id"], "sample": row["sample"]}
-            verdict_rows.append(
-                {
-                    **key,
-                    "verdict": judgement.verdict,
-                    "outcome": outcome,
-                    "answer": judgement.answer,
-                    "reward": judgement.reward,
-                    "feedback": judgement.feedback if reads_feedback else None,
-                }
-            )
-        writer.write_shard(0, to_arrow(VERDICTS, verdict_rows))
+        for row in rows:
+            outcomes.setdefault(row["problem_id"], set()).add(row["outcome"])
         mixed = sum({"correct", "failed"} <= o for o in outcomes.values())
-        verdicts = dict(Counter(j.verdict for j in judgements))
-        if raised := [j.raised for j in judgements if j.raised]:
+        verdicts = dict(Counter(row["verdict"] for row in rows))
+        notices = [f"round {round_}: {f['differing']}" for f in facts if f["differing"]]
+        if raised := [r for f in facts for r in f["raised"]]:
             notices.append(
                 f"round {round_}: verify.checker raised an exception for {len(raised)} of {len(rows)} answers, which "
                 f"are undecided; the first: {raised[0]}"
@@ -78,3 +66,51 @@ def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
         return {"groups": len(outcomes), "mixed_groups": mixed, "verdicts": verdicts, "notice": "; ".join(notices)}
 
     return run.carry_out("verdicts", round_, inputs, work)
+
+
+class VerifyWork:
+    """Judges the rollouts of some files of trajectories."""
+
+    def __init__(self, run: Run, round_: int):
+        self.run, self.round = run, round_
+
+    def compute(self, items: Sequence[FileEntry], progress: Progress) -> ShardOutput:
+        """Rows of the table verdicts. The facts are the exceptions of a checker, and labels that it disagrees with."""
+        run, names = self.run, ["problem_id", "sample", "text", "finish_reason"]
+        rows = [row for entry in items for row in run.records.read_shard(entry, names).to_pylist()]
+        judgements, differing = judge_rows(run, "train", rows, progress), ""
+        if is_imported(run, self.round):
+            judgements, differing = apply_labels(run, rows, judgements)
+        reads_feedback = _reads_feedback(run)
+        verdicts = [
+            {
+                "problem_id": row["problem_id"],
+                "sample": row["sample"],
+                "verdict": judgement.verdict,
+                "outcome": self._outcome(judgement),
+                "answer": judgement.answer,
+                "reward": judgement.reward,
+                "feedback": judgement.feedback if reads_feedback else None,
+            }
+            for row, judgement in zip(rows, judgements, strict=True)
+        ]
+        facts = {"differing": differing, "raised": [j.raised for j in judgements if j.raised]}
+        return ShardOutput(to_arrow(VERDICTS, verdicts), {}, facts)
+
+    def _outcome(self, judgement: Judgement) -> str:
+        failed = "failed" if judgement.verdict in self.run.config.verify.failed else "undecided"
+        return "correct" if judgement.verdict == "correct" else failed
+
+    def close(self) -> None:
+        """Does nothing: the verifier keeps its processes."""
+
+
+def _reads_feedback(run: Run) -> bool:
+    """Whether a pool reads the feedback on failed rollouts."""
+    declared = run.config.declared_pools()
+    return any(declared[name].kind == "feedback" for name in run.config.pools())
+
+
+def _rollouts_before(entries: Sequence[FileEntry]) -> dict[str, int]:
+    """The number of rollouts in the files before each file, by its path."""
+    return dict(zip((e.path for e in entries), accumulate((e.rows for e in entries), initial=0), strict=False))

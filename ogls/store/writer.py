@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -16,7 +17,50 @@ from ogls.store.manifest import FileEntry, Manifest, utc_now
 from ogls.store.run_store import RunStore
 
 
-class StageWriter:
+class ShardWriter:
+    """Writes the files of one stage, under the epoch of the process that holds the run (0 on a local disk)."""
+
+    def __init__(self, run: RunStore, table: Table, round_: int, epoch: int = 0):
+        self.run, self.table, self.round = run, table, round_
+        self._epoch = epoch
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the lease under which files are written; 0 on a local disk."""
+        return self._epoch
+
+    def write(self, index: int, data: pa.Table, metrics: Mapping[str, float] | None = None) -> FileEntry:
+        """Write shard `index`. Returns its entry, which only the process that holds the run records."""
+        return self._parquet(f"part-{index:04d}", self.table, data, metrics)
+
+    def _parquet(self, name: str, table: Table, data: pa.Table, metrics: Mapping[str, float] | None) -> FileEntry:
+        sink = pa.BufferOutputStream()
+        names = [leaf for f in table.schema for leaf in _leaves(f)]
+        split = [leaf for leaf in names if leaf.split(".")[0] in table.float_lists]
+        plain = {leaf for leaf in names if leaf.split(".")[0] in table.opaque}
+        pq.write_table(
+            check_schema(table, data).cast(table.stored_schema),
+            sink,
+            compression={leaf: "NONE" if leaf in plain else "ZSTD" for leaf in names},
+            use_dictionary=[leaf for leaf in names if leaf not in plain and leaf not in split],
+            use_byte_stream_split=split or False,
+            write_statistics=[leaf for leaf in names if leaf not in plain],
+        )
+        return self._put(f"{name}.parquet", table.name, len(data), sink.getvalue(), metrics)
+
+    def _put(
+        self, name: str, table: str, rows: int, content: bytes | pa.Buffer, metrics: Mapping[str, float] | None
+    ) -> FileEntry:
+        folder = self.run.folder(table, self.round)
+        if self.epoch:
+            folder += f"/e{self.epoch}"
+        path = f"{folder}/{name}"
+        self.run.storage.write_bytes(f"{self.run.name}/{path}", content)
+        checksum = hashlib.sha256(content).hexdigest()
+        return FileEntry(path, table, rows, len(content), checksum, dict(metrics or {}))
+
+
+class StageWriter(ShardWriter):
     """Writes the shards of one stage and, last, its manifest.
 
     Keeps undamaged shards of an interrupted attempt with the same fingerprint: `finished` maps the index of a shard to
@@ -28,11 +72,14 @@ class StageWriter:
     def __init__(
         self, run: RunStore, table: Table, round_: int, fingerprint: str, numerics: Mapping[str, Any] | None = None
     ):
-        self.run, self.table, self.round, self.fingerprint = run, table, round_, fingerprint
+        super().__init__(run, table, round_)
+        self.fingerprint = fingerprint
         self.numerics = dict(numerics or {})
         self._shard_size: int | None = None
         self.folder = run.folder(table.name, round_)
         self.finished: dict[int, FileEntry] = {}
+        self.workers: Counter[str] = Counter()  # shards of this attempt by worker (host/process); empty: no workers
+        self.notices: list[str] = []  # what happened to workers
         self._extra: list[FileEntry] = []
         partial = run.read_json(f"{self.folder}/partial.json")
         run.void(f"{self.folder}/manifest.json")
@@ -51,7 +98,11 @@ class StageWriter:
 
     def write_shard(self, index: int, data: pa.Table, metrics: Mapping[str, float] | None = None) -> None:
         """Write shard `index` and record it as finished. `summed_metrics` adds up `metrics` over the shards."""
-        self.finished[index] = self._parquet(f"part-{index:04d}", self.table, data, metrics)
+        self.record_shard(index, self.write(index, data, metrics))
+
+    def record_shard(self, index: int, entry: FileEntry) -> None:
+        """Record a shard that is in the store as finished."""
+        self.finished[index] = entry
         shards = {str(i): asdict(entry) for i, entry in sorted(self.finished.items())}
         self.run.write_json(
             f"{self.folder}/partial.json",
@@ -106,40 +157,20 @@ class StageWriter:
         for folder in {self.run.folder(owner, self.round) for owner in owners}:
             for name in self.run.storage.list_files(f"{self.run.name}/{folder}"):
                 kept = f"{folder}/{name}" in keep or name in ("manifest.json", "partial.json")
-                if not kept and _epoch_of(name) <= self._epoch:
+                if not kept and _epoch_of(name) <= self.epoch:
                     self.run.storage.remove(f"{self.run.name}/{folder}/{name}")
 
     @property
-    def _epoch(self) -> int:
+    def epoch(self) -> int:
         """The epoch under which this process holds the run; 0 on a local disk."""
         return self.run.lease.epoch if self.run.lease else 0
-
-    def _parquet(self, name: str, table: Table, data: pa.Table, metrics: Mapping[str, float] | None) -> FileEntry:
-        sink = pa.BufferOutputStream()
-        names = [leaf for f in table.schema for leaf in _leaves(f)]
-        split = [leaf for leaf in names if leaf.split(".")[0] in table.float_lists]
-        plain = {leaf for leaf in names if leaf.split(".")[0] in table.opaque}
-        pq.write_table(
-            check_schema(table, data).cast(table.stored_schema),
-            sink,
-            compression={leaf: "NONE" if leaf in plain else "ZSTD" for leaf in names},
-            use_dictionary=[leaf for leaf in names if leaf not in plain and leaf not in split],
-            use_byte_stream_split=split or False,
-            write_statistics=[leaf for leaf in names if leaf not in plain],
-        )
-        return self._put(f"{name}.parquet", table.name, len(data), sink.getvalue(), metrics)
 
     def _put(
         self, name: str, table: str, rows: int, content: bytes | pa.Buffer, metrics: Mapping[str, float] | None
     ) -> FileEntry:
-        folder = self.run.folder(table, self.round)
         if lease := self.run.lease:
             lease.check()
-            folder += f"/e{lease.epoch}"
-        path = f"{folder}/{name}"
-        self.run.storage.write_bytes(f"{self.run.name}/{path}", content)
-        checksum = hashlib.sha256(content).hexdigest()
-        return FileEntry(path, table, rows, len(content), checksum, dict(metrics or {}))
+        return super()._put(name, table, rows, content, metrics)
 
 
 def _epoch_of(name: str) -> int:

@@ -87,7 +87,7 @@ def test_modules_and_functions_stay_small() -> None:
 
 def test_ogls_imports_without_prefect_mlflow_duckdb_and_vllm() -> None:
     """A GPU machine may have only torch, transformers, peft and pyarrow; every module of ogls must import there."""
-    missing = ("prefect", "mlflow", "duckdb", "vllm", "typer", "rich", "scipy")
+    missing = ("prefect", "mlflow", "duckdb", "vllm", "ray", "typer", "rich", "scipy")
     names = [name for name in MODULES if name.startswith("ogls")]
     code = (
         f"import sys\nfor name in {missing!r}: sys.modules[name] = None\n"

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import small_config
@@ -92,6 +93,26 @@ def test_the_folder_of_an_unloaded_adapter_is_removed(fake_server: HTTPServer, p
         assert [p.name for p in tmp_path.iterdir()] == [f"ogls-{name}"]
     sampler.use_adapter(None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_workers_may_load_one_adapter_at_the_same_time(
+    fake_server: HTTPServer, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, loaded = {"id": "data/tiny/model", "root": "data/tiny/model"}, {"id": "ogls-a", "parent": "data/tiny/model"}
+    answers = iter([[base], [base], [base, loaded]])  # at the start, before the adapter is loaded, and afterwards
+    monkeypatch.setattr(FakeServer, "do_POST", FakeServer.do_GET)
+    responses = {"/v1/load_lora_adapter": (400, {"message": "ogls-a has already been loaded"})}
+    monkeypatch.setattr(FakeServer, "responses", responses, raising=False)
+    real = module.ServerSampler._request
+
+    def request(self: Any, method: str, path: str, body: Any = None) -> Any:
+        return {"data": next(answers)} if path == "/v1/models" else real(self, method, path, body)
+
+    monkeypatch.setattr(module.ServerSampler, "_request", request)
+    sampler = create_sampler("server", None, config(fake_server.server_port, f"rollout.server.adapters={tmp_path}"))
+    sampler.use_adapter(Adapter(policy.initial_adapter().weights, "a"))
+    assert sampler.hash == "a"
+    assert [p.name for p in tmp_path.iterdir()] == ["ogls-a"]
 
 
 def test_a_server_that_does_not_take_the_rank_is_found_before_the_first_rollout(

@@ -1,0 +1,23 @@
+"""Carrying out the shards of a stage in this process, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ogls.execution.work import FinishedShard, Shard, ShardWork, write_shard
+from ogls.store.writer import ShardWriter
+
+
+def carry_out(
+    open_work: Callable[[], ShardWork],
+    writer: ShardWriter,
+    shards: Sequence[Shard],
+    progress: Callable[[Shard, int, int], None],
+) -> Iterator[FinishedShard]:
+    """Yield each shard when it is in the store. `progress(shard, done, total)` is called within a shard."""
+    if not shards:
+        return
+    work = open_work()
+    for shard in shards:
+        yield write_shard(work, writer, shard, lambda done, total, shard=shard: progress(shard, done, total))  # type: ignore[misc]
+    work.close()

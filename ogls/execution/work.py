@@ -1,0 +1,89 @@
+"""The protocol between a stage and what carries out its shards.
+
+A stage divides its items into shards that do not depend on who carries them out. What is computed for a shard depends
+on the run, the round and the items of the shard alone, so any process that reads the store can do it, and do it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
+
+from ogls.config import RunConfig
+from ogls.progress import Progress
+from ogls.store.manifest import FileEntry
+from ogls.store.writer import ShardWriter
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of the work of a stage: its number, and its items, which can be pickled."""
+
+    index: int
+    items: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class ShardOutput:
+    """What a shard gives: rows, metrics that are added up over the shards, and facts for the notice of the stage."""
+
+    data: pa.Table
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)  # not stored; a resumed stage has those of its own shards
+
+
+@dataclass(frozen=True)
+class FinishedShard:
+    """A shard that is in the store, the facts of its output, and the worker that computed it (host/process)."""
+
+    index: int
+    entry: FileEntry
+    facts: Mapping[str, Any]
+    worker: str = ""  # empty: this process
+
+
+class ShardWork(Protocol):
+    """What a stage computes for a shard. It has loaded what all shards of the stage need."""
+
+    def compute(self, items: Sequence[Any], progress: Progress) -> ShardOutput:
+        """The output of a shard. It depends on the items and not on the shards before it."""
+        ...
+
+    def close(self) -> None:
+        """Release memory that is not needed until the next stage."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """The work of one stage, for a worker in another process. Everything in it can be pickled.
+
+    `open_work(config, round, kept)` loads the work; `kept` is a dict of the worker that outlives the stage, for models.
+    `epoch` is that of the lease of the process that holds the run, 0 without one.
+    """
+
+    config: RunConfig
+    round: int
+    table: str
+    epoch: int
+    open_work: Callable[[RunConfig, int, dict[str, Any]], ShardWork]
+
+    id: str = field(default_factory=lambda: uuid4().hex)  # two attempts at a stage differ
+
+
+def write_shard(
+    work: ShardWork,
+    writer: ShardWriter,
+    shard: Shard,
+    progress: Progress,
+    before_write: Callable[[], None] = lambda: None,
+) -> FinishedShard:
+    """Compute a shard and write it to the store; `before_write` raises an error if it must not be written any more."""
+    output = work.compute(shard.items, progress)
+    before_write()
+    return FinishedShard(shard.index, writer.write(shard.index, output.data, output.metrics), output.facts)

@@ -1,0 +1,97 @@
+"""The time of `sample` and `teach` with one and with two workers of one CPU core each.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/workers.py OUT
+
+A Ray cluster of two nodes with one CPU each runs on this machine. The work of a stage takes a worker about a minute.
+Workers are started and have loaded the model before the clock starts, as in every stage of a run but its first. The
+ratio is at best 0.5; other processes on the machine spoil it, so the table has the load before each measurement. Writes
+OUT/workers.md and .parquet.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ogls.stages.registry import STAGES
+from ogls.stages.run import Run
+from ogls.stages.workers import end_workers, shared_pool
+
+sys.path[:0] = ["tests"]
+
+from conftest import small_config
+from measured import write_results
+
+SIZE = (
+    "rounds=1",
+    "problems.per_round=768",
+    "rollout.samples=8",
+    "rollout.batch_size=64",
+    "verify.shard_rollouts=512",
+    "teacher.shard_groups=16",
+    "evaluate.samples=1",
+    "evaluate.batch_size=4",
+    "execution.workers=ray",
+)
+
+
+def main(out: Path) -> None:
+    """Measure one and two workers, and write the times and ratios."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    size = {"num_cpus": 1, "object_store_memory": 10**8}
+    cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    cluster.add_node(**size)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        one, two = ({row["stage"]: row for row in measure(count)} for count in (1, 2))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    rows = [
+        {
+            "stage": stage,
+            "shards": one[stage]["shards"],
+            "one": one[stage]["seconds"],
+            "two": two[stage]["seconds"],
+            "ratio": two[stage]["seconds"] / one[stage]["seconds"],
+            "load": max(one[stage]["load"], two[stage]["load"]),
+        }
+        for stage in one
+    ]
+    columns = {
+        "stage": ("stage", ""),
+        "shards": ("shards", ""),
+        "one": ("seconds, one worker", ".1f"),
+        "two": ("seconds, two workers", ".1f"),
+        "ratio": ("ratio", ".2f"),
+        "load": ("load of the machine before", ".1f"),
+    }
+    write_results(out, "workers", rows, columns)
+
+
+def measure(count: int) -> Iterator[dict[str, Any]]:
+    """A row a stage: its seconds with `count` workers."""
+    with tempfile.TemporaryDirectory() as root:
+        run = Run(small_config(root, *SIZE, f"execution.worker_count={count}"))
+        shared_pool(run).await_workers(count)
+        run.open()
+        STAGES["prepare"](run, 0)
+        STAGES["evaluate"](run, 0)  # the workers load the model
+        for stage in ("sample", "verify", "teach"):
+            load, started = os.getloadavg()[0], time.perf_counter()
+            workers = STAGES[stage](run, 1).metrics["workers"]
+            seconds = time.perf_counter() - started
+            assert len(workers) == count
+            yield {"stage": stage, "seconds": seconds, "shards": sum(workers.values()), "load": load}
+        end_workers()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -6,7 +6,7 @@ from __future__ import annotations
 class UserError(Exception):
     """An error that the user can fix. The command line prints it without a traceback and exits with code 2.
 
-    Tasks do not retry it, except for StoreUnavailable and EngineUnavailable.
+    Tasks do not retry it, except for StoreUnavailable, EngineUnavailable and RankDied.
     """
 
 
@@ -32,6 +32,10 @@ class StoreUnavailable(StoreError):
 
 class EngineUnavailable(UserError):
     """A sampling server does not respond. A retry may succeed."""
+
+
+class RankDied(UserError):
+    """A process of a training on several devices has ended. A retry may succeed."""
 
 
 class RunLocked(StoreError):

@@ -6,8 +6,10 @@ from __future__ import annotations
 class UserError(Exception):
     """An error that the user can fix. The command line prints it without a traceback and exits with code 2.
 
-    Tasks do not retry it, except for StoreUnavailable, EngineUnavailable and ClusterUnavailable.
+    Tasks retry it only if it is `transient`.
     """
+
+    transient = False  # a retry may succeed without a change
 
 
 class ConfigError(UserError):
@@ -27,15 +29,27 @@ class StoreError(UserError):
 
 
 class StoreUnavailable(StoreError):
-    """A remote store does not respond. A retry may succeed."""
+    """A remote store does not respond."""
+
+    transient = True
 
 
 class EngineUnavailable(UserError):
-    """A sampling server does not respond. A retry may succeed."""
+    """A sampling server does not respond."""
+
+    transient = True
 
 
 class ClusterUnavailable(UserError):
-    """No Ray cluster answers, or none of its workers starts. A retry may succeed."""
+    """No Ray cluster answers, or none of its workers starts."""
+
+    transient = True
+
+
+class RankDied(UserError):
+    """A process of a training on several devices has ended."""
+
+    transient = True
 
 
 class RunLocked(StoreError):

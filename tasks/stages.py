@@ -15,7 +15,7 @@ from prefect.tasks import exponential_backoff
 from rich.markup import escape
 
 from ogls.config import RunConfig
-from ogls.errors import ClusterUnavailable, EngineUnavailable, StoreUnavailable, UserError
+from ogls.errors import UserError
 from ogls.records import StageResult
 from ogls.records.stages import STAGES_BY_NAME
 from ogls.stages.registry import STAGES
@@ -45,8 +45,7 @@ def may_succeed_on_retry(_task: Any, run: Any, state: State[Any]) -> bool:
     try:
         state.result()
     except Exception as error:
-        transient = isinstance(error, StoreUnavailable | EngineUnavailable | ClusterUnavailable)
-        if isinstance(error, UserError) and not transient:
+        if isinstance(error, UserError) and not error.transient:
             return False
         print_line(f"  [yellow]{run.name}: {type(error).__name__}: {escape(str(error)[:300])}; retrying[/yellow]")
     return True

@@ -194,6 +194,7 @@ def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
         **{f"train/{name}": value for name, value in row.loss_metrics.items()},
         "train/mixed_groups": row.mixed_groups,
         "train/loss": row.loss,
+        "train/padding": row.padding,
         "steer/kl": row.kl,
         **{f"style/{name}": value for name, value in row.style.items()},
         "train/rate": row.health.get("rate"),

@@ -78,7 +78,7 @@ def _run_job(arguments: tuple[str, str, int, str], environment: dict[str, str], 
     os.dup2(2, 1)
     try:
         _inject_fault(*arguments[1:])
-        carry_out(small_config(arguments[0]))
+        carry_out(small_config(arguments[0], "train.checkpoint_steps=1"))
     except BaseException:
         traceback.print_exc()
         return 1

@@ -33,7 +33,7 @@ def test_a_run_killed_in_every_stage_resumes_to_the_same_result(finished: Run, t
         kills = [kill for kill in kills if kill[0] in ("sample", "verify", "teach", "train")]
     for stage, round_ in kills:
         assert attempt(tmp_path, stage, round_, fault) == -signal.SIGKILL, f"{stage} r{round_} was not killed"
-        table = {"sample": "trajectories", "teach": "teacher_states"}.get(stage)
+        table = {"sample": "trajectories", "teach": "teacher_states", "train": "updates"}.get(stage)
         if table:
             folder = tmp_path / "tiny" / table / f"round={round_:03d}"
             assert (folder / "partial.json").exists()

@@ -40,6 +40,7 @@ class RoundRow:
     tokens: dict[str, float]
     health: dict[str, Any]
     loss_metrics: dict[str, float]
+    padding: float | None = None
 
 
 def read_round(run: RunStore, round_: int) -> RoundRow:
@@ -61,6 +62,7 @@ def read_round(run: RunStore, round_: int) -> RoundRow:
         {TABLES[t].stage: float(m["tokens"]) for t, m in metrics.items() if "tokens" in m},
         metrics.get("health", {}),
         metrics.get("updates", {}).get("loss_metrics", {}),
+        metrics.get("updates", {}).get("padding"),
     )
 
 

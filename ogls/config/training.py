@@ -135,6 +135,29 @@ class TrainConfig(Section):
         "Recompute the activations of a layer in the backward pass instead of storing them. Saves memory, costs time.",
         numerics=True,
     )
+    parallel: Literal["none", "ddp", "fsdp"] = setting(
+        "none",
+        "Training on several devices of this machine. none: one process. ddp: every process has the whole model and a "
+        "share of the rollouts of each optimizer step. fsdp: the weights of the model, their gradients and the "
+        "optimizer state are split over the processes too (FSDP2), for full fine-tuning and for models that do not fit "
+        "beside their activations; slower than ddp.",
+        numerics=True,
+    )
+    processes: int = setting(
+        0,
+        "ddp and fsdp: number of processes, each with a CUDA device of its own, or without CUDA on the CPU. 0: one for "
+        "each CUDA device. More processes shorten the stage; they need at least one rollout each in every step.",
+        ge=0,
+        numerics=True,
+    )
+    checkpoint_steps: int = setting(
+        0,
+        "Save the weights and the optimizer state every N optimizer steps within a round, so that an interrupted stage "
+        "goes on from there. The file is removed when the stage is done; it takes three times the space of the trained "
+        "weights. 0: an interrupted stage begins again.",
+        ge=0,
+        operational=True,
+    )
     learning_rate: float = setting(1e-4, "AdamW learning rate, constant after warm-up.", gt=0)
     warmup_steps: int = setting(
         0, "Number of optimizer steps of linear learning-rate warm-up at the start of the run.", ge=0

@@ -50,10 +50,14 @@ class Policy:
                 if id(parameter) not in frozen:
                     parameter.data = parameter.data.float()  # as in peft; see _autocast
                     parameter.requires_grad_(True)
-        self.parameters = {_peft_name(n): p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.find_parameters()
         self._initial = {n: p.detach().clone() for n, p in self.parameters.items()}  # the base: LoRA's B is zero
         self.hash = BASE
         check_continuations(self, model.dtype, len(self.head), model.path)
+
+    def find_parameters(self) -> None:
+        """Collect the trainable weights of the model by name, again after something has replaced them."""
+        self.parameters = {_peft_name(n): p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def use_adapter(self, adapter: Adapter | None) -> None:
         """Load an adapter into the trainable weights; None selects the base model.

@@ -21,6 +21,7 @@ from ogls.stages.imported import imported_problems
 from ogls.stages.run import POLICY, Run
 from ogls.store.writer import StageWriter
 from ogls.training.choose import try_loss
+from ogls.training.ranks import count_ranks
 from ogls.training.trainer import require_trainable
 from ogls.verifiers.pool import shared_verifier
 
@@ -44,6 +45,7 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
     def work(writer: StageWriter) -> dict[str, Any]:
         if config.rounds:
             require_trainable(config.model.dtype)
+            count_ranks(config)
         policy = run.load_policy()  # detect an unusable model, adapter or engine before the first rollout
         check_engine(run, policy)
         check_teachers(config, policy.tokenizer)

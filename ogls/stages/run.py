@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from ogls.config import Recipe, RunConfig
+from ogls.config import ModelConfig, Recipe, RunConfig
 from ogls.config.fingerprint import fingerprint, numerics
 from ogls.digests import known_files, remember_files
 from ogls.errors import ModelError, StoreError
@@ -112,9 +112,17 @@ class Run:
         """A fingerprint of the problems of one split: their texts and answers, in order."""
         return fingerprint([{k: v for k, v in vars(p).items() if k != "columns"} for p in self.problems(split)])
 
-    def load_policy(self, round_: int | None = None) -> Policy:
-        """The model with the weights that `round_` ended with; None loads the base model."""
-        policy = self._kept("", lambda: Policy(self.config.model, self.config.adapter, self.seed("adapter")))
+    def load_policy(self, round_: int | None = None, model: ModelConfig | None = None) -> Policy:
+        """The model with the weights that `round_` ended with; None loads the base model.
+
+        `model` are settings in place of those of the run, as for another device; such a model is not kept.
+        """
+        settings = model or self.config.model
+
+        def load() -> Policy:
+            return Policy(settings, self.config.adapter, self.seed("adapter"))
+
+        policy = load() if model else self._kept("", load)
         policy.use_adapter(None if round_ is None else self.load_adapter(round_))
         return policy
 

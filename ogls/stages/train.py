@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ogls.config import RunConfig
 from ogls.distillation.steering import combine_states, project_substance
-from ogls.errors import StoreError
-from ogls.models.adapter import adapter_files
+from ogls.models.adapter import Adapter, adapter_files
 from ogls.models.head import head_logits
 from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
@@ -23,13 +22,13 @@ from ogls.stages.imported import is_imported
 from ogls.stages.run import POLICY, Run
 from ogls.stages.steer import projection_classes
 from ogls.stages.teach import teacher_adapter
-from ogls.store.writer import StageWriter
+from ogls.stages.train_ranks import Inputs, RoundPart, keep_state, train_on_ranks
+from ogls.store.writer import Checkpoint, StageWriter
 from ogls.training.batching import TrainItem
 from ogls.training.choose import registered_loss
 from ogls.training.contract import Needs
 from ogls.training.items import correct_rollout_items, distillation_items, policy_gradient_items, reference_items
 from ogls.training.means import round_means
-from ogls.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +40,7 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     Raises StoreError if the policy is not the one that the round was sampled with. Imported rollouts are trained on
     with any policy.
     """
-    from safetensors.torch import load, save
+    from safetensors.torch import save
 
     config = run.config
     full = config.has_teacher and config.train.support == "full"
@@ -63,37 +62,45 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     }
 
     def work(writer: StageWriter) -> dict[str, Any]:
-        policy = run.load_policy(start)
-        items = _ITEMS[needs](run, round_, policy)
-        if policy.hash != before:
-            raise StoreError(f"round {round_} was sampled with {before}, but the policy to train is {policy.hash}")
-        state = load(run.read_attachment(start, "optimizer.safetensors")) if start else None
-        target_logits = _target_logits(config, policy) if full else None
-        trainer = Trainer(policy, settings, state, config.rollout.temperature, target_logits)
-        unknown = any(i.old_logprobs is not None and not len(i.old_logprobs) for i in items)  # imported without
-        if needs == "advantages" and (config.model.dtype != "float32" or config.rollout.temperature != 1 or unknown):
-            items = trainer.with_own_logprobs(items)
-        rows = trainer.train_round(items, run.seed("train", round_), progress)
+        part = RoundPart(config, run.records.storage, round_, start, before, settings, _inputs, writer.checkpoint)
+        state, policy = train_on_ranks(part, run, progress, lambda state: keep_state(writer, state))
+        rows, trained = state.rows, Adapter.from_bytes(state.weights)
+        policy.use_adapter(trained)
         writer.write_shard(0, to_arrow(UPDATES, rows))
-        trained = policy.copy_adapter()
         for name, content in adapter_files(trained, config.model, config.adapter).items():
             writer.attach_file(POLICY, name, content)
-        writer.attach_file(POLICY, "optimizer.safetensors", save(trainer.state()))
+        writer.attach_file(POLICY, "optimizer.safetensors", state.optimizer)
         if config.has_ema:
             previous = teacher_adapter(run, start, "ema") or policy.initial_adapter()
             average = previous.average(trained, config.teacher.ema_decay)
             writer.attach_file(POLICY, "ema.safetensors", save(dict(average.weights)))
         loss = sum(r["loss"] for r in rows) / len(rows) if rows else 0.0
-        notice = "" if rows else f"round {round_}: nothing to train on; the adapter is unchanged"
-        off_policy = is_imported(run, round_) and config.train.objective != "sft"
-        imported = f"round {round_} is off-policy: its rollouts were imported" if off_policy else ""
-        notice = "; ".join(filter(None, [notice, imported, *_warnings(config)]))
         tokens = sum(r["tokens"] for r in rows)
         probe = record_probe(run, policy, run.problems("train"), start)
         metrics = {"loss": loss, "steps": len(rows), "tokens": tokens, "loss_metrics": round_means(rows)}
-        return {**metrics, "policy": trained.hash, "probe": probe, "notice": notice}
+        notice = "; ".join(_notices(run, round_, rows, part.checkpoint))
+        return {**metrics, "padding": state.padding, "policy": trained.hash, "probe": probe, "notice": notice}
 
     return run.carry_out("updates", round_, inputs, work)
+
+
+def _inputs(run: Run, round_: int, policy: Policy) -> Inputs:
+    """What a round trains on. Every process that trains calls this."""
+    config = run.config
+    full = config.has_teacher and config.train.support == "full"
+    items = _ITEMS[registered_loss(config.train).needs](run, round_, policy)
+    return Inputs(items, _target_logits(config, policy) if full else None)
+
+
+def _notices(run: Run, round_: int, rows: Sequence[Mapping[str, Any]], checkpoint: Checkpoint | None) -> Iterator[str]:
+    """What a person should know of a training."""
+    if checkpoint:
+        yield f"train r{round_:03d} continued after {checkpoint.state['step']} finished optimizer steps"
+    if not rows:
+        yield f"round {round_}: nothing to train on; the adapter is unchanged"
+    if is_imported(run, round_) and run.config.train.objective != "sft":
+        yield f"round {round_} is off-policy: its rollouts were imported"
+    yield from _warnings(run.config)
 
 
 def _warnings(config: RunConfig) -> Iterator[str]:

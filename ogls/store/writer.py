@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +15,14 @@ import pyarrow.parquet as pq
 from ogls.records.schema import RESULT_VERSION, Table, check_schema
 from ogls.store.manifest import FileEntry, Manifest, utc_now
 from ogls.store.run_store import RunStore
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How far a shard had come when its stage was interrupted: `state` is JSON, `files` are entries by name."""
+
+    state: dict[str, Any]
+    files: dict[str, FileEntry]
 
 
 class ShardWriter:
@@ -64,7 +72,8 @@ class StageWriter(ShardWriter):
     """Writes the shards of one stage and, last, its manifest.
 
     Keeps undamaged shards of an interrupted attempt with the same fingerprint: `finished` maps the index of a shard to
-    its entry. `commit` removes all other files in the folder and records `numerics`, the numerics settings. In an
+    its entry, `checkpoint` is the newest one within a shard. `commit` removes all other files in the folder and records
+    `numerics`, the numerics settings. In an
     object store, files are in a folder of the epoch of the lease (`e7/part-0000.parquet`), so that no two holders of
     the run write the same file.
     """
@@ -80,6 +89,7 @@ class StageWriter(ShardWriter):
         self.finished: dict[int, FileEntry] = {}
         self.workers: Counter[str] = Counter()  # shards of this attempt by worker (host/process); empty: no workers
         self.notices: list[str] = []  # what happened to workers
+        self.checkpoint: Checkpoint | None = None
         self._extra: list[FileEntry] = []
         partial = run.read_json(f"{self.folder}/partial.json")
         run.void(f"{self.folder}/manifest.json")
@@ -88,6 +98,7 @@ class StageWriter(ShardWriter):
             entries = {int(i): FileEntry(**entry) for i, entry in partial["shards"].items()}
             self.finished = {i: entry for i, entry in entries.items() if not run.find_damage(entry)}
             self._shard_size = partial.get("shard_size")
+            self.checkpoint = self._read_checkpoint(partial.get("checkpoint"))
         self.kept = len(self.finished)  # shards of the interrupted attempt
 
     def divide(self, shard_size: int) -> None:
@@ -103,16 +114,39 @@ class StageWriter(ShardWriter):
     def record_shard(self, index: int, entry: FileEntry) -> None:
         """Record a shard that is in the store as finished."""
         self.finished[index] = entry
-        shards = {str(i): asdict(entry) for i, entry in sorted(self.finished.items())}
-        self.run.write_json(
-            f"{self.folder}/partial.json",
-            {
-                "fingerprint": self.fingerprint,
-                "version": version("ogls-sd"),
-                "shard_size": self._shard_size,
-                "shards": shards,
-            },
+        self._write_partial()
+
+    def write_checkpoint(self, kind: str, state: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Record how far the current shard has come, in place of the checkpoint before.
+
+        `state` is JSON and has a number `step` that grows; `files` become `kind/round=.../checkpoint-STEP-NAME`.
+        """
+        before = self.checkpoint
+        names = {name: f"checkpoint-{state['step']:06d}-{name}" for name in files}
+        self.checkpoint = Checkpoint(
+            dict(state), {name: self._put(names[name], kind, 0, content, None) for name, content in files.items()}
         )
+        self._write_partial()
+        for entry in before.files.values() if before else ():
+            self.run.storage.remove(f"{self.run.name}/{entry.path}")
+
+    def _read_checkpoint(self, recorded: Mapping[str, Any] | None) -> Checkpoint | None:
+        """The checkpoint that partial.json records; None without one, or if a file of it is damaged."""
+        if not recorded:
+            return None
+        files = {name: FileEntry(**entry) for name, entry in recorded["files"].items()}
+        return None if any(map(self.run.find_damage, files.values())) else Checkpoint(recorded["state"], files)
+
+    def _write_partial(self) -> None:
+        partial = {
+            "fingerprint": self.fingerprint,
+            "version": version("ogls-sd"),
+            "shard_size": self._shard_size,
+            "shards": {str(i): asdict(entry) for i, entry in sorted(self.finished.items())},
+        }
+        if self.checkpoint:
+            partial["checkpoint"] = asdict(self.checkpoint)
+        self.run.write_json(f"{self.folder}/partial.json", partial)
 
     def write_extra(self, table: Table, data: pa.Table) -> None:
         """Write an additional small table (one file) that the manifest of this stage lists."""

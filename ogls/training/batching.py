@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# What a micro-batch costs beyond its tokens, in tokens: one more micro-batch must save more padding than this. With
+# rollouts of 500 tokens and more, 64 in a step, less than 5% of the tokens are padding.
+_BATCH_TOKENS = 128
+
+
 @dataclass(frozen=True)
 class TrainItem:
     """One rollout to train on: T trained tokens with their targets, and the number of tokens with the tail NLL.
@@ -73,15 +78,32 @@ class Batch:
 def micro_batches(items: Sequence[TrainItem], max_tokens: int) -> list[list[TrainItem]]:
     """Group items of similar length, longest first, into micro-batches of at most `max_tokens` tokens with padding.
 
-    An item longer than `max_tokens` is a micro-batch by itself.
+    Of all such splits the one with the lowest cost is chosen: the tokens with padding, and `_BATCH_TOKENS` for each
+    micro-batch. An item longer than `max_tokens` is a micro-batch by itself.
     """
+    ordered = sorted(items, key=by_length, reverse=True)
+    lengths = [item.length for item in ordered]
+    best = [0.0] * (len(ordered) + 1)  # the cost of the first n items
+    start_of = [0] * (len(ordered) + 1)  # where the last micro-batch of the first n items starts
+    for end in range(1, len(ordered) + 1):
+        best[end] = float("inf")
+        for start in range(end - 1, -1, -1):
+            size = (end - start) * lengths[start]
+            if size > max_tokens and end - start > 1:
+                break
+            if (cost := best[start] + size + _BATCH_TOKENS) < best[end]:
+                best[end], start_of[end] = cost, start
     batches: list[list[TrainItem]] = []
-    for item in sorted(items, key=lambda i: (i.length, i.key), reverse=True):
-        if batches and (len(batches[-1]) + 1) * batches[-1][0].length <= max_tokens:
-            batches[-1].append(item)
-        else:
-            batches.append([item])
-    return batches
+    end = len(ordered)
+    while end:
+        batches.append(ordered[start_of[end] : end])
+        end = start_of[end]
+    return batches[::-1]
+
+
+def by_length(item: TrainItem) -> tuple[int, Key]:
+    """Return the sort key of items by length; items of one length are in the order of their keys."""
+    return item.length, item.key
 
 
 def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:

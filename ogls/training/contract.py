@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Needs = Literal["targets", "advantages", "correct", "references"]
 
 # A metric `x` is `train/x` in MLflow, and these names are taken there.
-_TAKEN = frozenset({"loss", "groups", "mixed_groups", "rate"})
+_TAKEN = frozenset({"loss", "groups", "mixed_groups", "padding", "rate"})
 _METRIC = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 

@@ -28,6 +28,12 @@ class MetricMeans:
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._tokens[name] = self._tokens.get(name, 0) + tokens
 
+    def merge(self, other: MetricMeans) -> None:
+        """Add the metrics of other tokens of the same step."""
+        for name, value in other._sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._tokens[name] = self._tokens.get(name, 0) + other._tokens[name]
+
     def to_column(self) -> list[tuple[str, float | None]] | None:
         """Return the column `metrics` of the table updates: (name, mean), None for a mean that is not finite.
 

@@ -13,11 +13,13 @@ from ogls.errors import ModelError, NonFiniteLoss
 from ogls.models.head import nll
 from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
-from ogls.training.batching import Batch, TrainItem, collate, micro_batches
+from ogls.training.batching import Batch, TrainItem, collate
 from ogls.training.choose import find_loss
 from ogls.training.contract import LossInputs, LossOutput
 from ogls.training.losses import TAIL_NLL
 from ogls.training.means import MetricMeans
+from ogls.training.ranks import Ranks
+from ogls.training.schedule import MicroBatch, order_steps, split_step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +39,8 @@ class Trainer:
     `state` is the result of `Trainer.state()` in an earlier round; without it, the optimizer and the warm-up of the
     learning rate start at step 0. `temperature` is the sampling temperature of the rollouts, for the policy gradient; 0
     counts as 1. `target_logits` maps the states of full-vocabulary targets to logits [n, V], by default with the head
-    of the policy; its V may be smaller, and then only its ids are compared. Raises ModelError for a policy in float16,
+    of the policy; its V may be smaller, and then only its ids are compared. With `ranks`, the processes that train
+    together, every method is called by all of them with the same arguments. Raises ModelError for a policy in float16,
     ConfigError for a user's loss that cannot be loaded.
     """
 
@@ -48,12 +51,14 @@ class Trainer:
         state: Mapping[str, Tensor] | None = None,
         temperature: float = 1.0,
         target_logits: Callable[[Tensor], Tensor] | None = None,
+        ranks: Ranks | None = None,
     ):
         import torch
 
         require_trainable(str(policy.head.dtype).removeprefix("torch."))
         self.policy, self.config, self.temperature = policy, config, temperature or 1.0
         self.target_logits = target_logits or policy.logits
+        self.ranks = ranks or Ranks()
         self.loss = find_loss(config)
         self.tail_loss = self.loss if self.loss.needs_only_tokens else TAIL_NLL
         self.names = sorted(policy.parameters)
@@ -62,25 +67,41 @@ class Trainer:
         )
         self.step = 0
         if state:
-            self._restore(state)
+            self.restore(None, state)
 
     def train_round(
-        self, items: Sequence[TrainItem], seed: int, progress: Progress = no_progress
+        self,
+        items: Sequence[TrainItem],
+        seed: int,
+        progress: Progress = no_progress,
+        finished: Sequence[dict[str, Any]] = (),
+        after_step: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
     ) -> list[dict[str, Any]]:
         """Train on all items for train.epochs epochs. Return the rows of the table `updates`, one per optimizer step.
 
-        The order of the items depends on `seed` and the epoch. Raises NonFiniteLoss, with the key of the rollout,
-        before a non-finite loss or gradient changes a weight.
+        The order of the items depends on `seed` and the epoch. `finished` are the rows of the steps that were done
+        before an interruption (see `restore`); `after_step` is called with all rows after each further step. Raises
+        NonFiniteLoss, with the key of the rollout, before a non-finite loss or gradient changes a weight.
         """
-        config, rows = self.config, []
-        # Nearly equal parts: AdamW takes a full step for any number of rollouts, so a small rest would count too much.
-        steps = -(-len(items) // config.batch_rollouts)
-        for epoch in range(config.epochs if steps else 0):
-            order = np.random.default_rng([seed, epoch]).permutation(len(items))
-            for part in np.array_split(order, steps):
-                rows.append({"epoch": epoch, **self.optimizer_step([items[i] for i in part])})
-                progress(len(rows), config.epochs * steps)
+        steps, rows = order_steps(items, self.config, seed), list(finished)
+        for epoch, step in steps[len(rows) :]:
+            rows.append({"epoch": epoch, **self.optimizer_step(step)})
+            after_step(rows)
+            progress(len(rows), len(steps))
         return rows
+
+    def _own_batches(self, items: Sequence[TrainItem]) -> tuple[list[MicroBatch], int]:
+        """The micro-batches of this rank, and how many further ones it has to take part in without items."""
+        shares = split_step(items, self.config.micro_batch_tokens, self.ranks.size)
+        own, longest = shares[self.ranks.rank], max(map(len, shares))
+        return own, longest - len(own) if self.ranks.in_step else 0
+
+    def _run_idle(self) -> Tensor:
+        """Run the body on one token, so that other ranks can gather its layers: a zero with a gradient."""
+        import torch
+
+        ids = torch.zeros(1, 1, dtype=torch.long, device=self.policy.device)
+        return self.policy.run_body(ids, torch.ones_like(ids), use_cache=False).last_hidden_state.sum() * 0
 
     def with_own_logprobs(self, items: Sequence[TrainItem]) -> list[TrainItem]:
         """Replace the log-probs of the policy gradient by those of the current policy at the sampling temperature.
@@ -91,9 +112,9 @@ class Trainer:
         import torch
 
         computed: dict[Any, Tensor] = {}
+        batches, idle = self._own_batches([item for item in items if item.old_logprobs is not None])
         with torch.no_grad():
-            sampled = [item for item in items if item.old_logprobs is not None]
-            for micro in micro_batches(sampled, self.config.micro_batch_tokens):
+            for micro in batches:
                 batch = collate(micro, self.policy.device)
                 hidden = self.policy.run_body(batch.ids, batch.mask, use_cache=False).last_hidden_state
                 states = self._at_temperature(hidden[batch.row, batch.position])
@@ -102,8 +123,11 @@ class Trainer:
                     for part in _chunks(len(states), self.config.head_tokens)
                 ]
                 logprobs = torch.cat(parts).cpu().split([item.trained for item in micro])
-                computed |= {item.key: own for item, own in zip(micro, logprobs, strict=True)}
-        return [replace(i, old_logprobs=computed[i.key]) if i.key in computed else i for i in items]
+                computed |= {item.key: own.numpy() for item, own in zip(micro, logprobs, strict=True)}
+            for _ in range(idle):
+                self._run_idle()
+        merged = {key: torch.from_numpy(own) for part in self.ranks.gather(computed) for key, own in part.items()}
+        return [replace(i, old_logprobs=merged[i.key]) if i.key in merged else i for i in items]
 
     def optimizer_step(self, items: Sequence[TrainItem]) -> dict[str, Any]:
         """Run one optimizer step on the items. Return its row of the table `updates` without the epoch.
@@ -119,14 +143,19 @@ class Trainer:
         tokens, tail_tokens = sum(i.trained for i in items), sum(i.tail for i in items)
         # Token weights are divided by their sum in the step, so uniform weights give the mean over tokens.
         trained_weight = sum(float(i.trained if i.weights is None else i.weights.sum()) for i in items)
-        token_loss = tail_nll = 0.0
         scales = 1 / max(trained_weight, 1e-9), weight / max(tail_tokens, 1)
-        means = MetricMeans()
+        batches, idle = self._own_batches(items)
+        sums, means = [0.0, 0.0], MetricMeans()
         with self.policy.checkpointing(config.gradient_checkpointing):
-            for micro in micro_batches(items, config.micro_batch_tokens):
-                sums = self._backward(collate(micro, self.policy.device), *scales, means)
-                token_loss, tail_nll = token_loss + sums[0] * scales[0], tail_nll + sums[1] / max(tail_tokens, 1)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
+            for micro in batches:
+                added = self._backward(collate(micro, self.policy.device), *scales, means)
+                sums = [a + b for a, b in zip(sums, added, strict=True)]
+            for _ in range(idle):
+                self._run_idle().backward()
+        self.ranks.sum_gradients(parameters)
+        sums, means = self._sum_over_ranks(sums, means)
+        token_loss, tail_nll = sums[0] * scales[0], sums[1] / max(tail_tokens, 1)
+        norm = self.ranks.whole(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)).item()
         if not np.isfinite(norm):
             raise NonFiniteLoss(
                 f"the gradient norm is {norm} at step {self.step + 1}, in rollouts {_format_keys(items)}; "
@@ -151,6 +180,14 @@ class Trainer:
             "tail_tokens": tail_tokens,
             "metrics": means.to_column(),
         }
+
+    def _sum_over_ranks(self, sums: list[float], means: MetricMeans) -> tuple[list[float], MetricMeans]:
+        """The sums of the losses and the metrics of all ranks, added up in their order: the same on each."""
+        total, merged = [0.0, 0.0], MetricMeans()
+        for part, others in self.ranks.gather((sums, means)):
+            total = [a + b for a, b in zip(total, part, strict=True)]
+            merged.merge(others)
+        return total, merged
 
     def _backward(self, batch: Batch, token_scale: float, tail_scale: float, means: MetricMeans) -> tuple[float, float]:
         """Add the gradient of a micro-batch, and its metrics to `means`.
@@ -220,6 +257,10 @@ class Trainer:
                 "train.learning_rate in it"
             )
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of the trained weights on the CPU, by name."""
+        return {name: self.ranks.whole(weight) for name, weight in self.policy.parameters.items()}
+
     def state(self) -> dict[str, Tensor]:
         """Return the optimizer state on the CPU, for safetensors: `step`, and a tensor `KIND:PARAMETER` for each kind
         of AdamW's state and each parameter."""
@@ -228,18 +269,25 @@ class Trainer:
         tensors = {"step": torch.tensor(self.step)}
         for name in self.names:
             for kind, value in self.optimizer.state.get(self.policy.parameters[name], {}).items():
-                tensors[f"{kind}:{name}"] = torch.as_tensor(value).detach().cpu().clone().contiguous()
+                tensors[f"{kind}:{name}"] = self.ranks.whole(torch.as_tensor(value))
         return tensors
 
-    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self.step = int(tensors["step"])
+    def restore(self, weights: Mapping[str, Tensor] | None, state: Mapping[str, Tensor]) -> None:
+        """Load the result of `state()` and, unless it is None, that of `weights()`."""
+        import torch
+
+        parameters = self.policy.parameters
+        with torch.no_grad():
+            for name, value in (weights or {}).items():
+                parameters[name].copy_(self.ranks.part(value, parameters[name]))
+        self.step = int(state["step"])
         index_of = {name: i for i, name in enumerate(self.names)}
-        state: dict[int, dict[str, Any]] = {}
-        for key, value in tensors.items():
+        by_index: dict[int, dict[str, Any]] = {}
+        for key, value in state.items():
             kind, separator, name = key.partition(":")
             if separator:
-                state.setdefault(index_of[name], {})[kind] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+                by_index.setdefault(index_of[name], {})[kind] = self.ranks.part(value, parameters[name])
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": by_index})
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:

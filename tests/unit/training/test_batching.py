@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from ogls.config import TrainConfig
 from ogls.models.policy import Policy
 from ogls.training.batching import TrainItem, collate, micro_batches
+from ogls.training.schedule import deal, order_steps, padding_share, split_step
 
 
 def item(i: int, prompt: int, tokens: int, trained: int = 0, tail: int = 0) -> TrainItem:
@@ -47,6 +50,49 @@ def test_micro_batches_contain_every_item_once_within_the_limit(limit: int) -> N
     assert sorted(i.key for b in batches for i in b) == sorted(i.key for i in items)
     assert all(len(b) == 1 or len(b) * max(i.length for i in b) <= limit for b in batches)
     assert len(batches) == (20 if limit == 1 else 1 if limit == 1000 else len(batches))
+
+
+def rollouts_like_real_ones(count: int, median: int) -> list[TrainItem]:
+    """Items with prompts of 100 tokens and log-normal lengths; one in a thousand has ten times the median."""
+    lengths = np.random.default_rng(7).lognormal(np.log(median), np.log(10) / 3.09, count)
+    return [TrainItem(("p", i), (1,) * 100, (2,) * int(n), trained=int(n)) for i, n in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+@pytest.mark.parametrize("median", [500, 2000])
+def test_less_than_five_percent_are_padding(median: int, ranks: int) -> None:
+    """With default settings, in every round of 1,024 rollouts; filling micro-batches to the limit pads 10 to 30%."""
+    config = TrainConfig()
+    items = rollouts_like_real_ones(1024, median)
+    steps = [step for _, step in order_steps(items, config, seed=0)]
+    assert padding_share(steps, config.micro_batch_tokens, ranks) < 0.05
+    filled = sum(len(part) * part[0].length for step in steps for part in fill(step, config.micro_batch_tokens))
+    assert sum(item.length for item in items) / filled < (0.95 if median < 1000 else 1)
+
+
+def fill(items: list[TrainItem], max_tokens: int) -> list[list[TrainItem]]:
+    """Micro-batches of as many items as the limit allows, longest first."""
+    batches: list[list[TrainItem]] = []
+    for one in sorted(items, key=lambda i: i.length, reverse=True):
+        if batches and (len(batches[-1]) + 1) * batches[-1][0].length <= max_tokens:
+            batches[-1].append(one)
+        else:
+            batches.append([one])
+    return batches
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_ranks_have_equal_work(ranks: int) -> None:
+    """Each rollout is on one rank, and in a step no rank has 10% more tokens than the mean of all."""
+    for _, step in order_steps(rollouts_like_real_ones(512, 500), TrainConfig(), seed=0):
+        shares = deal(step, ranks)
+        assert sorted(i.key for share in shares for i in share) == sorted(i.key for i in step)
+        tokens = [sum(i.length for i in share) for share in shares]
+        assert max(tokens) < 1.1 * sum(tokens) / ranks
+        split = split_step(step, 16384, ranks)
+        assert [sorted(i.key for b in share for i in b) for share in split] == [
+            sorted(i.key for i in share) for share in shares
+        ]
 
 
 def test_padding_does_not_change_states(policy: Policy) -> None:

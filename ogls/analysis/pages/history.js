@@ -19,7 +19,7 @@ const History = (() => {
     const about = `round ${round}: ${correct} of ${samples} correct${greedy === null ? "" : greedy ? ", greedy correct" : ", greedy wrong"}`;
     const inside = onCell ? make("button", { type: "button", title: about, "aria-label": about }, text) : make("span", { title: about }, text);
     if (onCell) inside.addEventListener("click", onCell);
-    return make("td", { class: "cell", style: `--share: ${Math.round((100 * correct) / Math.max(samples, 1))}%` }, inside);
+    return make("td", { class: "cell", style: `background-color: rgba(var(--plain), ${(0.55 * correct / Math.max(samples, 1)).toFixed(2)})` }, inside);
   };
   const table = (split, problems, onCell, current) => {
     const head = make("tr", {}, make("th", { scope: "col" }, "problem"), make("th", { scope: "col", class: "text" }, "answer"), ...split.rounds.map((r) => make("th", { scope: "col" }, String(r))));

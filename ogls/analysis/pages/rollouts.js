@@ -30,9 +30,14 @@
   for (const view of views) for (const group of view.groups) addGroup(view, group);
 
   const ask = async (path, values) => {
-    const answer = await fetch(`api/${path}?` + new URLSearchParams(values)), content = await answer.json();
-    if (!answer.ok) throw new Error(content.detail);
-    return content;
+    try {
+      const answer = await fetch(`api/${path}?` + new URLSearchParams(values)), content = await answer.json();
+      if (!answer.ok) throw new Error(content.detail);
+      return content;
+    } catch (error) {
+      query("count").textContent = `The server did not answer: ${error.message}`;
+      throw error;
+    }
   };
   const groupOf = async (view, round, problem_id) => {
     const known = groups.get(`${view.run}/${round}/${problem_id}`);

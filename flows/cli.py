@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import import_command, run_commands, seed_command, service_commands, store_commands
+from flows import import_command, page_commands, run_commands, seed_command, service_commands, store_commands
 from flows.console import (
     GROUPS,
     OPERATE,
@@ -246,6 +246,7 @@ def doctor(config: Config = Path("tiny"), set_: Set = None) -> None:
 
 
 store_commands.register(app)
+page_commands.register(app)
 run_commands.register(app)
 import_command.register(app)
 seed_command.register(app)

@@ -1,4 +1,4 @@
-"""Commands that read or clean the store: query, dataset, view, report, export, tables, runs, config, gc."""
+"""Commands that read or clean the store: query, dataset, export, tables, runs, config, gc."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ from flows.console import (
     LOOK,
     OPERATE,
     Config,
-    Open,
     Root,
     Set,
     count_of,
     err,
     out,
-    show_page,
     show_table,
-    write_file,
 )
 from ogls.errors import RunLocked, UserError
 from ogls.store import run_query
@@ -32,7 +29,7 @@ OneRun = Annotated[str | None, typer.Option("--run", help="Only this run; defaul
 
 def register(app: Any) -> None:
     """Add the commands to the command line."""
-    groups = {LOOK: (runs, query, tables, view, report), DATA: (dataset, export), OPERATE: (gc,)}
+    groups = {LOOK: (runs, query, tables), DATA: (dataset, export), OPERATE: (gc,)}
     for group, commands in groups.items():
         for command in commands:
             app.command(rich_help_panel=group)(command)
@@ -107,65 +104,6 @@ def dataset(
         origin = f"Made by `ogls dataset` from {run or 'all runs'}: rollouts for which `{where}`."
         write_dataset(rows, to, row_kind, origin)
     out.print(f"{count_of(len(rows), 'row')} of {kind} in {to}", soft_wrap=True, highlight=False)
-
-
-def view(
-    run: Annotated[str, typer.Argument(help="Name of a run.")],
-    rounds: Annotated[list[int] | None, typer.Option("--round", help="Only this round. Repeatable.")] = None,
-    problem: Annotated[str, typer.Option(help="Only rollouts of this problem.")] = "",
-    sample: Annotated[int | None, typer.Option(help="Only this sample of --problem.")] = None,
-    show: Annotated[
-        str, typer.Option("--show", help="Rollouts to show: all, steered, collapsed, fixed, correct or failed.")
-    ] = "all",
-    most: Annotated[int, typer.Option(help="Maximum number of rollouts.", min=1)] = 20,
-    policy: Annotated[
-        bool,
-        typer.Option(help="Run the policies to show the student's distributions; --no-policy loads only the head."),
-    ] = True,
-    to: Annotated[Path | None, typer.Option("--out", help="HTML file; default: <run>-tokens.html.")] = None,
-    open_: Open = False,
-    root: Root = "data/runs",
-) -> None:
-    """Write an HTML page that shows rollouts token by token, and how steering changes each token."""
-    from ogls.analysis.select_rollouts import SHOW
-    from ogls.analysis.token_view import build_token_view, render_token_view
-    from ogls.stages.run import open_run
-    from tasks.progress import show_progress_on, terminal_progress
-
-    if show not in SHOW:
-        raise UserError(f"unknown --show {show}; choices: {', '.join(SHOW)}")
-    if sample is not None and not problem:
-        raise UserError("--sample needs --problem: it is the number of a sample of that problem")
-    opened = open_run(root, run)
-    show_progress_on(err)
-    with terminal_progress("view", rounds[0] if rounds else 0) as progress:
-        data = build_token_view(opened, rounds or (), problem, sample, show, most, policy=policy, progress=progress)
-    path = to or Path(f"{run}-tokens.html")
-    write_file(path, render_token_view(data))
-    show_page(path, f"{count_of(len(data['rollouts']), 'rollout')} in ", open_)
-
-
-def report(
-    names: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Names of runs; all others are compared with the first.")
-    ],
-    to: Annotated[Path | None, typer.Option("--out", help="HTML file; default: <run>-report.html.")] = None,
-    tokens: Annotated[bool, typer.Option(help="Include the token view of some rollouts.")] = True,
-    policy: Annotated[bool, typer.Option(help="Run the policies for the token view; --no-policy is faster.")] = True,
-    open_: Open = False,
-    root: Root = "data/runs",
-) -> None:
-    """Write the report of a run, or a comparison of several runs, as one self-contained HTML file."""
-    from ogls.analysis.report import render_report as make
-    from ogls.stages.run import open_run
-    from tasks.progress import show_progress_on, terminal_progress
-
-    show_progress_on(err)
-    with terminal_progress("report", 0) as progress:
-        page = make([open_run(root, name) for name in names], tokens, policy, progress)
-    path = to or Path(f"{names[0]}-report.html")
-    write_file(path, page)
-    show_page(path, "", open_)
 
 
 def export(

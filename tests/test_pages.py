@@ -1,9 +1,11 @@
-"""The token view and the report in a browser: filters, hovering, keyboard, contrast in light and dark, hostile text."""
+"""The token view and the report in a browser: search, groups, hovering, keys, contrast, narrow pages, hostile text."""
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from browser import open_browser, save_screenshot
 from conftest import carry_out, small_config
 
 from ogls.analysis.report import render_report
-from ogls.analysis.token_view import build_token_view, render_token_view
+from ogls.analysis.serve import bind, create_app
+from ogls.analysis.token_view import TokenViewer, build_token_view, render_token_view
 from ogls.stages.run import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -69,6 +72,13 @@ def steered(data: dict[str, Any]) -> dict[str, Any]:
     return next(r for r in data["rollouts"] if "steered" in r["tags"])
 
 
+def gains_of(data: dict[str, Any], rollout: dict[str, Any]) -> list[float]:
+    """Return the steering of each token by the run's target, rounded to two decimals, as the groups have it."""
+    (group,) = [g for g in data["groups"] if (g["round"], g["problem_id"]) == (rollout["round"], rollout["problem_id"])]
+    (light,) = [r for r in group["rollouts"] if r["sample"] == rollout["sample"]]
+    return list(light["gains"])
+
+
 def address(path: Path, data: dict[str, Any], rollout: dict[str, Any]) -> str:
     """Return the address of a rollout in a page."""
     anchor = f"{data['run']}/r{rollout['round']:03d}/{rollout['problem_id']}/{rollout['sample']}"
@@ -81,8 +91,11 @@ def test_hovering_a_token_shows_its_distributions(page: Any, view: Path, data: d
     gains = [abs(lp[0]) for lp in numbers["logprobs"]["base"]]
     t = gains.index(max(gains))
     page.goto(address(view, data, rollout))
-    page.locator(f"#t0-{t}").hover()
     inspect = page.locator("[data-inspect]")
+    own_gains = gains_of(data, rollout)
+    opened = max(range(len(own_gains)), key=lambda t: abs(own_gains[t]))
+    assert f"Token {opened}:" in inspect.locator("h3").inner_text()  # the most moved one
+    page.locator(f"#t0-{t}").hover()
     assert f"Token {t}:" in inspect.locator("h3").inner_text()
     heads = inspect.locator("thead th").all_inner_texts()
     assert heads[0] == "token"
@@ -118,6 +131,7 @@ def test_the_view_works_by_keyboard(page: Any, view: Path, data: dict[str, Any])
     page.goto(address(view, data, steered(data)))
     flow = page.get_by_role("listbox", name="Tokens under")
     flow.focus()
+    page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     assert flow.get_attribute("aria-activedescendant") == "t0-2"
@@ -145,6 +159,7 @@ def test_the_view_works_by_keyboard(page: Any, view: Path, data: dict[str, Any])
     page.keyboard.press("Space")
     assert page.locator(".pane").count() == 2
     page.get_by_label("Recipe B").select_option("contrastive")
+    assert page.locator(".pane h3").nth(0).inner_text() != page.locator(".pane h3").nth(1).inner_text()
     assert page.locator(".pane h3").nth(1).inner_text().startswith("contrastive")
     assert {"target A", "target B"} <= set(page.locator("[data-inspect] thead th").all_inner_texts())
     page.get_by_label("Colour").select_option("kl")
@@ -164,7 +179,7 @@ def test_filters_and_links(page: Any, view: Path, data: dict[str, Any]) -> None:
         page.get_by_role("radio", name=label).first.check()
         assert page.locator("[data-list] li").count() == expected > 0
         assert page.get_by_role("status").inner_text() == f"{expected} of {len(data['rollouts'])} rollouts"
-        assert name in page.locator("[data-facts]").inner_text()
+        assert label.split(" (")[0] in page.locator("[data-facts]").inner_text()
     page.get_by_role("radio", name="all").focus()
     page.keyboard.press("ArrowDown")
     assert page.locator("input[value=fixed]").is_checked() or page.locator("input[value=all]").is_checked()
@@ -174,16 +189,20 @@ def test_filters_and_links(page: Any, view: Path, data: dict[str, Any]) -> None:
     shown = page.locator("[data-heading]").inner_text()
     page.reload()
     assert page.locator("[data-heading]").inner_text() == shown  # the address contains the rollout
-    page.get_by_text("Problem, reference solution and exemplars").click()
-    assert data["rollouts"][2]["problem"].split("\n")[0] in page.locator("[data-texts]").inner_text()
+    problem = data["problems"][data["rollouts"][2]["problem_id"]]
+    assert page.locator("[data-problem]").inner_text() == problem["problem"]
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    assert page.locator("[data-problem]").evaluate("e => e.getBoundingClientRect().top") >= 0  # in sight everywhere
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast_in_light_and_dark(page: Any, view: Path, data: dict[str, Any], scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)
     page.goto(address(view, data, steered(data)))
-    for selector in ("h1", ".legend", ".keys", ".facts dd", "[data-list] button", ".pane .sum", ".flow .t"):
-        for element in page.locator(selector).all():
+    page.locator("[data-history] summary").first.click()
+    selectors = ("h1", ".legend", ".keys", ".facts dd", "[data-list] button", ".verdict", ".pane .sum", ".flow .t")
+    for selector in (*selectors, ".card .t", ".branch .good", ".branch .bad", ".inspect td", ".matrix .cell"):
+        for element in page.locator(selector).all()[:40]:
             assert element.evaluate(_CONTRAST) >= 4.5, selector
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.get_by_role("button", name="Light or dark").click()
@@ -192,32 +211,211 @@ def test_text_has_contrast_in_light_and_dark(page: Any, view: Path, data: dict[s
 
 def test_no_text_of_a_run_is_markup_or_script(page: Any, data: dict[str, Any], tmp_path: Path) -> None:
     rollout = dict(steered(data))
+    name, joined = " ".join(HOSTILE), " ".join(HOSTILE)
     texts = [HOSTILE[i % len(HOSTILE)] for i in range(len(rollout["text"]))]
     exemplars = {"pool": "correct", "texts": [{"sample": 0, "text": t} for t in HOSTILE]}
-    fields = dict.fromkeys(("problem_id", "problem", "solution", "expected", "answer", "verdict"), " ".join(HOSTILE))
-    rollout |= {
-        **fields,
+    rollout |= dict.fromkeys(("answer", "verdict"), joined) | {
+        "problem_id": name,
         "text": texts,
         "exemplars": [exemplars],
         "later": {"round": 1, "how": HOSTILE[0], "text": HOSTILE[1]},
     }
-    vocabulary = dict.fromkeys(data["vocabulary"], HOSTILE[0])
-    hostile = data | {"run": HOSTILE[0], "model": HOSTILE[1], "rollouts": [rollout], "vocabulary": vocabulary}
+    light = {"verdict": joined, "outcome": "failed", "answer": joined, "why": joined}
+    group = [{**light, "sample": rollout["sample"], "text": texts}, {**light, "sample": 9, "text": texts[1:]}]
+    cells = [[1, 2, True]] * 3
+    hostile = data | {
+        **{"run": HOSTILE[0], "model": HOSTILE[1], "rollouts": [rollout]},
+        "vocabulary": dict.fromkeys(data["vocabulary"], HOSTILE[0]),
+        "groups": [{"round": rollout["round"], "problem_id": name, "rollouts": group}],
+        "problems": {name: dict.fromkeys(("problem", "solution", "expected"), joined)},
+        "history": [
+            {"split": HOSTILE[0], "rounds": [0, 1, 2], "total": 1}
+            | {"problems": [{"id": name, "problem": joined, "expected": joined, "cells": cells}]}
+        ],
+    }
     page.goto(f"file://{write_page(tmp_path / 'h.html', render_token_view(hostile))}")
-    page.get_by_text("Problem, reference solution and exemplars").click()
+    page.locator("[data-contexts] > summary").click()
+    page.locator("[data-history] summary").click()
     page.locator("#t0-1").hover()
     assert page.evaluate("window.hit") is None
     assert page.locator("main img, main script:not([type])").count() == 0
-    assert HOSTILE[0] in page.locator("[data-texts]").inner_text()
+    assert HOSTILE[0] in page.locator("[data-texts]").text_content()
     assert "\\u202eevil\\u202c" in page.locator("#t0-2").inner_text()  # direction marks are escaped
+
+
+def test_the_mouse_at_rest_selects_nothing(page: Any, view: Path, data: dict[str, Any]) -> None:
+    """Keys select tokens and change the recipe; the text under the mouse stays where it is, and selects nothing."""
+    page.goto(address(view, data, steered(data)))
+    resting = page.locator("#t0-3")
+    resting.hover()
+    assert "Token 3:" in page.locator("[data-inspect] h3").inner_text()
+    place = resting.bounding_box()
+    flow = page.locator(".flow")
+    flow.focus()
+    for key in ("Home", "r", "]", "]", "ArrowRight"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(60)  # a browser reports the mouse again after it has drawn
+    assert page.locator(".flow [aria-selected=true]").get_attribute("id") == "t0-1"
+    assert page.locator("#t0-3").bounding_box() == place
+
+
+def test_two_panels_are_never_the_same(page: Any, view: Path, data: dict[str, Any]) -> None:
+    page.goto(address(view, data, steered(data)))
+    page.get_by_label("Compare with a second recipe").check()
+    titles = page.locator(".pane h3")
+    for recipe in page.get_by_label("Recipe A").locator("option").all_inner_texts():
+        page.get_by_label("Recipe A").select_option(recipe)
+        page.get_by_label("Recipe B").select_option(recipe)
+        if titles.count() == 2:
+            first, second = titles.all_inner_texts()
+            assert first != second
+    for key in "]]]]]]]]":
+        page.locator(".flow").first.focus()
+        page.keyboard.press(key)
+        assert len(set(titles.all_inner_texts())) == 2
+    page.get_by_label("Colour").select_option("entropy")  # the same under every recipe
+    assert titles.count() == 1
+    assert page.get_by_label("Compare with a second recipe").is_disabled()
+
+
+def test_the_group_shows_where_rollouts_part(page: Any, view: Path, data: dict[str, Any]) -> None:
+    rollout = steered(data)
+    (group,) = [g for g in data["groups"] if (g["round"], g["problem_id"]) == (rollout["round"], rollout["problem_id"])]
+    page.goto(address(view, data, rollout))
+    cards = page.locator(".card")
+    assert cards.count() == len(group["rollouts"])
+    reference = next((r for r in group["rollouts"] if r["outcome"] == "correct"), group["rollouts"][0])
+    for card, other in zip(cards.all(), group["rollouts"], strict=True):
+        assert other["verdict"] in card.inner_text()
+        pairs = zip(other["text"], reference["text"], strict=False)
+        parts = next((t for t, (a, b) in enumerate(pairs) if a != b), None)
+        if parts is not None:
+            assert f"parts at token {parts}" in card.inner_text()
+            assert card.locator(".parts").inner_text().strip("\u23ce\n") == other["text"][parts].strip("\n")
+    leaves = page.locator(".tree li:not(:has(li)) .branch").all_inner_texts()
+    assert len(leaves) == len({tuple(r["text"]) for r in group["rollouts"]})  # equal rollouts are one leaf
+    other = next(r for r in group["rollouts"] if r["sample"] != rollout["sample"])
+    page.get_by_role("article", name=f"sample {other['sample']}").get_by_role("button").click()
+    assert page.locator("[data-heading]").inner_text().split(" sample ")[1].startswith(f"{other['sample']} ")
+    save_screenshot(page, "token-view-group")
+
+
+def test_search_in_the_page_finds_what_the_server_finds(
+    page: Any, finished: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One page with all rollouts, and one that asks the server, find the same rollouts and open them."""
+    viewer = TokenViewer(finished, policy=True)
+    whole = viewer.page_data(max_rollouts=3, whole=True)
+    assert whole["complete"]
+    static = write_page(tmp_path / "whole.html", render_token_view(whole))
+    (split,) = whole["history"]
+    with served(create_app(viewer, viewer.page_data(max_rollouts=3))) as url:
+        assert search_and_open(page, f"file://{static}") == search_and_open(page, url)
+        page.locator("[data-history] summary").click()
+        assert page.locator(".matrix tbody tr").count() == split["total"]
+        page.get_by_label("Problems to show").select_option("learned")
+        learned = sum(s[0] < 0.5 <= s[-1] for s in shares(split))
+        assert page.locator(".matrix tbody tr").count() == learned
+        page.get_by_label("Problems to show").select_option("all")
+        page.locator(".matrix tbody tr").first.get_by_role("button").last.click()  # its completions after round 2
+        page.get_by_role("button", name="Back to the rollout").wait_for()
+        assert page.locator("[data-problem]").inner_text() == split["problems"][0]["problem"]
+        assert page.locator(".card").count() == 3
+        assert not page.locator(".flow").is_visible()
+        page.get_by_role("button", name="Back to the rollout").click()
+        page.locator(".flow").wait_for()
+        page.wait_for_timeout(500)  # the list has been asked for
+
+
+def shares(split: dict[str, Any]) -> list[list[float]]:
+    return [[c[0] / c[1] for c in p["cells"]] for p in split["problems"]]
+
+
+def search_and_open(page: Any, url: str) -> list[str]:
+    """Search for failed rollouts of round 2 with a text, open the first one, and return what the page says."""
+    page.goto(url)
+    page.locator("[data-search] [name=verdict]").select_option("incorrect")
+    page.locator("[data-search] [name=round]").select_option("2")
+    page.locator("[data-search] [name=sort]").select_option("longest")
+    page.get_by_role("searchbox", name="Search all 64 rollouts").fill("BOXED")
+    page.get_by_role("status").get_by_text("found").wait_for()
+    page.wait_for_timeout(600)
+    status = page.get_by_role("status").inner_text()
+    listed = page.locator("[data-list] button").all_inner_texts()
+    assert len(listed) == int(status.split(" of ")[0]) > 0
+    page.locator("[data-list] button").first.click()
+    page.locator("[data-heading]").get_by_text(listed[0].split()[1]).wait_for()
+    return [status, *listed, page.locator("[data-heading]").inner_text(), page.locator(".tree").inner_text()]
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """The address of an application that is served until the end of the block."""
+    import uvicorn
+
+    bound, url = bind(0)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    yield url
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_curves_have_values_zoom_and_contrast(page: Any, finished: Run, tmp_path: Path, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"file://{write_page(tmp_path / 'r.html', render_report([finished], tokens=False))}")
+    loss = page.locator(".chart", has=page.get_by_text("Loss", exact=True))
+    (summary,) = finished.records.read("summaries", 1).to_pylist()
+    accuracy = page.locator(".chart", has=page.get_by_text("Accuracy", exact=True))
+    accuracy.locator("svg").focus()
+    page.keyboard.press("Escape")
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowRight")  # from round 0 to round 1
+    assert f"round 1 avg@k {summary['accuracy']:.4g}" in " ".join(accuracy.locator(".readout").inner_text().split())
+    assert "round 1" in loss.locator(".readout").inner_text()  # one cursor for all panels
+    page.get_by_label("per optimizer step").check()
+    updates = finished.records.read("updates", 2).to_pylist()
+    box = loss.locator("svg").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + 40)
+    assert f"step {updates[-1]['step']}" in loss.locator(".readout").inner_text()
+    assert f"{updates[-1]['loss']:.3g}"[:5] in loss.locator(".readout").inner_text()
+    before = loss.locator("svg text").all_inner_texts()
+    page.mouse.move(box["x"] + 60, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 40)
+    page.mouse.up()
+    assert loss.locator("svg text").all_inner_texts() != before
+    page.get_by_role("button", name="Show everything").first.click()
+    page.mouse.move(0, 0)
+    assert loss.locator("svg text").all_inner_texts() == before
+    for selector, property_ in ((".chart text", "fill"), (".chart .line", "stroke"), (".readout span", "color")):
+        for element in page.locator(selector).all()[:30]:
+            element.evaluate(f"(e) => {{ e.style.color = getComputedStyle(e).{property_}; }}")
+            assert element.evaluate(_CONTRAST) >= 4.5, selector
+
+
+def test_the_pages_fit_a_telephone(page: Any, view: Path, finished: Run, data: dict[str, Any], tmp_path: Path) -> None:
+    page.set_viewport_size({"width": 400, "height": 800})
+    report = write_page(tmp_path / "r.html", render_report([finished], tokens=False))
+    for url in (f"file://{report}", address(view, data, steered(data))):
+        page.goto(url)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        cut = page.evaluate(
+            "() => [...document.querySelectorAll('h1, h2, h3, p, figcaption, summary')]"
+            ".filter((e) => e.offsetParent && e.getBoundingClientRect().right > 400).map((e) => e.textContent)"
+        )
+        assert cut == []
 
 
 def test_the_report_links_to_the_token_view(page: Any, finished: Run, tmp_path: Path) -> None:
     other = carry_out(small_config(tmp_path / "store", "name=in-browser", "steer.recipe=sdpo", "rounds=1"))
     path = write_page(tmp_path / "r.html", render_report([finished, other]))
     page.goto(f"file://{path}")
-    assert page.get_by_role("img").count() == 5
-    for heading in ("Summary", "Curve", "Health", "Steering", "Configuration, and how to reproduce it"):
+    assert page.locator(".chart svg").count() >= 8
+    for heading in ("Summary", "Training curves", "Health", "Steering", "Configuration, and how to reproduce it"):
         assert page.get_by_role("heading", name=heading, exact=True).is_visible()
     overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert overflow <= 0  # wide tables scroll inside the page
@@ -229,7 +427,4 @@ def test_the_report_links_to_the_token_view(page: Any, finished: Run, tmp_path: 
     page.wait_for_timeout(200)
     heading = page.locator("[data-heading]").inner_text()
     assert heading.startswith("in-browser, round 1, ")
-    assert heading.endswith(name)
-    page.emulate_media(color_scheme="dark")
-    ink = page.locator("#curve svg text").first.evaluate("t => getComputedStyle(t).fill")
-    assert ink == page.evaluate("getComputedStyle(document.body).color")  # figures use the colours of the page
+    assert name in heading

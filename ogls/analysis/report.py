@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
-from ogls.analysis import report_figures
-from ogls.analysis.render import embed_json, render
+from ogls.analysis.curves import steering_curves, training_curves
+from ogls.analysis.health_table import health_in_words
+from ogls.analysis.render import render
 from ogls.analysis.rounds import HEADINGS, LEGEND, read_rounds, round_cells
 from ogls.analysis.token_view import build_token_view
 from ogls.config import to_toml
@@ -42,7 +43,8 @@ def render_report(
     for run in runs:
         if not run.records.rounds("scores"):
             raise UserError(f"run {run.config.name} has not been evaluated yet, so there is nothing to report")
-    results = {name: _query_runs(runs, name) for name in _QUERIES}
+    common = max(set.intersection(*(set(run.records.rounds("scores")) for run in runs)))
+    results = {name: _query_runs(runs, name, None if name == "summaries" else common) for name in _QUERIES}
     summaries = {n: [r for r in results["summaries"] if r["run"] == n] for n in names}
     views = []
     for done, run in enumerate(runs, start=1):
@@ -50,28 +52,36 @@ def render_report(
             rounds = _evenly_spaced(run.records.rounds("verdicts"))
             views.append(build_token_view(run, rounds, max_rollouts=15, per_round=1, policy=policy))
         progress(done, len(runs))
-    learned = results["learned_and_forgotten"]
+    lengths = {run.config.name: run.records.rounds("scores")[-1] for run in runs}
+    curves = training_curves(runs, summaries)
+    if len(set(lengths.values())) > 1:
+        curves["common"] = common
+    steering = steering_curves(names, results["direction_by_position"]) if results["direction_by_position"] else None
+    data = {"training-curves": curves}
+    data |= {"steering-curves": steering} if steering else {}
+    data |= {"token-data": views} if views else {}
     return render(
         "report.html.j2",
+        data,
         title=f"OGLS-SD: {', '.join(names)}",
-        runs=[_run_facts(run, summaries[run.config.name]) for run in runs],
+        runs=[_run_facts(run, summaries[run.config.name], common, results["health"]) for run in runs],
+        common=common,
+        lengths=", ".join(f"{n}: {last} rounds" for n, last in lengths.items()) if "common" in curves else "",
         differing=_differing_settings(runs),
-        comparison=_comparison(runs),
-        curve=report_figures.draw_accuracy(summaries),
-        measures=report_figures.draw_measures(summaries),
+        comparison=_comparison(runs, common),
         costs=results["stage_costs"],
-        costs_figure=report_figures.draw_costs(results["stage_costs"]),
-        learned=learned,
-        learned_figure=report_figures.draw_problem_states(learned),
-        steering_figure=_steering(results),
-        steered=results["most_steered_tokens"],
-        mistakes=results["first_mistakes"],
-        health=results["health"],
+        cost_bars=_cost_bars(results["stage_costs"]),
+        learned=results["learned_and_forgotten"],
+        problem_bars=_problem_bars(results["learned_and_forgotten"]),
+        steering=bool(steering),
+        class_bars=_class_bars(results["classes"]),
+        steered=[r for r in results["most_steered_tokens"] if r["mean_kl"]],
+        mistakes=[r for r in results["first_mistakes"] if r["with_mistake"]],
         rounds={run.config.name: [round_cells(row) for row in read_rounds(run.records)] for run in runs},
         headings=HEADINGS,
         legend=LEGEND,
         rollouts=[_rollout_list(view) for view in views],
-        tokens=embed_json(views) if views else "",
+        tokens=bool(views),
     )
 
 
@@ -112,18 +122,15 @@ _QUERIES = {
 }
 
 
-def _query_runs(runs: Sequence[Run], name: str) -> list[dict[str, Any]]:
-    """Return the rows of one query of the report, in the order of the runs."""
-    return [row for run in runs for row in run_query(run.store, _QUERIES[name], run.config.name).to_pylist()]
+def _query_runs(runs: Sequence[Run], name: str, last: int | None) -> list[dict[str, Any]]:
+    """Return the rows of one query of the report up to round `last`, in the order of the runs."""
+    return [row for run in runs for row in run_query(run.store, _QUERIES[name], run.config.name, last).to_pylist()]
 
 
-def _steering(results: Mapping[str, list[dict[str, Any]]]) -> Markup | None:
-    if not results["direction_by_position"]:
-        return None
-    return report_figures.draw_steering(results["direction_by_position"], results["classes"])
-
-
-def _run_facts(run: Run, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _run_facts(
+    run: Run, summaries: Sequence[Mapping[str, Any]], common: int, health_rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what the report says of one run; `last` is its summary of round `common`."""
     info = run.records.read_info() or {}
     health = run.records.newest_manifest("health")
     config = run.config
@@ -136,7 +143,12 @@ def _run_facts(run: Run, summaries: Sequence[Mapping[str, Any]]) -> dict[str, An
         "revision": info.get("revision"),
         "seed": config.seed,
         "first": summaries[0],
-        "last": summaries[-1],
+        "last": next(s for s in summaries if s["round"] == common),
+        "trained": len(run.records.rounds("updates")),
+        "health": health_in_words(
+            [r for r in health_rows if r["run"] == config.name],
+            len([n for n in run.records.rounds("health") if n <= common]),
+        ),
         "notice": health.metrics["notice"] if health else "",
         "toml": redact_credentials(to_toml(config)),
     }
@@ -149,15 +161,15 @@ def _differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
     return [(k, [f.get(k, "(not set)") for f in flat]) for k in keys if len({repr(f.get(k)) for f in flat}) > 1]
 
 
-def _comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return the difference in accuracy between the last evaluations of each run and the first run.
+def _comparison(runs: Sequence[Run], common: int) -> list[dict[str, Any]]:
+    """Return the difference in accuracy of each run to the first run, after round `common` of both.
 
     Pairs runs by problem; the interval is a 95% bootstrap interval over problems.
     """
     rows = []
-    first = _accuracy_by_problem(runs[0])
+    first = _accuracy_by_problem(runs[0], common)
     for run in runs[1:]:
-        accuracy = _accuracy_by_problem(run)
+        accuracy = _accuracy_by_problem(run, common)
         shared = sorted(set(first) & set(accuracy))
         if not shared:
             continue
@@ -168,16 +180,15 @@ def _comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def _accuracy_by_problem(run: Run) -> dict[tuple[str, str], float]:
-    """Return the accuracy of each benchmark problem in the last evaluation.
+def _accuracy_by_problem(run: Run, round_: int) -> dict[tuple[str, str], float]:
+    """Return the accuracy of each benchmark problem in the evaluation of a round.
 
     The key is (text, answer), which is the same in every run.
     """
-    last = run.records.rounds("scores")[-1]
     sql = (
         "SELECT problem, answer, avg((verdict = 'correct')::INT) AS accuracy "
         "FROM (SELECT benchmark, problem_id, verdict FROM scores "
-        f"WHERE round = {last} AND NOT greedy AND benchmark = (SELECT min_by(benchmark, place) FROM summaries)) "
+        f"WHERE round = {round_} AND NOT greedy AND benchmark = (SELECT min_by(benchmark, place) FROM summaries)) "
         "JOIN (SELECT problem_id, split AS benchmark, problem, answer FROM problems) USING (benchmark, problem_id) "
         "GROUP BY problem, answer"
     )
@@ -196,6 +207,43 @@ def _rollout_list(view: Mapping[str, Any]) -> dict[str, Any]:
         for r in view["rollouts"]
     ]
     return {"run": view["run"], "rows": sorted(rows, key=lambda r: (r["round"], r["problem_id"], r["sample"]))}
+
+
+def _cost_bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one bar per run: the wall time of its stages, longest first; a stage has one colour in all bars."""
+    stages = list(dict.fromkeys(r["stage"] for r in sorted(rows, key=lambda r: -r["seconds"])))
+    colours = {stage: index % 7 for index, stage in enumerate(stages)}
+    return _bars(
+        rows, lambda r: (r["stage"], colours[r["stage"]], r["seconds"], f"{r['seconds']:.1f} s ({r['share']:.0%})")
+    )
+
+
+def _problem_bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one bar per run: its known, learned, forgotten and unsolved benchmark problems."""
+    counts = Counter((r["run"], r["state"]) for r in rows)
+    states = {"known": 2, "learned": 0, "forgotten": 1, "unsolved": 7}  # state: colour
+    counted = [{"run": run, "state": s} for run in dict.fromkeys(r["run"] for r in rows) for s in states]
+    return _bars(counted, lambda r: (r["state"], states[r["state"]], n := counts[r["run"], r["state"]], str(n)))
+
+
+def _class_bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one bar per run: the mean KL(target || base) of each class of tokens."""
+    classes = {name: index % 7 for index, name in enumerate(dict.fromkeys(r["token_class"] for r in rows))}
+    return _bars(
+        [r for r in rows if r["kl"] is not None],
+        lambda r: (r["token_class"], classes[r["token_class"]], r["kl"], f"{r['kl']:.4f}"),
+    )
+
+
+def _bars(
+    rows: Sequence[Mapping[str, Any]], part: Callable[[Mapping[str, Any]], tuple[str, int, float, str]]
+) -> list[dict[str, Any]]:
+    """Return bars for the template, one per run; `part` gives name, colour, value and text of a row."""
+    names = ("name", "colour", "value", "text")
+    return [
+        {"run": run, "parts": [dict(zip(names, part(r), strict=True)) for r in rows if r["run"] == run]}
+        for run in dict.fromkeys(r["run"] for r in rows)
+    ]
 
 
 def _evenly_spaced(rounds: Sequence[int]) -> list[int]:

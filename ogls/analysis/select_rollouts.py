@@ -121,25 +121,27 @@ class RolloutSelector:
         return list(first.values())[:limit]
 
     def _fixed(self, rounds: list[int], limit: int) -> list[SelectedRollout]:
-        """Return failed rollouts of problems that were solved later.
+        """Return failed rollouts of problems that were solved later: steered ones first, then early ones.
 
-        Either most of the next rollouts of the problem are correct, or the newest policy solves it greedily.
+        Either at least half of the next rollouts of the problem are correct, or the newest policy solves it greedily.
         """
         fixed = []
         for row in self._query(named_queries()["failed_then_fixed"]):
-            if row["round"] in rounds:
+            if row["split"] == "train" and row["round"] in rounds:
                 later = {"round": row["next_round"], "how": f"{row['next_accuracy']:.0%} of its next rollouts correct"}
                 fixed.append(SelectedRollout(_rollout_id(row), {"fixed"}, later))
         if len(fixed) < limit and self.policy:
-            known = {rollout.id for rollout in fixed}
-            failed = f"verdicts WHERE outcome = 'failed' AND round IN ({', '.join(map(str, rounds))})"
-            earliest = self._query(f"""
-                FROM (SELECT *, max(round) OVER (PARTITION BY problem_id) AS latest FROM {failed})
-                QUALIFY 1 = row_number() OVER (PARTITION BY problem_id ORDER BY round, sample)
-                ORDER BY latest DESC, problem_id DESC LIMIT {_MAX_RESAMPLED + len(known)}""")
-            failed_ids = [i for i in map(_rollout_id, earliest) if i not in known]
-            fixed += self._solved_greedily(failed_ids[:_MAX_RESAMPLED])
-        return fixed[:limit]
+            known = {rollout.id[1] for rollout in fixed}
+            candidates = self._query(f"""
+                FROM ({self._rollouts_sql(rounds)} AND outcome = 'failed')
+                QUALIFY 1 = row_number() OVER (PARTITION BY problem_id ORDER BY kl IS NULL, round, kl DESC, sample)
+                ORDER BY kl IS NULL, round, kl DESC, problem_id LIMIT {_MAX_RESAMPLED + len(known)}""")
+            failed = [_rollout_id(row) for row in candidates if row["problem_id"] not in known]
+            fixed += self._solved_greedily(failed[:_MAX_RESAMPLED])
+        one_each: dict[str, SelectedRollout] = {}  # more problems rather than more rollouts of one
+        for rollout in fixed:
+            one_each.setdefault(rollout.id[1], rollout)
+        return list(one_each.values())[:limit]
 
     def _solved_greedily(self, failed: list[RolloutId]) -> list[SelectedRollout]:
         """Return the failed rollouts of the problems that the newest policy solves greedily."""

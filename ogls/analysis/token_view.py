@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ogls.analysis.render import embed_json, render
+from ogls.analysis.render import render
+from ogls.analysis.rollout_groups import GroupReader
+from ogls.analysis.rollout_search import read_history
 from ogls.analysis.select_rollouts import RolloutSelector, SelectedRollout
 from ogls.analysis.token_numbers import compute_token_numbers, shown_recipes, token_texts
 from ogls.distillation import exemplars, teacher
@@ -26,73 +28,33 @@ from ogls.store import run_query
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_TOKENS = 120_000  # tokens of all rollouts that a page can hold (about 1.6 MB); larger runs: `ogls view --serve`
 
-def build_token_view(
-    run: Run,
-    rounds: Sequence[int] = (),
-    problem: str = "",
-    sample: int | None = None,
-    show: str = "all",
-    max_rollouts: int = 12,
-    per_round: int = 0,
-    policy: bool = True,
-    progress: Progress = no_progress,
-) -> dict[str, Any]:
-    """Return the data of the token view: selected rollouts, each with the numbers of `compute_token_numbers`.
 
-    Selects the rollouts of `problem` (and `sample`), or about `max_rollouts` rollouts of the kinds in `show` from
-    `rounds` (default: all rounds). `per_round` adds up to that number of correct and of failed rollouts from every
-    round. Without `policy`, only the head of the model runs: the distribution of the student is shown only where it is
-    the base pool, and failed problems are not sampled again. Raises UserError if no rollout matches.
-    """
-    sampled = run.records.rounds("verdicts")
-    if not sampled:
-        raise UserError(f"run {run.config.name} has no verified rollouts yet")
-    if unknown := sorted(set(rounds) - set(sampled)):
-        verified = _format_rounds(sampled)
-        raise UserError(
-            f"run {run.config.name} has no verified rollouts in round {unknown[0]}; verified rounds: {verified}"
-        )
-    viewer = _Viewer(run, policy)
-    selected = RolloutSelector(run, viewer.problems_by_id, viewer.policy).select(
-        list(rounds) or sampled, problem, sample, show, max_rollouts, per_round
-    )
-    if not selected:
-        what = f"rollouts of problem {problem}" if problem else f"{show} rollouts"
-        searched = _format_rounds(list(rounds) or sampled)
-        raise UserError(f"no {what} in round {searched} of run {run.config.name}")
-    shown: list[dict[str, Any]] = []
-    for round_ in sorted({rollout.id[0] for rollout in selected}):
-        shown += viewer.round_data(round_, [rollout for rollout in selected if rollout.id[0] == round_])
-        progress(len(shown), len(selected))
-    order = {rollout.id: index for index, rollout in enumerate(selected)}
-    shown.sort(key=lambda r: order[r["round"], r["problem_id"], r["sample"]])
-    return {
-        "run": run.config.name,
-        "method": run.config.method,
-        "model": run.config.model.path,
-        "points": [vars(r) | {"weights": dict(r.weights)} for r in viewer.recipes],
-        "base": "base" if run.config.has_teacher else "student",
-        "mistake_nats": run.config.train.mistake_nats,
-        "until": run.config.train.until,
-        "projected": run.config.steer.project != "none",
-        "vocabulary": viewer.vocabulary(shown),
-        "rollouts": shown,
-    }
+def build_token_view(run: Run, *arguments: Any, policy: bool = True, **named: Any) -> dict[str, Any]:
+    """Return the data of the token view of a run (`TokenViewer.page_data` with these arguments)."""
+    return TokenViewer(run, policy).page_data(*arguments, **named)
 
 
 def render_token_view(data: dict[str, Any]) -> str:
-    """Return the token view of one run as a separate HTML page."""
+    """Return the token view of one run as a separate HTML page; `data["served"]`: the page asks its server for more."""
     about = f"Method {data['method']}, model {data['model']}. All numbers are exact to 1e-4 nats."
     if data["projected"]:
         about += " The run distils the projection of the target (steer.project); the page shows the whole target."
-    return render("view.html.j2", title=f"{data['run']}: tokens", about=about, tokens=embed_json([data]))
+    title, served = f"{data['run']}: tokens", bool(data.get("served"))
+    return render("view.html.j2", {"token-data": [data]}, served, title=title, about=about)
 
 
-class _Viewer:
-    """Computes the data of rollouts with the models of a run, which it loads once."""
+class TokenViewer:
+    """Computes the data of rollouts with the models of a run, which it loads once.
+
+    Without `policy`, only the head of the model runs: the distribution of the student is shown only where it is the
+    base pool, and failed problems are not sampled again. Raises UserError if no rollout of the run is verified.
+    """
 
     def __init__(self, run: Run, policy: bool):
+        if not run.records.rounds("verdicts"):
+            raise UserError(f"run {run.config.name} has no verified rollouts yet")
         self.run = run
         self.policy = run.load_policy() if policy else None
         if self.policy:
@@ -103,6 +65,80 @@ class _Viewer:
         pools = set(run.config.pools()) if run.config.has_teacher else set()
         self.recipes = shown_recipes(run.config.steer, pools, trained=policy)
         self.problems_by_id = {p.problem_id: p for p in run.problems("train")}
+        self.groups = GroupReader(run, self.tokenizer, self.problems_by_id)
+
+    def page_data(
+        self,
+        rounds: Sequence[int] = (),
+        problem: str = "",
+        sample: int | None = None,
+        show: str = "all",
+        max_rollouts: int = 12,
+        per_round: int = 0,
+        progress: Progress = no_progress,
+        whole: bool = False,
+    ) -> dict[str, Any]:
+        """Return the data of a page: selected rollouts, each with the numbers of `compute_token_numbers`, and groups.
+
+        Selects the rollouts of `problem` (and `sample`), or about `max_rollouts` rollouts of the kinds in `show` from
+        `rounds` (default: all rounds). `per_round` adds up to that number of correct and of failed rollouts from every
+        round. The groups are those of the selected rollouts; with `whole`, all groups of the run if they have at most
+        MAX_TOKENS tokens. Raises UserError if no rollout matches.
+        """
+        run, sampled = self.run, self.run.records.rounds("verdicts")
+        if unknown := sorted(set(rounds) - set(sampled)):
+            raise UserError(
+                f"run {run.config.name} has no verified rollouts in round {unknown[0]}; verified rounds: "
+                f"{_format_rounds(sampled)}"
+            )
+        selected = RolloutSelector(run, self.problems_by_id, self.policy).select(
+            list(rounds) or sampled, problem, sample, show, max_rollouts, per_round
+        )
+        if not selected:
+            what = f"rollouts of problem {problem}" if problem else f"{show} rollouts"
+            searched = _format_rounds(list(rounds) or sampled)
+            raise UserError(f"no {what} in round {searched} of run {run.config.name}")
+        shown: list[dict[str, Any]] = []
+        for round_ in sorted({rollout.id[0] for rollout in selected}):
+            shown += self.round_data(round_, [rollout for rollout in selected if rollout.id[0] == round_])
+            progress(len(shown), len(selected))
+        order = {rollout.id: index for index, rollout in enumerate(selected)}
+        shown.sort(key=lambda r: order[r["round"], r["problem_id"], r["sample"]])
+        total, tokens = self.groups.count()
+        complete = whole and tokens <= MAX_TOKENS
+        groups = self.groups.read(self.groups.ids() if complete else {rollout.id[:2] for rollout in selected})
+        return {
+            "run": run.config.name,
+            "method": run.config.method,
+            "model": run.config.model.path,
+            "points": [vars(r) | {"weights": dict(r.weights)} for r in self.recipes],
+            "base": "base" if run.config.has_teacher else "student",
+            "mistake_nats": run.config.train.mistake_nats,
+            "until": run.config.train.until,
+            "projected": run.config.steer.project != "none",
+            "vocabulary": self.vocabulary(shown),
+            "rollouts": shown,
+            "groups": groups,
+            "problems": self.groups.problems({g["problem_id"] for g in groups}),
+            "history": read_history(run),
+            "total": total,
+            "complete": complete,
+            "sampled": sampled,
+        }
+
+    def read_group(self, round_: int, problem: str) -> dict[str, Any]:
+        """Return the group of a problem in a round. Raises UserError if there is none."""
+        verified = round_ in self.run.records.rounds("verdicts")
+        if not (groups := self.groups.read([(round_, problem)]) if verified else []):
+            raise UserError(f"run {self.run.config.name} has no rollouts of problem {problem} in round {round_}")
+        return groups[0]
+
+    def one(self, round_: int, problem: str, sample: int) -> dict[str, Any]:
+        """Return the data of one rollout, and the texts of the token ids in it. Raises UserError if there is none."""
+        if all(r["sample"] != sample for r in self.read_group(round_, problem)["rollouts"]):
+            raise UserError(f"problem {problem} has no sample {sample} in round {round_}")
+        (shown,) = self.round_data(round_, [SelectedRollout((round_, problem, sample))])
+        return {"rollout": shown, "vocabulary": self.vocabulary([shown])}
 
     def round_data(self, round_: int, selected: Sequence[SelectedRollout]) -> list[dict[str, Any]]:
         """Return the data of the selected rollouts of one round."""
@@ -121,21 +157,17 @@ class _Viewer:
         for choice in selected:
             key = choice.id[1:]
             rollout, verdict = by_key[key], verdicts[key]
-            problem = self.problems_by_id[key[0]]
             rows.append(
                 {
                     "round": round_,
                     "problem_id": key[0],
                     "sample": key[1],
                     "tags": sorted(choice.tags),
-                    "problem": problem.problem,
-                    "expected": problem.answer,
-                    "solution": problem.solution,
                     **{n: verdict[n] for n in ("verdict", "outcome", "answer")},
                     "text": token_texts(self.tokenizer, rollout.token_ids),
                     "exemplars": [self._pool_texts(groups[key[0]], *pair) for pair in exemplars_of.get(key, [])],
                     "later": choice.later,
-                    "note": note if rollout.outcome != "undecided" else "not scored: the verdict is undecided",
+                    "note": note or self.groups.reasons(groups[key[0]]).get(key, ""),
                     "numbers": self._numbers(rollout.token_ids, states.get(key, {})),
                 }
             )
@@ -155,9 +187,9 @@ class _Viewer:
         return vars(compute_token_numbers(cut, ids, self.recipes, head, limit))
 
     def _cached_states(self, round_: int, keys: set[Key]) -> tuple[dict[Key, dict[str, Tensor]], str]:
-        """Return the cached states of some rollouts by pool, and the note for rollouts without states."""
+        """Return the cached states of some rollouts by pool, and why the round has none, if it has none."""
         if not self.run.config.has_teacher:
-            return {}, "this method has no teacher; only the effect of training is shown"
+            return {}, ""
         states: dict[Key, dict[str, Tensor]] = {}
         try:
             entries = self.run.records.list_shards("teacher_states", round_)
@@ -169,7 +201,7 @@ class _Viewer:
                     states[key] = {str(p): s.float() for p, s in pools.items()}
                     if self.run.config.teacher.anchor == "policy":  # the base pool has the states of the student
                         states[key]["student"] = states[key]["base"]
-        return states, "not scored: train.rollouts excludes it, or a pool has no exemplar"
+        return states, ""
 
     def _policies(self, round_: int) -> Iterable[tuple[str, Any]]:
         """Return name and adapter of the policies to run: the policy that sampled, and the policy after training."""

@@ -88,23 +88,37 @@ class ContextPlanner:
         Raises ModelError if the context of the model has no room for an exemplar.
         """
         plan = TeacherPlan()
-        by_outcome = {o: self._ordered([r for r in rollouts if r.outcome == o]) for o in ("correct", "failed")}
-        mixed = all(by_outcome.values())
         contexts = _Contexts(self, problem)
-        required = set(self.config.steer.recipe_for(problem.columns.get("source")).pools())
+        chosen = self.choose(problem, rollouts)
         for rollout in rollouts:
-            reason = self._exclusion_reason(rollout, mixed)
-            pools = None if reason else self._pools(rollout, problem, by_outcome)
-            missing = [] if pools is None else sorted(p for p in required if not pools.get(p))
-            if reason or missing:
-                plan.left_out[reason or f"no_{missing[0]}_exemplar"] += 1
+            pools = chosen[rollout.key]
+            if isinstance(pools, str):
+                plan.left_out[pools] += 1
                 continue
             tokens = rollout.token_ids[: self.config.train.tokens]
-            for pool, exemplars in (pools or {}).items():
+            for pool, exemplars in pools.items():
                 if exemplars:
                     plan.scored.append(contexts.scored(rollout.key, pool, tokens, exemplars))
         plan.cut = contexts.cut
         return plan
+
+    def choose(self, problem: Problem, rollouts: Sequence[Rollout]) -> dict[Key, dict[Pool, list[Exemplar]] | str]:
+        """Return, for each rollout of a group, its exemplars by pool, or the reason why it is left out.
+
+        The reasons are undecided, already_correct, failed, group_not_mixed and no_POOL_exemplar.
+        """
+        by_outcome = {o: self._ordered([r for r in rollouts if r.outcome == o]) for o in ("correct", "failed")}
+        mixed = all(by_outcome.values())
+        required = set(self.config.steer.recipe_for(problem.columns.get("source")).pools())
+        chosen: dict[Key, dict[Pool, list[Exemplar]] | str] = {}
+        for rollout in rollouts:
+            if reason := self._exclusion_reason(rollout, mixed):
+                chosen[rollout.key] = reason
+                continue
+            pools = self._pools(rollout, problem, by_outcome)
+            missing = sorted(p for p in required if not pools.get(p))
+            chosen[rollout.key] = f"no_{missing[0]}_exemplar" if missing else pools
+        return chosen
 
     def _exclusion_reason(self, rollout: Rollout, mixed: bool) -> str:
         """Why train.rollouts excludes a rollout; empty if it is trained on."""

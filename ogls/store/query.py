@@ -57,8 +57,8 @@ def named_queries() -> dict[str, str]:
     }
 
 
-def run_query(store: Store, sql: str, run: str | None = None) -> pa.Table:
-    """The result of one SELECT over all runs, or over `run`, as an Arrow table.
+def run_query(store: Store, sql: str, run: str | None = None, last: int | None = None) -> pa.Table:
+    """The result of one SELECT over all runs, or over `run`, as an Arrow table; with `last`, up to round `last`.
 
     `.to_pandas()` and `polars.from_arrow()` convert it to a data frame. The query can read only the store and
     cannot write. Raises UserError if `sql` is not one SELECT statement, or if DuckDB raises an error.
@@ -68,10 +68,12 @@ def run_query(store: Store, sql: str, run: str | None = None) -> pa.Table:
     # A query can read the folder that DuckDB spills to, so that folder must be otherwise empty.
     with tempfile.TemporaryDirectory(prefix="ogls-duckdb-") as spill:
         con = duckdb.connect(":memory:", config={"memory_limit": _MEMORY, "temp_directory": spill})
-        return _run_restricted(con, store, sql, run)
+        return _run_restricted(con, store, sql, run, last)
 
 
-def _run_restricted(con: duckdb.DuckDBPyConnection, store: Store, sql: str, run: str | None) -> pa.Table:
+def _run_restricted(
+    con: duckdb.DuckDBPyConnection, store: Store, sql: str, run: str | None, last: int | None
+) -> pa.Table:
     import duckdb
 
     try:
@@ -79,7 +81,7 @@ def _run_restricted(con: duckdb.DuckDBPyConnection, store: Store, sql: str, run:
         types = [s.type.name for s in statements]
         if types != ["SELECT"]:
             raise UserError(f"expected one SELECT statement, got {', '.join(types) or 'an empty text'}")
-        define_views(con, store, run, _names_in(sql))
+        define_views(con, store, run, _names_in(sql), last)
         _restrict_access(con, store)
         return con.sql(statements[0].query).to_arrow_table()
     except duckdb.Error as error:
@@ -113,9 +115,13 @@ def export_database(store: Store, path: Path, run: str | None = None) -> None:
 
 
 def define_views(
-    con: duckdb.DuckDBPyConnection, store: Store, run: str | None = None, names: Collection[str] = _ALL
+    con: duckdb.DuckDBPyConnection,
+    store: Store,
+    run: str | None = None,
+    names: Collection[str] = _ALL,
+    last: int | None = None,
 ) -> None:
-    """Create the views `names` in a connection.
+    """Create the views `names` in a connection; with `last`, they end with round `last`.
 
     Raises StoreError, listing the existing runs, if `run` does not exist.
     """
@@ -127,11 +133,15 @@ def define_views(
             raise StoreError(f"no run {run} in {store.root}; existing runs: {existing}")
     if not store.storage.local:
         con.register_filesystem(store.storage.file_system())
+
+    def finished(run: RunStore, table: str) -> list[Manifest]:
+        return [m for m in run.manifests(table) if last is None or m.round <= last]
+
     for table in (t for n, t in TABLES.items() if n in names):
-        parts = [p for r in runs for p in _selects(r, table, r.manifests(table.name))]
+        parts = [p for r in runs for p in _selects(r, table, finished(r, table.name))]
         con.execute(f"CREATE VIEW {table.name} AS {' UNION ALL BY NAME '.join([_empty_select(table), *parts])}")
     if "stages" in names:
-        found = [(r.name, m) for r in runs for t in TABLES.values() if not t.owner for m in r.manifests(t.name)]
+        found = [(r.name, m) for r in runs for t in TABLES.values() if not t.owner for m in finished(r, t.name)]
         con.register("finished", pa.Table.from_pylist([_stage_row(*pair) for pair in found], schema=_STAGES))
         con.execute("CREATE TABLE stages AS SELECT * FROM finished ORDER BY written")
         con.unregister("finished")

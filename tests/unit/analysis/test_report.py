@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import carry_out, small_config
@@ -15,6 +17,7 @@ from flows.cli import app
 from ogls.analysis.report import render_report
 from ogls.errors import UserError
 from ogls.stages.run import Run
+from ogls.store import run_query
 
 VOID = {"meta", "input", "br", "img", "link", "path", "use", "rect", "line", "circle"}
 
@@ -56,8 +59,8 @@ def test_the_report_is_one_file_with_every_section(page: str) -> None:
     outline = Outline()
     outline.feed(page)
     assert outline.unclosed == []
-    sections = {"summary", "curve", "health", "measures", "costs", "problems", "steering", "rollouts", "tokens"}
-    assert sections | {"configuration"} <= set(outline.ids)
+    sections = {"summary", "curve", "health", "costs", "problems", "steering", "rollouts", "tokens", "configuration"}
+    assert sections | {"training-curves", "steering-curves", "token-data"} <= set(outline.ids)
     assert len(outline.ids) == len(set(outline.ids)), "two elements have the same id"
     for link in outline.links:
         assert link.startswith("#")
@@ -69,21 +72,48 @@ def test_the_report_is_one_file_with_every_section(page: str) -> None:
     assert "default-src 'none'" in html.unescape(page)
 
 
-def test_the_report_has_the_results_of_the_runs(page: str, finished: Run, other: Run) -> None:
+def test_the_report_has_the_results_of_the_runs_at_equal_rounds(page: str, finished: Run, other: Run) -> None:
+    assert "tiny: 2 rounds, sibling: 1 rounds" in page
+    assert "compares them at round 1" in page
     for run in (finished, other):
-        last = run.records.read("summaries", run.config.rounds).to_pylist()[0]
-        assert f"<td>{last['accuracy']:.3f}</td>" in page
+        (at_round_1,) = run.records.read("summaries", 1).to_pylist()
+        assert f"<td>{at_round_1['accuracy']:.3f}</td>" in page.split('id="curve"')[0]
     assert "train.objective" in page.split("Settings in which the runs differ")[1]
     assert "Compared with tiny" in page
-    assert page.count('<svg role="img"') == 5
     assert "ogls train sibling.toml --set name=sibling-again" in page
     assert "rank = 32" in page
+    costs = run_query(
+        finished.store, "SELECT sum(seconds) AS s FROM stages WHERE stage = 'train' AND round = 1", "tiny"
+    )
+    assert f"train {costs.to_pylist()[0]['s']:.1f} s" in page
+
+
+def test_the_curves_have_every_round_and_every_step(page: str, finished: Run, other: Run) -> None:
+    curves = embedded(page, "training-curves")
+    assert (curves["runs"], curves["common"]) == (["tiny", "sibling"], 1)
+    panels = {p["title"]: p for p in curves["panels"]}
+    assert {"Accuracy", "pass@k, k = samples", "Loss", "Learning rate", "Entropy", "KL(policy || base)"} <= set(panels)
+    assert [line["x"] for line in panels["Loss"]["round"]] == [[1, 2], [1]]
+    updates = run_query(finished.store, "SELECT step, loss FROM updates ORDER BY step", "tiny").to_pylist()
+    by_step = panels["Loss"]["step"][0]
+    assert (by_step["x"], len(by_step["x"])) == ([u["step"] for u in updates], len(updates))
+    assert by_step["y"] == pytest.approx([u["loss"] for u in updates], rel=1e-4)
+    assert panels["Accuracy"]["step"][0]["x"][0] == 0  # round 0 is before the first step
+    assert max(panels["Accuracy"]["step"][0]["x"]) == updates[-1]["step"]
+    assert curves["zero"]
+    for title in curves["zero"]:
+        assert title not in panels  # a measure that is 0 everywhere is named, not drawn
+
+
+def embedded(page: str, name: str) -> Any:
+    """Return the data that a page has under an id."""
+    return json.loads(page.split(f'id="{name}">')[1].split("</script>")[0])
 
 
 def test_a_run_compared_with_itself_has_difference_zero(finished: Run) -> None:
     from ogls.analysis.report import _comparison
 
-    (row,) = _comparison([finished, finished])
+    (row,) = _comparison([finished, finished], 2)
     assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
     assert row["problems"] == 8
 

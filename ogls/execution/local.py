@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from ogls.execution.work import FinishedShard, Shard, ShardWork, write_shard
 from ogls.store.writer import ShardWriter
@@ -13,7 +13,7 @@ def carry_out(
     writer: ShardWriter,
     shards: Sequence[Shard],
     progress: Callable[[Shard, int, int], None],
-) -> Iterator[FinishedShard]:
+) -> Generator[FinishedShard]:
     """Yield each shard when it is in the store. `progress(shard, done, total)` is called within a shard."""
     if not shards:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any, TypeVar
 
 from ogls.execution import local
@@ -49,11 +50,12 @@ def carry_out_shards(
         finished = carry_out_on_ray(run, work, writer, unfinished)
     else:
         finished = local.carry_out(lambda: work(run, writer.round), writer, unfinished, within)
-    for shard in finished:
-        writer.record_shard(shard.index, shard.entry)
-        if shard.worker:
-            writer.workers[shard.worker] += 1
-        facts.append(shard.facts)
-        done += sizes[shard.index]
-        progress(done, total)
+    with closing(finished):  # an error here ends what is under way
+        for shard in finished:
+            writer.record_shard(shard.index, shard.entry)
+            if shard.worker:
+                writer.workers[shard.worker] += 1
+            facts.append(shard.facts)
+            done += sizes[shard.index]
+            progress(done, total)
     return facts

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ogls.config import RunConfig
 from ogls.digests import known_files
+from ogls.errors import ClusterUnavailable, UserError
 from ogls.execution.node_check import Expected, write_token
 from ogls.execution.work import FinishedShard, Job, Shard, ShardWork
 from ogls.revision import code_version
@@ -27,13 +28,24 @@ _pool: RayPool | None = None
 
 def carry_out_on_ray(
     run: Run, work: Callable[[Run, int], ShardWork], writer: StageWriter, shards: Sequence[Shard]
-) -> Iterator[FinishedShard]:
-    """Yield each shard when a worker has written it to the store, in any order."""
+) -> Generator[FinishedShard]:
+    """Yield each shard when a worker has written it to the store, in any order.
+
+    After an error of the cluster, a retry of the stage connects anew.
+    """
     if not shards:
         return
-    pool = shared_pool(run)
-    job = Job(pool.expected.config, writer.round, writer.table.name, writer.epoch, partial(_open_work, work))
-    yield from pool.carry_out(job, shards, writer.notices.append)
+    try:
+        pool = shared_pool(run)
+        job = Job(pool.expected.config, writer.round, writer.table.name, writer.epoch, partial(_open_work, work))
+        yield from pool.carry_out(job, shards, writer.notices.append)
+    except Exception as error:
+        if isinstance(error, ClusterUnavailable) or not isinstance(error, UserError):
+            from ogls.execution.ray_cluster import disconnect
+
+            end_workers()
+            disconnect()
+        raise
 
 
 def _open_work(
@@ -62,9 +74,9 @@ def shared_pool(run: Run) -> RayPool:
 def end_workers() -> None:
     """End the workers of this process, if it has any."""
     global _pool
-    if _pool:
-        _pool.close()
-    _pool = None
+    ended, _pool = _pool, None
+    if ended:
+        ended.close()
 
 
 def worker_config(config: RunConfig) -> RunConfig:

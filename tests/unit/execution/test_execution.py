@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,20 @@ import pytest
 from conftest import REPO, small_config
 
 from ogls.config import RunConfig, build_config
-from ogls.errors import ConfigError, StoreError
+from ogls.errors import ClusterUnavailable, ConfigError, StoreError
 from ogls.execution import node_check, ray_cluster
 from ogls.execution.node_check import find_problems, remove_token, require_token
 from ogls.execution.ray_cluster import Node, find_room, require_ray
 from ogls.execution.ray_worker import Worker
-from ogls.execution.work import Job
+from ogls.execution.work import FinishedShard, Job, Shard
 from ogls.models.policy import Policy
 from ogls.records import VERDICTS
 from ogls.stages import sample, teach, workers
 from ogls.stages.run import Run
-from ogls.stages.shards import divide
+from ogls.stages.shards import carry_out_shards, divide
 from ogls.store import Store
-from ogls.store.writer import ShardWriter
+from ogls.store.manifest import FileEntry
+from ogls.store.writer import ShardWriter, StageWriter
 
 
 def expected_for(root: Path, *overrides: str) -> node_check.Expected:
@@ -176,3 +178,41 @@ def test_auto_finds_the_cluster_of_ray_start_and_of_the_environment(
     assert ray_cluster._running_address() == ""  # it has ended
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert ray_cluster._running_address() == "head:6379"
+
+
+class FakePool:
+    """A pool whose first shard is under way for ever, or whose cluster is lost."""
+
+    def __init__(self, expected: node_check.Expected, lost: bool):
+        self.expected, self.lost, self.ended, self.closed = expected, lost, False, False
+
+    def carry_out(self, job: Job, shards: Sequence[Shard], notice: Any) -> Iterator[FinishedShard]:
+        try:
+            if self.lost:
+                raise ClusterUnavailable("no worker has started")
+            while True:
+                yield FinishedShard(0, FileEntry("verdicts/x", "verdicts", 1, 1, "0"), {})
+        finally:
+            self.ended = True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_error_ends_the_shards_that_are_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    run = Run(small_config(tmp_path, "execution.workers=ray"))
+    pool = FakePool(expected_for(tmp_path), lost)
+    monkeypatch.setattr(workers, "shared_pool", lambda run: pool)
+    monkeypatch.setattr(workers, "_pool", pool)
+
+    def progress(done: int, total: int) -> None:
+        raise StoreError("the disk is full")
+
+    with pytest.raises(ClusterUnavailable if lost else StoreError):
+        carry_out_shards(run, print, StageWriter(run.records, VERDICTS, 1, "f"), divide([1, 2], 1), 1, progress)
+    assert pool.ended
+    assert pool.closed == lost  # a retry of the stage connects to the cluster anew
+    assert workers._pool is (None if lost else pool)

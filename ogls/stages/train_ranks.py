@@ -95,7 +95,7 @@ def _train_as_rank(part: RoundPart, rank: int, size: int, report: Callable[[Any]
     """
     run = Run(part.config)
     run.records = RunStore(part.storage, part.config.name)
-    ranks = KINDS[part.config.train.parallel](rank, size)
+    ranks = KINDS[part.config.train.parallel](rank, size, resolve_device(part.config.model).type)
     tell = report if rank == 0 else lambda value: None
     state, _ = _train(part, ranks, run, lambda done, total: tell((done, total)), tell)
     hashes = ranks.gather(Adapter.from_bytes(state.weights).hash)

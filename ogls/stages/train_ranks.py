@@ -79,6 +79,10 @@ def train_on_ranks(
             progress(*value)
 
     device = resolve_device(part.config.model).type
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()  # the ranks need what earlier stages of this process have freed
     return run_ranks(partial(_train_as_rank, part), count, device, receive)[0], run.load_policy(part.start)
 
 

@@ -138,6 +138,12 @@ def test_two_ranks_train_as_one_process(reported: list[Any], case: Case) -> None
             torch.testing.assert_close(got, weight, atol=1e-3 if half else 1e-5, rtol=0)
 
 
+@pytest.mark.slow
+def test_the_error_of_a_rank_names_it_and_has_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)rank [01] of 2 of the training failed; nothing .*TypeError: divmod"):
+        run_ranks(divmod, 2, "cpu")  # which does not take three arguments
+
+
 def redo(finished: Run, tmp_path: Path, *overrides: str) -> tuple[Run, Path]:
     """A copy of the finished run without the training of round 2, and the folder of its table updates."""
     copytree(finished.records.storage.path, tmp_path, dirs_exist_ok=True)

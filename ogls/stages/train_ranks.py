@@ -79,6 +79,10 @@ def train_on_ranks(
             progress(*value)
 
     device = resolve_device(part.config.model).type
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()  # the ranks need what earlier stages of this process have freed
     return run_ranks(partial(_train_as_rank, part), count, device, receive)[0], run.load_policy(part.start)
 
 
@@ -95,7 +99,7 @@ def _train_as_rank(part: RoundPart, rank: int, size: int, report: Callable[[Any]
     """
     run = Run(part.config)
     run.records = RunStore(part.storage, part.config.name)
-    ranks = KINDS[part.config.train.parallel](rank, size)
+    ranks = KINDS[part.config.train.parallel](rank, size, resolve_device(part.config.model).type)
     tell = report if rank == 0 else lambda value: None
     state, _ = _train(part, ranks, run, lambda done, total: tell((done, total)), tell)
     hashes = ranks.gather(Adapter.from_bytes(state.weights).hash)

@@ -7,7 +7,7 @@ even if pad = eos.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -150,3 +150,14 @@ def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:
         advantages=torch.tensor(advantages, device=device),
         weights=concatenated("weights"),
     )
+
+
+def chunks(count: int, size: int) -> Iterator[slice]:
+    """Return slices of at most `size` that cover range(count)."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def format_keys(items: Sequence[TrainItem]) -> str:
+    """Format the first three keys, in sorted order, and the number of others."""
+    first = ", ".join(f"({p}, {s})" for p, s in sorted(i.key for i in items)[:3])
+    return first + (f" and {len(items) - 3} more" if len(items) > 3 else "")

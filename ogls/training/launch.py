@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import socket
 import tempfile
 import threading
@@ -19,7 +20,6 @@ from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 from ogls.errors import RankDied, UserError
@@ -95,7 +95,7 @@ def _death(rank: int, processes: list[Any]) -> RankDied:
     """The error of a rank that has ended."""
     processes[rank].join(_GRACE_SECONDS)
     code = processes[rank].exitcode
-    how = f"was killed by {Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
+    how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
     hint = "; the system kills processes when memory runs out: lower train.micro_batch_tokens or train.processes"
     return RankDied(
         f"rank {rank} of {len(processes)} of the training {how}{hint if code == -9 else ''}. Nothing of this stage is "
@@ -105,6 +105,7 @@ def _death(rank: int, processes: list[Any]) -> RankDied:
 
 def _serve(job: Job, rank: int, size: int, device: str, group: Path, connection: Connection) -> None:
     """Run the job in this process, as one rank, and send its result or its error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
     try:
         _join_group(rank, size, device, group)

@@ -80,8 +80,8 @@ class Ranks:
 class DataParallel(Ranks):
     """DDP: the frozen base and the trained weights on every rank."""
 
-    def __init__(self, rank: int, size: int):
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int, size: int, device: str = "cpu"):
+        self.rank, self.size, self.device = rank, size, device
 
     def sum_gradients(self, parameters: list[Tensor]) -> None:
         """Add up the gradients of the ranks. A weight that no rank has a gradient of keeps none."""
@@ -126,8 +126,6 @@ class Sharded(DataParallel):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
-        kind = "cuda" if torch.distributed.get_backend() != "gloo" else "cpu"
-        mesh = init_device_mesh(kind, (self.size,))
         names = set(getattr(policy.body, "_no_split_modules", None) or ())
         layers = [module for module in policy.body.modules() if type(module).__name__ in names]
         if not layers:
@@ -135,19 +133,20 @@ class Sharded(DataParallel):
                 "train.parallel = fsdp: transformers does not say which modules are the layers of this model "
                 "(_no_split_modules); set train.parallel = ddp"
             )
+        mesh = init_device_mesh(self.device, (self.size,))
         for layer in layers:
             # Apart from the frozen weights: trained ones are fp32 whatever the type of the model, and a group of
             # FSDP2 has one type.
             if trained := _modules_of_adapters(layer):
                 fully_shard(trained, mesh=mesh)
             fully_shard(layer, mesh=mesh)
-        head = policy.model.get_output_embeddings().to(kind)
+        head = policy.model.get_output_embeddings().to(self.device)
         fully_shard(policy.body, mesh=mesh, ignored_params={head.weight})
         for module in policy.body.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # sums, not means over the ranks
                 module.set_force_sum_reduction_for_comms(True)
-        policy.head, policy.device = head.weight.detach(), torch.device(kind)
+        policy.head, policy.device = head.weight.detach(), torch.device(self.device)
         policy.find_parameters()
 
     def sum_gradients(self, parameters: list[Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from ogls.errors import ModelError, NonFiniteLoss
 from ogls.models.head import nll
 from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
-from ogls.training.batching import Batch, TrainItem, collate
+from ogls.training.batching import Batch, TrainItem, chunks, collate, format_keys
 from ogls.training.choose import find_loss
 from ogls.training.contract import LossInputs, LossOutput
 from ogls.training.losses import TAIL_NLL
@@ -39,9 +39,9 @@ class Trainer:
     `state` is the result of `Trainer.state()` in an earlier round; without it, the optimizer and the warm-up of the
     learning rate start at step 0. `temperature` is the sampling temperature of the rollouts, for the policy gradient; 0
     counts as 1. `target_logits` maps the states of full-vocabulary targets to logits [n, V], by default with the head
-    of the policy; its V may be smaller, and then only its ids are compared. With `ranks`, the processes that train
-    together, every method is called by all of them with the same arguments. Raises ModelError for a policy in float16,
-    ConfigError for a user's loss that cannot be loaded.
+    of the policy; its V may be smaller, and then only its ids are compared. `ranks` are the processes that train
+    together; each calls every method with the same arguments. Raises ModelError for a policy in float16, ConfigError
+    for a user's loss that cannot be loaded.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class Trainer:
     def _own_batches(self, items: Sequence[TrainItem]) -> tuple[list[MicroBatch], int]:
         """The micro-batches of this rank, and how many further ones it has to take part in without items."""
         shares = split_step(items, self.config.micro_batch_tokens, self.ranks.size)
-        own, longest = shares[self.ranks.rank], max(map(len, shares))
-        return own, longest - len(own) if self.ranks.in_step else 0
+        own = shares[self.ranks.rank]
+        return own, max(map(len, shares)) - len(own) if self.ranks.in_step else 0
 
     def _run_idle(self) -> Tensor:
         """Run the body on one token, so that other ranks can gather its layers: a zero with a gradient."""
@@ -120,7 +120,7 @@ class Trainer:
                 states = self._at_temperature(hidden[batch.row, batch.position])
                 parts = [
                     -nll(states[part], self.policy.head, batch.token_ids[part])
-                    for part in _chunks(len(states), self.config.head_tokens)
+                    for part in chunks(len(states), self.config.head_tokens)
                 ]
                 logprobs = torch.cat(parts).cpu().split([item.trained for item in micro])
                 computed |= {item.key: own.numpy() for item, own in zip(micro, logprobs, strict=True)}
@@ -158,7 +158,7 @@ class Trainer:
         norm = self.ranks.whole(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)).item()
         if not np.isfinite(norm):
             raise NonFiniteLoss(
-                f"the gradient norm is {norm} at step {self.step + 1}, in rollouts {_format_keys(items)}; "
+                f"the gradient norm is {norm} at step {self.step + 1}, in rollouts {format_keys(items)}; "
                 "nothing of this stage is saved. Start a new run from the last adapter (adapter.start), and lower "
                 "train.learning_rate in it"
             )
@@ -204,14 +204,14 @@ class Trainer:
         states, tail_states = hidden[batch.row, batch.position], hidden[batch.tail_row, batch.tail_position]
         leaf, tail_leaf = states.detach().requires_grad_(), tail_states.detach().requires_grad_()
         sums = [0.0, 0.0]
-        for part in _chunks(len(leaf), self.config.head_tokens):
+        for part in chunks(len(leaf), self.config.head_tokens):
             output = self.token_losses(batch, part, leaf[part])
             self._check_finite("loss", batch, output.loss, batch.row[part])
             loss = output.loss if batch.weights is None else output.loss * batch.weights[part]
             (loss.sum() * token_scale).backward()
             sums[0] += loss.sum().item()
             means.add(output)
-        for part in _chunks(len(tail_leaf), self.config.head_tokens):
+        for part in chunks(len(tail_leaf), self.config.head_tokens):
             tail = self.tail_loss(self._inputs(tail_leaf[part], batch.tail_ids[part]))
             self._check_finite("tail NLL", batch, tail.loss, batch.tail_row[part])
             (tail.loss.sum() * tail_scale).backward()
@@ -288,14 +288,3 @@ class Trainer:
             if separator:
                 by_index.setdefault(index_of[name], {})[kind] = self.ranks.part(value, parameters[name])
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": by_index})
-
-
-def _chunks(count: int, size: int) -> Iterator[slice]:
-    """Return slices of at most `size` that cover range(count)."""
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
-def _format_keys(items: Sequence[TrainItem]) -> str:
-    """Format the first three keys, in sorted order, and the number of others."""
-    first = ", ".join(f"({p}, {s})" for p, s in sorted(i.key for i in items)[:3])
-    return first + (f" and {len(items) - 3} more" if len(items) > 3 else "")

@@ -17,7 +17,7 @@ import torch
 from conftest import REPO, random_items, small_config
 
 from ogls.config import AdapterConfig, ModelConfig, TrainConfig
-from ogls.errors import ConfigError, NonFiniteLoss, RankDied
+from ogls.errors import ConfigError, ModelError, NonFiniteLoss, RankDied
 from ogls.models.adapter import Adapter
 from ogls.models.policy import Policy
 from ogls.stages.run import Run
@@ -70,6 +70,9 @@ def new_trainer(case: Case, ranks: Ranks) -> Trainer:
         head_tokens=7,
         tail_weight=0.3,
         gradient_checkpointing=case.checkpointing,
+        learning_rate=1e-4
+        if case.adapter == "lora"
+        else 2e-5,  # no ratio of grpo may explode, which magnifies rounding
     )
     return Trainer(policy, config, temperature=0.8, ranks=ranks)
 
@@ -133,6 +136,12 @@ def test_two_ranks_train_as_one_process(reported: list[Any], case: Case) -> None
         for name, weight in weights.items():
             got = torch.from_numpy(results[0][4][name])
             torch.testing.assert_close(got, weight, atol=1e-3 if half else 1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_the_error_of_a_rank_names_it_and_has_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)rank [01] of 2 of the training failed; nothing .*TypeError: divmod"):
+        run_ranks(divmod, 2, "cpu")  # which does not take three arguments
 
 
 def redo(finished: Run, tmp_path: Path, *overrides: str) -> tuple[Run, Path]:
@@ -215,6 +224,12 @@ def test_a_damaged_checkpoint_is_not_used(finished: Run, tmp_path: Path) -> None
     assert "continued" not in train(Run(run.config), 2).notice
     assert run.policy_hash(2) == finished.policy_hash(2)
     assert not list(tmp_path.rglob("checkpoint*"))
+
+
+def test_fsdp_refuses_a_model_whose_layers_are_unknown(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy.body, "_no_split_modules", None)
+    with pytest.raises(ModelError, match=r"does not say which modules are the layers .* set train.parallel = ddp"):
+        KINDS["fsdp"](0, 1).place(policy)
 
 
 @pytest.mark.parametrize(

@@ -338,13 +338,13 @@ def search_and_open(page: Any, url: str) -> list[str]:
     page.locator("[data-search] [name=round]").select_option("2")
     page.locator("[data-search] [name=sort]").select_option("longest")
     page.get_by_role("searchbox", name="Search all 64 rollouts").fill("BOXED")
-    page.get_by_role("status").get_by_text("found").wait_for()
+    page.get_by_role("status").filter(has_text="found").wait_for()
     page.wait_for_timeout(600)
     status = page.get_by_role("status").inner_text()
     listed = page.locator("[data-list] button").all_inner_texts()
     assert len(listed) == int(status.split(" of ")[0]) > 0
     page.locator("[data-list] button").first.click()
-    page.locator("[data-heading]").get_by_text(listed[0].split()[1]).wait_for()
+    page.locator("[data-heading]", has_text=listed[0].split()[1]).wait_for()
     return [status, *listed, page.locator("[data-heading]").inner_text(), page.locator(".tree").inner_text()]
 
 

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import open_browser, save_screenshot
-from conftest import carry_out, small_config
+from browser import CONTRAST, open_quiet_page, save_screenshot, write_page
 
-from ogls.analysis.report import render_report
 from ogls.analysis.serve import bind, create_app
 from ogls.analysis.token_view import TokenViewer, build_token_view, render_token_view
 from ogls.stages.run import Run
@@ -26,20 +24,6 @@ HOSTILE = (
     "\u202eevil\u202c \u0000\u001b[31m",
     "${window.hit=1}{{window.hit=1}}",
 )
-_CONTRAST = """element => {
-  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const blend = (top, below) => top.slice(0, 3).map((c, i) => c * top[3] + below[i] * (1 - top[3]));
-  const background = (node) => {
-    const colour = parse(getComputedStyle(node).backgroundColor);
-    if (colour.length < 4 || colour[3] === 1) return colour.slice(0, 3);
-    return blend(colour, node.parentElement ? background(node.parentElement) : [255, 255, 255]);
-  };
-  const luminance = (rgb) => rgb.map((c) => c / 255).map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const ink = parse(getComputedStyle(element).color).slice(0, 3);
-  const [a, b] = [luminance(ink), luminance(background(element))].sort((x, y) => y - x);
-  return (a + 0.05) / (b + 0.05);
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +38,8 @@ def view(data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    with open_browser() as page:
-        messages: list[str] = []
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
+    with open_quiet_page() as page:
         yield page
-        assert messages == []  # no error, and nothing blocked by the content security policy
-
-
-def write_page(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def steered(data: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +178,7 @@ def test_text_has_contrast_in_light_and_dark(page: Any, view: Path, data: dict[s
     selectors = ("h1", ".legend", ".keys", ".facts dd", "[data-list] button", ".verdict", ".pane .sum", ".flow .t")
     for selector in (*selectors, ".card .t", ".branch .good", ".branch .bad", ".inspect td", ".matrix .cell"):
         for element in page.locator(selector).all()[:40]:
-            assert element.evaluate(_CONTRAST) >= 4.5, selector
+            assert element.evaluate(CONTRAST) >= 4.5, selector
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.get_by_role("button", name="Light or dark").click()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != background
@@ -338,13 +313,13 @@ def search_and_open(page: Any, url: str) -> list[str]:
     page.locator("[data-search] [name=round]").select_option("2")
     page.locator("[data-search] [name=sort]").select_option("longest")
     page.get_by_role("searchbox", name="Search all 64 rollouts").fill("BOXED")
-    page.get_by_role("status").get_by_text("found").wait_for()
+    page.get_by_role("status").filter(has_text="found").wait_for()
     page.wait_for_timeout(600)
     status = page.get_by_role("status").inner_text()
     listed = page.locator("[data-list] button").all_inner_texts()
     assert len(listed) == int(status.split(" of ")[0]) > 0
     page.locator("[data-list] button").first.click()
-    page.locator("[data-heading]").get_by_text(listed[0].split()[1]).wait_for()
+    page.locator("[data-heading]", has_text=listed[0].split()[1]).wait_for()
     return [status, *listed, page.locator("[data-heading]").inner_text(), page.locator(".tree").inner_text()]
 
 
@@ -360,71 +335,3 @@ def served(app: Any) -> Iterator[str]:
     yield url
     server.should_exit = True
     thread.join(10)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_curves_have_values_zoom_and_contrast(page: Any, finished: Run, tmp_path: Path, scheme: str) -> None:
-    page.emulate_media(color_scheme=scheme)
-    page.goto(f"file://{write_page(tmp_path / 'r.html', render_report([finished], tokens=False))}")
-    loss = page.locator(".chart", has=page.get_by_text("Loss", exact=True))
-    (summary,) = finished.records.read("summaries", 1).to_pylist()
-    accuracy = page.locator(".chart", has=page.get_by_text("Accuracy", exact=True))
-    accuracy.locator("svg").focus()
-    page.keyboard.press("Escape")
-    for _ in range(3):
-        page.keyboard.press("ArrowLeft")
-    page.keyboard.press("ArrowRight")  # from round 0 to round 1
-    assert f"round 1 avg@k {summary['accuracy']:.4g}" in " ".join(accuracy.locator(".readout").inner_text().split())
-    assert "round 1" in loss.locator(".readout").inner_text()  # one cursor for all panels
-    page.get_by_label("per optimizer step").check()
-    updates = finished.records.read("updates", 2).to_pylist()
-    box = loss.locator("svg").bounding_box()
-    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + 40)
-    assert f"step {updates[-1]['step']}" in loss.locator(".readout").inner_text()
-    assert f"{updates[-1]['loss']:.3g}"[:5] in loss.locator(".readout").inner_text()
-    before = loss.locator("svg text").all_inner_texts()
-    page.mouse.move(box["x"] + 60, box["y"] + 40)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 40)
-    page.mouse.up()
-    assert loss.locator("svg text").all_inner_texts() != before
-    page.get_by_role("button", name="Show everything").first.click()
-    page.mouse.move(0, 0)
-    assert loss.locator("svg text").all_inner_texts() == before
-    for selector, property_ in ((".chart text", "fill"), (".chart .line", "stroke"), (".readout span", "color")):
-        for element in page.locator(selector).all()[:30]:
-            element.evaluate(f"(e) => {{ e.style.color = getComputedStyle(e).{property_}; }}")
-            assert element.evaluate(_CONTRAST) >= 4.5, selector
-
-
-def test_the_pages_fit_a_telephone(page: Any, view: Path, finished: Run, data: dict[str, Any], tmp_path: Path) -> None:
-    page.set_viewport_size({"width": 400, "height": 800})
-    report = write_page(tmp_path / "r.html", render_report([finished], tokens=False))
-    for url in (f"file://{report}", address(view, data, steered(data))):
-        page.goto(url)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 400
-        cut = page.evaluate(
-            "() => [...document.querySelectorAll('h1, h2, h3, p, figcaption, summary')]"
-            ".filter((e) => e.offsetParent && e.getBoundingClientRect().right > 400).map((e) => e.textContent)"
-        )
-        assert cut == []
-
-
-def test_the_report_links_to_the_token_view(page: Any, finished: Run, tmp_path: Path) -> None:
-    other = carry_out(small_config(tmp_path / "store", "name=in-browser", "steer.recipe=sdpo", "rounds=1"))
-    path = write_page(tmp_path / "r.html", render_report([finished, other]))
-    page.goto(f"file://{path}")
-    assert page.locator(".chart svg").count() >= 8
-    for heading in ("Summary", "Training curves", "Health", "Steering", "Configuration, and how to reproduce it"):
-        assert page.get_by_role("heading", name=heading, exact=True).is_visible()
-    overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    assert overflow <= 0  # wide tables scroll inside the page
-    save_screenshot(page, "report")
-    page.locator("#rollouts summary").nth(1).click()
-    link = page.locator("#rollouts details").nth(1).get_by_role("link").first
-    name = link.inner_text()
-    link.click()
-    page.wait_for_timeout(200)
-    heading = page.locator("[data-heading]").inner_text()
-    assert heading.startswith("in-browser, round 1, ")
-    assert name in heading

@@ -34,7 +34,7 @@ const Group = (() => {
   // --- the cards ---
   const card = (r, reference, context) => {
     const same = r === reference ? r.text.length : sharedLength(r.text, reference.text), text = make("div", { class: "card-text mono" });
-    const strongest = Math.min(Math.max(...(r.gains || []).map(Math.abs), 1e-3), 4);
+    const strongest = Math.min(Math.max(...(r.gains || []).map(Math.abs), 0.25), 4);
     r.text.forEach((piece, t) => {
       const token = make("span", { class: "t" }), x = r.gains && r.gains.length ? r.gains[t] : undefined;
       if (x) Tokens.colour(token, x, Math.min(Math.abs(x) / strongest, 1), true);

@@ -34,8 +34,9 @@ const Tokens = (() => {
   const mostMoved = (list) => list.reduce((best, x, t) => (Math.abs(x) > Math.abs(list[best]) ? t : best), 0);
   // The first token whose log-prob the target lowers by train.mistake_nats; -1 without one.
   const firstMistake = (r, point) => values(r, "steering", point).findIndex((x) => x <= -r.view.mistake_nats);
-  // Full colour starts at 4 nats at most, so that a token with a change of 20 nats does not hide changes of 2 nats.
-  const fullScale = (strongest) => (["steering", "kl"].includes(state.measure) ? Math.min(strongest, 4) : strongest);
+  // Full colour starts at 4 nats at most, so that a token with a change of 20 nats does not hide changes of 2 nats, and at
+  // a quarter of a nat at least, so that a rollout that is hardly moved looks like one.
+  const fullScale = (strongest) => (["steering", "kl"].includes(state.measure) ? Math.min(Math.max(strongest, 0.25), 4) : strongest);
 
   // --- recipes ---
   const pointsOf = (r) => (r.numbers ? r.view.points.filter((p) => r.numbers.points[p.name]) : []);
@@ -200,7 +201,7 @@ const Tokens = (() => {
     const shown = panes().filter((pane) => state.points[pane]), ids = n.ids[t], tagged = (pane) => (shown.length > 1 ? "AB"[pane] : "");
     const repeated = (d) => d === "base" && !r.view.points.some((p) => p.weights.base !== undefined) && n.logprobs.student;
     // The targets come first, so that a narrow box cuts other columns.
-    const columns = shown.map((pane) => [`target ${tagged(pane)}`.trim(), ids.map((_, k) => target(n, state.points[pane], t, k))]);
+    const columns = shown.filter((pane) => state.points[pane].name !== "after training").map((pane) => [`target ${tagged(pane)}`.trim(), ids.map((_, k) => target(n, state.points[pane], t, k))]);
     columns.push(...Object.keys({ ...NAMES, ...n.logprobs }).filter((d) => n.logprobs[d] && !repeated(d)).map((d) => [NAMES[d] || d, ids.map((_, k) => n.logprobs[d][t][k])]));
     const rows = [...new Set([0, ...columns.flatMap(([, lp]) => lp.map((_, k) => k).sort((a, b) => lp[b] - lp[a]).slice(0, 5))])];
     rows.sort((a, b) => columns[0][1][b] - columns[0][1][a]);

@@ -140,3 +140,15 @@ def test_report_and_view_write_their_files(finished: Run, tmp_path: Path) -> Non
     assert {p.name for p in tmp_path.iterdir()} == {"r.html", "v.html"}
     unknown = CliRunner().invoke(app, ["view", "tiny", "--show", "pretty", "--root", root])
     assert "all, steered, collapsed" in str(unknown.exception)
+
+
+def test_view_serves_the_page_on_loopback(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr("ogls.analysis.serve.serve", lambda app, bound: served.append((app, bound)))
+    command = ["view", "tiny", "--serve", "--port", "0", "--no-policy", "--most", "1", "--root", finished.store.root]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    ((_, bound),) = served
+    assert f"all 64 rollouts of tiny at http://127.0.0.1:{bound.getsockname()[1]}/" in " ".join(result.output.split())
+    bound.close()
+    assert not Path("tiny-tokens.html").exists()

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ogls.analysis.rounds import RoundRow
+from ogls.stages.rounds import RoundRow
 from ogls.stages.run import POLICY, Run
 from ogls.stages.summaries import read_deciding_summary
 

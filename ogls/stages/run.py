@@ -22,6 +22,7 @@ from ogls.records.stages import STAGES_BY_NAME
 from ogls.seeds import derive_seed
 from ogls.stages import columns
 from ogls.stages.contents import Contents, by_content, local_paths, read_contents, settle
+from ogls.stages.rounds import record_round
 from ogls.store import Store
 from ogls.store.manifest import Manifest
 from ogls.store.storage import Storage
@@ -250,6 +251,8 @@ class Run:
             notice = f"{name} r{round_:03d} continued after {writer.kept} finished shards"
         seconds = time.perf_counter() - started
         manifest = writer.commit(name, {**metrics, "seconds": seconds})
+        if closed:  # evaluated later: nobody publishes the round again
+            record_round(self.records, round_)
         result = StageResult(name, round_, manifest.rows, seconds, manifest.metrics)
         notices = " ".join(n for n in (notice, metrics.get("notice", "")) if n)
         return replace(result, notice=notices, redone=status.why)

@@ -152,15 +152,15 @@ class RunStore:
 
     def manifests(self, table: str) -> list[Manifest]:
         """The manifests of the stage that writes `table`, by round."""
-        return [m for n in self._folders(table) if (m := self.manifest(table, n))]
+        return [m for n in self.started_rounds(table) if (m := self.manifest(table, n))]
 
     def newest_manifest(self, table: str) -> Manifest | None:
         """The manifest of the newest round in which the stage that writes `table` is done; None without one."""
-        manifests = (self.manifest(table, n) for n in reversed(self._folders(table)))
+        manifests = (self.manifest(table, n) for n in reversed(self.started_rounds(table)))
         return next(filter(None, manifests), None)
 
-    def _folders(self, table: str) -> list[int]:
-        """Rounds for which the table has a folder, sorted."""
+    def started_rounds(self, table: str) -> list[int]:
+        """Rounds for which the table has a folder, sorted. Reads no manifest."""
         names = self.storage.list_names(f"{self.name}/{TABLES[table].manifest_table}")
         return sorted(int(n.removeprefix("round=")) for n in names if n.startswith("round="))
 

@@ -9,6 +9,7 @@ from typing import Any
 from ogls.stages.rounds import RoundRow
 from ogls.stages.run import POLICY, Run
 from ogls.stages.summaries import read_deciding_summary
+from ogls.store.manifest import OPTIMIZER
 
 NAME_TAG, _ROUND_TAG, _ACCURACY_TAG = "ogls.run", "ogls.round", "ogls.accuracy"
 
@@ -19,7 +20,7 @@ def log_adapter(client: Any, run_id: str, run: Run, round_: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for entry in manifest.files_of(POLICY) if manifest else []:
             name = Path(entry.path).name
-            if name not in ("optimizer.safetensors", "ema.safetensors"):
+            if name not in (OPTIMIZER, "ema.safetensors"):
                 Path(folder, name).write_bytes(run.read_attachment(round_, name))
         client.log_artifacts(run_id, folder, f"adapters/round={round_:03d}")
 

@@ -192,7 +192,15 @@ class StorageConfig(Section):
     keep_states: int = setting(
         0,
         "Keep the teacher states of only the N newest trained rounds and delete older ones to save disk space; 0 keeps "
-        "all. No other data is ever deleted.",
+        "all.",
+        ge=0,
+        operational=True,
+    )
+    keep_optimizers: int = setting(
+        2,
+        "Keep the optimizer states of the N newest trained rounds, and those that the next round or a rollback starts "
+        "from, and delete older ones; 0 keeps all. Adapters stay. `ogls check --repair` cannot train a round again "
+        "whose start has no optimizer state. No other data is ever deleted.",
         ge=0,
         operational=True,
     )

@@ -24,7 +24,7 @@ from ogls.stages import columns
 from ogls.stages.contents import Contents, by_content, local_paths, read_contents, settle
 from ogls.stages.rounds import record_round
 from ogls.store import Store
-from ogls.store.manifest import Manifest
+from ogls.store.manifest import OPTIMIZER, Manifest
 from ogls.store.storage import Storage
 from ogls.store.writer import StageWriter
 
@@ -191,6 +191,12 @@ class Run:
     def _read_file(self, manifest: Manifest, name: str) -> bytes:
         entry = next((f for f in manifest.files_of(POLICY) if f.path.endswith(f"/{name}")), None)
         content, damage = self.records.read_verified(entry) if entry else (b"", "is missing")
+        if name == OPTIMIZER and manifest.dropped:
+            raise StoreError(
+                f"run {self.config.name} round {manifest.round}: the optimizer state was deleted on "
+                f"{manifest.dropped[:10]} (storage.keep_optimizers, ogls gc), so no training can start from this "
+                "round; its adapter is there: start a new run from it (adapter.start)"
+            )
         if damage:
             raise StoreError(
                 f"run {self.config.name} round {manifest.round}: {name} {damage}; `ogls check {self.config.name} "

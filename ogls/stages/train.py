@@ -23,6 +23,7 @@ from ogls.stages.imported import is_imported
 from ogls.stages.run import POLICY, Run
 from ogls.stages.steer import projection_classes
 from ogls.stages.teach import teacher_adapter
+from ogls.store.manifest import OPTIMIZER
 from ogls.store.writer import StageWriter
 from ogls.training.batching import TrainItem
 from ogls.training.choose import registered_loss
@@ -67,7 +68,7 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         items = _ITEMS[needs](run, round_, policy)
         if policy.hash != before:
             raise StoreError(f"round {round_} was sampled with {before}, but the policy to train is {policy.hash}")
-        state = load(run.read_attachment(start, "optimizer.safetensors")) if start else None
+        state = load(run.read_attachment(start, OPTIMIZER)) if start else None
         target_logits = _target_logits(config, policy) if full else None
         trainer = Trainer(policy, settings, state, config.rollout.temperature, target_logits)
         unknown = any(i.old_logprobs is not None and not len(i.old_logprobs) for i in items)  # imported without
@@ -78,7 +79,7 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         trained = policy.copy_adapter()
         for name, content in adapter_files(trained, config.model, config.adapter).items():
             writer.attach_file(POLICY, name, content)
-        writer.attach_file(POLICY, "optimizer.safetensors", save(trainer.state()))
+        writer.attach_file(POLICY, OPTIMIZER, save(trainer.state()))
         if config.has_ema:
             previous = teacher_adapter(run, start, "ema") or policy.initial_adapter()
             average = previous.average(trained, config.teacher.ema_decay)

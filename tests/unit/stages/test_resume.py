@@ -111,10 +111,10 @@ def test_a_stage_that_is_half_done_keeps_its_shards_if_they_are_divided_in_the_s
 def test_operational_settings_rewrite_no_finished_round(copy: Run, tmp_path: Path, overrides: list[str]) -> None:
     """They count from the next round on."""
     if "storage.keep_states=1" in overrides:
-        from ogls.store.retention import drop_states
+        from ogls.store.retention import drop_files
 
-        drop_states(copy.records, 1)
-        drop_states(copy.records, 2)
+        drop_files(copy.records, 1)
+        drop_files(copy.records, 2)
     before = content(copy)
     changed = small_config(tmp_path, "rounds=3", *overrides)
     reused = resume(changed)

@@ -39,8 +39,7 @@ def needed_optimizers(run: Run) -> set[int]:
 
 def is_trained(run: Run, round_: int) -> bool:
     """Whether the policy of a round is stored and undamaged. Round 0 is not trained: its policy is the start."""
-    manifest = run.records.manifest("updates", round_)
-    return round_ == 0 or (manifest is not None and not any(run.records.find_damage(e) for e in manifest.present_files))
+    return round_ == 0 or run.records.is_intact("updates", round_)
 
 
 def is_stopped(run: Run, round_: int) -> bool:

@@ -224,6 +224,15 @@ class Run:
             raise StoreError(f"run {self.config.name} round {round_}: run the stage {stage} first, then this one")
         return manifest.digest
 
+    def _is_past_states(self, round_: int) -> bool:
+        """Whether every stage that reads the teacher states of a round is done.
+
+        The states are by far the largest files of a round, and to hash them would take most of the time of a resume.
+        """
+        readers = ["targets", *(["style"] if self.config.style.enabled else [])]
+        readers += ["updates"] if self.config.train.support == "full" else []
+        return all(self.records.is_intact(table, round_) for table in readers)
+
     def carry_out(
         self, table: str, round_: int, inputs: Mapping[str, Any], work: Callable[[StageWriter], dict[str, Any]]
     ) -> StageResult:
@@ -238,7 +247,8 @@ class Run:
         started = time.perf_counter()
         name = TABLES[table].stage
         stage_fingerprint = fingerprint(name, RESULT_VERSION, inputs)
-        status = self.records.status(table, round_, stage_fingerprint)
+        hash_states = table == "teacher_states" and not self._is_past_states(round_)
+        status = self.records.status(table, round_, stage_fingerprint, hash_states)
         if status.manifest:
             seconds = float(status.manifest.metrics.get("seconds", 0))
             return StageResult(name, round_, status.manifest.rows, seconds, status.manifest.metrics, reused=True)

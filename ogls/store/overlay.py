@@ -24,6 +24,10 @@ class Overlay(Storage):
         content = self.scratch.read_bytes(path)
         return (self.base.read_bytes(path) if content is None else content), None
 
+    def size(self, path: str) -> int | None:
+        content, _ = self.read_tagged(path)
+        return None if content is None else len(content)
+
     def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
         self.scratch.write_bytes(path, data)
         self.removed.discard(path)

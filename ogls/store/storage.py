@@ -91,6 +91,17 @@ class Storage:
         except _ERRORS as error:
             raise self._failure("read", path, error) from error
 
+    def size(self, path: str) -> int | None:
+        """The bytes of a file without reading it; None if it does not exist. Raises as `read_bytes`."""
+        try:
+            if self.local:
+                return os.stat(self._full(path)).st_size
+            return int(obstore.head(self.store, self._full(path))["size"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except _ERRORS as error:
+            raise self._failure("read", path, error) from error
+
     def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
         """Write a file completely or not at all.
 

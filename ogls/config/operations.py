@@ -172,6 +172,13 @@ class TrackingConfig(Section):
         operational=True,
         pattern=r"^[^/:]*$",
     )
+    adapters: Literal["refer", "copy"] = setting(
+        "refer",
+        "What a version of the registered model holds. refer: the adapter's folder in the store, which therefore has "
+        "to stay where it is; an MLflow server accepts URLs only, and for a store on a disk it gets a file that names "
+        "the folder. copy: a copy of the adapter in MLflow's artifacts, in every round.",
+        operational=True,
+    )
     system_metrics: bool = setting(True, "Log CPU, memory, disk, network and GPU usage.", operational=True)
     report: Literal["tokens", "plain", "off"] = setting(
         "tokens",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,10 +82,32 @@ class Cost:
         return self.reads, self.lists, self.writes
 
 
+class _CountedFile(io.RawIOBase):
+    """A file of which each read is a request."""
+
+    def __init__(self, file: Any, cost: Cost):
+        self.file, self.cost = file, cost
+        self.seek, self.tell = file.seek, file.tell  # type: ignore[method-assign]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        content: bytes = self.file.read(size)
+        self.cost.reads, self.cost.read_bytes = self.cost.reads + 1, self.cost.read_bytes + len(content)
+        return content
+
+
 @contextmanager
 def counted() -> Iterator[Cost]:
     """Count what this process reads from and writes to stores. A read of a part of a file counts its bytes."""
-    cost, originals = Cost(), {name: getattr(Storage, name) for name in ("read_tagged", "list_names", "list_files")}
+    cost, originals = (
+        Cost(),
+        {name: getattr(Storage, name) for name in ("read_tagged", "list_names", "list_files", "open_file")},
+    )
     originals |= {name: getattr(Storage, name) for name in ("write_bytes", "replace_bytes", "remove")}
 
     def read_tagged(self: Storage, path: str) -> Any:
@@ -108,7 +131,14 @@ def counted() -> Iterator[Cost]:
 
         return call
 
-    replaced = {"read_tagged": read_tagged} | {n: listing(n) for n in ("list_names", "list_files")}
+    def open_file(self: Storage, path: str) -> Any:
+        file = originals["open_file"](self, path)
+        cost.paths += (path,)
+        return file and _CountedFile(file, cost)
+
+    replaced = {"read_tagged": read_tagged, "open_file": open_file} | {
+        n: listing(n) for n in ("list_names", "list_files")
+    }
     replaced |= {n: writing(n) for n in ("write_bytes", "replace_bytes", "remove")}
     try:
         for name, method in replaced.items():

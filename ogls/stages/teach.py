@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, TypeVar
+
+import pyarrow as pa
 
 from ogls.config import RunConfig
 from ogls.distillation import exemplars, teacher
@@ -19,6 +23,10 @@ from ogls.stages.groups import read_groups
 from ogls.stages.run import Run
 from ogls.stages.shards import unfinished_shards
 from ogls.store.writer import StageWriter
+
+T = TypeVar("T")
+_STATES_IN_MEMORY = 2**28  # bytes of fp32 states that are in memory at once, unless one group has more
+_ROW_GROUP = 2**23  # bytes of 16-bit states per row group
 
 
 def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
@@ -45,20 +53,9 @@ def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         planner = exemplars.ContextPlanner(config, teachers.prompter(""), teachers.context, teachers.prompters())
         plans = {name: planner.group(problems[name], group) for name, group in groups.items()}
         for index, part in unfinished_shards(list(plans), config.teacher.shard_groups, writer, progress):
-            scored = [s for name in part for s in plans[name].scored]
-            states: dict[Any, Any] = {}
-            for weights in dict.fromkeys(s.shares[0][0].weights for s in scored):
-                chosen = [s for s in scored if s.shares[0][0].weights == weights]
-                states |= teacher.score_rollouts(teachers.use(weights), chosen, config.teacher.batch_tokens)
-            rows = [
-                {
-                    **_scored_key(s),
-                    "exemplars": list(s.exemplars),
-                    **columns.pack_states(states[s.key, s.pool], config.teacher.state_dtype),
-                }
-                for s in scored
-            ]
-            writer.write_shard(index, to_arrow(TEACHER_STATES, rows), {"tokens": sum(r["tokens"] for r in rows)})
+            scored = [plans[name].scored for name in part]
+            tokens = sum(len(s.token_ids) for group in scored for s in group)
+            writer.write_shard(index, _row_groups(teachers, scored), {"tokens": tokens})
         scored = [s for plan in plans.values() for s in plan.scored]
         contexts = [{**_scored_key(s), "exemplars": list(s.exemplars)} for s in scored]
         writer.write_extra(CONTEXTS, to_arrow(CONTEXTS, contexts))
@@ -72,6 +69,44 @@ def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     return run.carry_out("teacher_states", round_, inputs, work)
 
 
+def _row_groups(teachers: _Teachers, groups: Sequence[Sequence[exemplars.ScoredRollout]]) -> Iterator[pa.Table]:
+    """Run the teacher on the groups of a shard, and yield the rows of as many as fit into `_STATES_IN_MEMORY` at once.
+
+    A table has the rows of a few rollouts (`_ROW_GROUP`), so that readers of one rollout need not read the others.
+    """
+    teacher_config, width = teachers.run.config.teacher, teachers.width
+    for part in _split(groups, lambda group: 4 * width * sum(len(s.token_ids) for s in group), _STATES_IN_MEMORY):
+        scored = [s for group in part for s in group]
+        states: dict[Any, Any] = {}
+        for weights in dict.fromkeys(s.shares[0][0].weights for s in scored):
+            chosen = [s for s in scored if s.shares[0][0].weights == weights]
+            states |= teacher.score_rollouts(teachers.use(weights), chosen, teacher_config.batch_tokens)
+        rollouts = [list(rows) for _, rows in groupby(scored, key=lambda s: s.key)]
+        for together in _split(rollouts, lambda rows: 2 * width * sum(len(s.token_ids) for s in rows), _ROW_GROUP):
+            rows = [
+                {
+                    **_scored_key(s),
+                    "exemplars": list(s.exemplars),
+                    **columns.pack_states(states.pop((s.key, s.pool)), teacher_config.state_dtype),
+                }
+                for rollout in together
+                for s in rollout
+            ]
+            yield to_arrow(TEACHER_STATES, rows)
+
+
+def _split(items: Sequence[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Consecutive items, in parts of at most `limit` together (or of one item)."""
+    part: list[T] = []
+    for item in items:
+        if part and sum(map(size, part)) + size(item) > limit:
+            yield part
+            part = []
+        part.append(item)
+    if part:
+        yield part
+
+
 class _Teachers:
     """The models of the teacher pass: the run's model with any of its weights, and other models."""
 
@@ -79,6 +114,7 @@ class _Teachers:
         self.run, self.start = run, start
         self.policy = run.load_policy()
         self.others = {path: Policy(model, None) for path, model in run.config.other_models().items()}
+        self.width = max(p.head.shape[1] for p in (self.policy, *self.others.values()))
         self.context = min(p.context for p in (self.policy, *self.others.values()))
         self.weights = ""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -252,17 +254,37 @@ class RunStore:
         Raises StoreError if the file is missing or damaged, or if a newer release wrote it.
         """
         content = self.storage.read_bytes(f"{self.name}/{entry.path}")
-        if content is None:
-            raise StoreError(f"{self.url(entry.path)} is missing; run the training again to redo its stage")
-        try:
-            file = pq.ParquetFile(pa.BufferReader(content))
+        with self._parquet(entry, None if content is None else pa.BufferReader(content)) as file:
             stored = file.schema_arrow.names
             arrow = file.read(None if columns is None else [c for c in columns if c in stored])
+        return upgrade_schema(TABLES[entry.table], arrow, columns)
+
+    def read_rows(self, entry: FileEntry, rows: Sequence[int]) -> pa.Table:
+        """Some rows of a shard, by their positions in ascending order. Reads only the row groups that have them.
+
+        Raises as `read_shard`.
+        """
+        with self._parquet(entry, self.storage.open_file(f"{self.name}/{entry.path}")) as file:
+            counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            ends = list(accumulate(counts))
+            groups = sorted({bisect_right(ends, row) for row in rows})
+            present = [row for group in groups for row in range(ends[group] - counts[group], ends[group])]
+            position = {row: i for i, row in enumerate(present)}
+            arrow = file.read_row_groups(groups).take([position[row] for row in rows])
+        return upgrade_schema(TABLES[entry.table], arrow)
+
+    @contextlib.contextmanager
+    def _parquet(self, entry: FileEntry, source: Any) -> Iterator[pq.ParquetFile]:
+        """A shard opened with pyarrow. Raises StoreError if it is missing (`source` is None) or damaged."""
+        if source is None:
+            raise StoreError(f"{self.url(entry.path)} is missing; run the training again to redo its stage")
+        try:
+            with source, pq.ParquetFile(source) as file:
+                yield file
         except (pa.ArrowInvalid, OSError) as error:
             raise StoreError(
                 f"{self.url(entry.path)} is damaged ({error}); run the training again to redo its stage"
             ) from None
-        return upgrade_schema(TABLES[entry.table], arrow, columns)
 
 
 def _changed_numerics(before: Mapping[str, Any], config: RunConfig) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,8 +49,13 @@ class StageWriter:
             self.finished.clear()
             self.kept, self._shard_size = 0, shard_size
 
-    def write_shard(self, index: int, data: pa.Table, metrics: Mapping[str, float] | None = None) -> None:
-        """Write shard `index` and record it as finished. `summed_metrics` adds up `metrics` over the shards."""
+    def write_shard(
+        self, index: int, data: pa.Table | Iterable[pa.Table], metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Write shard `index` and record it as finished. `summed_metrics` adds up `metrics` over the shards.
+
+        Of several tables, each becomes a row group, and only one is in memory at a time.
+        """
         self.finished[index] = self._parquet(f"part-{index:04d}", self.table, data, metrics)
         shards = {str(i): asdict(entry) for i, entry in sorted(self.finished.items())}
         self.run.write_json(
@@ -114,32 +119,50 @@ class StageWriter:
         """The epoch under which this process holds the run; 0 on a local disk."""
         return self.run.lease.epoch if self.run.lease else 0
 
-    def _parquet(self, name: str, table: Table, data: pa.Table, metrics: Mapping[str, float] | None) -> FileEntry:
-        sink = pa.BufferOutputStream()
+    def _parquet(
+        self, name: str, table: Table, data: pa.Table | Iterable[pa.Table], metrics: Mapping[str, float] | None
+    ) -> FileEntry:
         names = [leaf for f in table.schema for leaf in _leaves(f)]
         split = [leaf for leaf in names if leaf.split(".")[0] in table.float_lists]
         plain = {leaf for leaf in names if leaf.split(".")[0] in table.opaque}
-        pq.write_table(
-            check_schema(table, data).cast(table.stored_schema),
-            sink,
-            compression={leaf: "NONE" if leaf in plain else "ZSTD" for leaf in names},
-            use_dictionary=[leaf for leaf in names if leaf not in plain and leaf not in split],
-            use_byte_stream_split=split or False,
-            write_statistics=[leaf for leaf in names if leaf not in plain],
-        )
-        return self._put(f"{name}.parquet", table.name, len(data), sink.getvalue(), metrics)
+        options: dict[str, Any] = {
+            "compression": {leaf: "NONE" if leaf in plain else "ZSTD" for leaf in names},
+            "use_dictionary": [leaf for leaf in names if leaf not in plain and leaf not in split],
+            "use_byte_stream_split": split or False,
+            "write_statistics": [leaf for leaf in names if leaf not in plain],
+        }
+        if isinstance(data, pa.Table):
+            sink = pa.BufferOutputStream()
+            pq.write_table(check_schema(table, data).cast(table.stored_schema), sink, **options)
+            return self._put(f"{name}.parquet", table.name, len(data), sink.getvalue(), metrics)
+        rows = 0
+
+        def write(file: BinaryIO) -> None:
+            nonlocal rows
+            with pq.ParquetWriter(file, table.stored_schema, **options) as writer:
+                for group in data:
+                    writer.write_table(check_schema(table, group).cast(table.stored_schema), len(group))
+                    rows += len(group)
+
+        path = self._path(f"{name}.parquet", table.name)
+        size, checksum = self.run.storage.write_file(f"{self.run.name}/{path}", write)
+        return FileEntry(path, table.name, rows, size, checksum, dict(metrics or {}))
 
     def _put(
         self, name: str, table: str, rows: int, content: bytes | pa.Buffer, metrics: Mapping[str, float] | None
     ) -> FileEntry:
+        path = self._path(name, table)
+        self.run.storage.write_bytes(f"{self.run.name}/{path}", content)
+        checksum = hashlib.sha256(content).hexdigest()
+        return FileEntry(path, table, rows, len(content), checksum, dict(metrics or {}))
+
+    def _path(self, name: str, table: str) -> str:
+        """The path of a file to write. Raises RunLocked if this process has lost the run."""
         folder = self.run.folder(table, self.round)
         if lease := self.run.lease:
             lease.check()
             folder += f"/e{lease.epoch}"
-        path = f"{folder}/{name}"
-        self.run.storage.write_bytes(f"{self.run.name}/{path}", content)
-        checksum = hashlib.sha256(content).hexdigest()
-        return FileEntry(path, table, rows, len(content), checksum, dict(metrics or {}))
+        return f"{folder}/{name}"
 
 
 def _epoch_of(name: str) -> int:

@@ -72,8 +72,8 @@ def register_adapter(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    best = row.health.get("best")
-    versions = {n: v for n in {row.round, best} - {None} if (v := _find_version(client, name, run_id, n))}
+    best = int(row.health.get("best", row.round))  # a round that is not evaluated has no decision
+    versions = {n: v for n in {row.round, best} if (v := _find_version(client, name, run_id, n))}
     tags = {_ROUND_TAG: str(row.round), NAME_TAG: run.config.name}
     if row.summary:
         tags[_ACCURACY_TAG] = str(read_deciding_summary(run.records, row.round)["accuracy"])
@@ -83,10 +83,10 @@ def register_adapter(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
         source = adapter_source(run_id, run, row.round)
         created = client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0)
         versions[row.round] = created.version
-    if best in versions and _gets_best_alias(
-        client, name, run_id, read_deciding_summary(run.records, best)["accuracy"]
-    ):
-        client.set_registered_model_alias(name, "best", versions[best])
+    if row.health and best in versions:
+        accuracy = read_deciding_summary(run.records, best)["accuracy"]
+        if _gets_best_alias(client, name, run_id, accuracy):
+            client.set_registered_model_alias(name, "best", versions[best])
 
 
 def _find_version(client: Any, name: str, run_id: str, round_: int) -> str | None:

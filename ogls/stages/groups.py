@@ -13,6 +13,7 @@ from ogls.stages import columns
 from ogls.stages.heads import Heads
 from ogls.stages.run import Run
 from ogls.store.manifest import FileEntry
+from ogls.store.shards import read_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +55,7 @@ def read_states(
         if chosen is None:
             yield from columns.unpack_states(run.records.read_shard(entry)).items()
         elif rows:
-            yield from columns.unpack_states(run.records.read_rows(entry, rows)).items()
+            yield from columns.unpack_states(read_rows(run.records, entry, rows)).items()
         progress(done, len(entries))
 
 

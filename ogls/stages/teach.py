@@ -53,9 +53,9 @@ def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         planner = exemplars.ContextPlanner(config, teachers.prompter(""), teachers.context, teachers.prompters())
         plans = {name: planner.group(problems[name], group) for name, group in groups.items()}
         for index, part in unfinished_shards(list(plans), config.teacher.shard_groups, writer, progress):
-            scored = [plans[name].scored for name in part]
-            tokens = sum(len(s.token_ids) for group in scored for s in group)
-            writer.write_shard(index, _row_groups(teachers, scored), {"tokens": tokens})
+            groups_scored = [plans[name].scored for name in part]
+            tokens = sum(len(s.token_ids) for group in groups_scored for s in group)
+            writer.write_shard(index, _row_groups(teachers, groups_scored), {"tokens": tokens})
         scored = [s for plan in plans.values() for s in plan.scored]
         contexts = [{**_scored_key(s), "exemplars": list(s.exemplars)} for s in scored]
         writer.write_extra(CONTEXTS, to_arrow(CONTEXTS, contexts))

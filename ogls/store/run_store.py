@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ogls.config import RunConfig
 from ogls.config.fingerprint import canonical_json, differences, flatten, numerics
@@ -25,6 +22,7 @@ from ogls.store.holder import parse_object
 from ogls.store.lease import Lease, held_lease
 from ogls.store.lock import find_holder, hold_run
 from ogls.store.manifest import DROPPABLE, FileEntry, Manifest, Status, parse_manifest, utc_now
+from ogls.store.shards import opened
 from ogls.store.storage import Storage
 
 
@@ -254,37 +252,10 @@ class RunStore:
         Raises StoreError if the file is missing or damaged, or if a newer release wrote it.
         """
         content = self.storage.read_bytes(f"{self.name}/{entry.path}")
-        with self._parquet(entry, None if content is None else pa.BufferReader(content)) as file:
+        with opened(self, entry, None if content is None else pa.BufferReader(content)) as file:
             stored = file.schema_arrow.names
             arrow = file.read(None if columns is None else [c for c in columns if c in stored])
         return upgrade_schema(TABLES[entry.table], arrow, columns)
-
-    def read_rows(self, entry: FileEntry, rows: Sequence[int]) -> pa.Table:
-        """Some rows of a shard, by their positions in ascending order. Reads only the row groups that have them.
-
-        Raises as `read_shard`.
-        """
-        with self._parquet(entry, self.storage.open_file(f"{self.name}/{entry.path}")) as file:
-            counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-            ends = list(accumulate(counts))
-            groups = sorted({bisect_right(ends, row) for row in rows})
-            present = [row for group in groups for row in range(ends[group] - counts[group], ends[group])]
-            position = {row: i for i, row in enumerate(present)}
-            arrow = file.read_row_groups(groups).take([position[row] for row in rows])
-        return upgrade_schema(TABLES[entry.table], arrow)
-
-    @contextlib.contextmanager
-    def _parquet(self, entry: FileEntry, source: Any) -> Iterator[pq.ParquetFile]:
-        """A shard opened with pyarrow. Raises StoreError if it is missing (`source` is None) or damaged."""
-        if source is None:
-            raise StoreError(f"{self.url(entry.path)} is missing; run the training again to redo its stage")
-        try:
-            with source, pq.ParquetFile(source) as file:
-                yield file
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(
-                f"{self.url(entry.path)} is damaged ({error}); run the training again to redo its stage"
-            ) from None
 
 
 def _changed_numerics(before: Mapping[str, Any], config: RunConfig) -> list[str]:

@@ -17,6 +17,7 @@ from ogls.stages import teach as teaching
 from ogls.stages.groups import read_states, state_keys
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run, open_run
+from ogls.training import batching as training
 
 
 @pytest.fixture
@@ -119,3 +120,34 @@ def test_states_of_a_store_without_contexts_are_found() -> None:
 
 def states_equal(one: Any, other: Any) -> bool:
     return one.keys() == other.keys() and all((one[pool] == other[pool]).all() for pool in one)
+
+
+def test_full_targets_are_read_when_they_are_trained_on(
+    grouped: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the bits of states that are all in memory, also for a rollout that is cut at its first mistake."""
+    monkeypatch.setattr(Run, "check_identity", lambda _: None)
+    config = small_config(tmp_path, "train.support=full", "train.until=first_mistake", "train.epochs=2")
+    alive: list[int] = []
+    real = training.collate
+
+    def collate(items: Any, device: Any) -> Any:
+        alive.append(sum(callable(item.state) for item in items))
+        return real(items, device)
+
+    monkeypatch.setattr("ogls.training.trainer.collate", collate)
+    run = Run(config)
+    STAGES["steer"](run, 2)
+    with counted() as cost:
+        streamed = STAGES["train"](run, 2)
+    rollouts = len(states(grouped))
+    assert sum(alive) == 2 * rollouts
+    opened = [path for path in cost.paths if "teacher_states" in path and "/part-" in path]
+    assert len(opened) == 2 + 2 * rollouts  # the ends of two shards, and each rollout once an epoch
+    monkeypatch.setattr("ogls.stages.train.count_row_groups", lambda *_: 1)
+    shutil.rmtree(tmp_path / "tiny" / "updates" / "round=002")
+    alive.clear()
+    held = STAGES["train"](run, 2)
+    assert sum(alive) == 0
+    assert held.metrics["policy"] == streamed.metrics["policy"]
+    assert held.metrics["loss"] == streamed.metrics["loss"]

@@ -13,6 +13,7 @@ from ogls.config import RunConfig
 from ogls.distillation import exemplars, teacher
 from ogls.models.adapter import Adapter
 from ogls.models.policy import Policy
+from ogls.planning.memory import STATES_IN_MEMORY
 from ogls.problems.prompts import Prompter
 from ogls.progress import Progress, no_progress
 from ogls.records import CONTEXTS, TEACHER_STATES, StageResult
@@ -25,7 +26,6 @@ from ogls.stages.shards import unfinished_shards
 from ogls.store.writer import StageWriter
 
 T = TypeVar("T")
-_STATES_IN_MEMORY = 2**28  # bytes of fp32 states that are in memory at once, unless one group has more
 _ROW_GROUP = 2**23  # bytes of 16-bit states per row group
 
 
@@ -70,12 +70,12 @@ def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
 
 
 def _row_groups(teachers: _Teachers, groups: Sequence[Sequence[exemplars.ScoredRollout]]) -> Iterator[pa.Table]:
-    """Run the teacher on the groups of a shard, and yield the rows of as many as fit into `_STATES_IN_MEMORY` at once.
+    """Run the teacher on the groups of a shard, and yield the rows of as many as fit into `STATES_IN_MEMORY` at once.
 
     A table has the rows of a few rollouts (`_ROW_GROUP`), so that readers of one rollout need not read the others.
     """
     teacher_config, width = teachers.run.config.teacher, teachers.width
-    for part in _split(groups, lambda group: 4 * width * sum(len(s.token_ids) for s in group), _STATES_IN_MEMORY):
+    for part in _split(groups, lambda group: 4 * width * sum(len(s.token_ids) for s in group), STATES_IN_MEMORY):
         scored = [s for group in part for s in group]
         states: dict[Any, Any] = {}
         for weights in dict.fromkeys(s.shares[0][0].weights for s in scored):

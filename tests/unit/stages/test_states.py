@@ -26,7 +26,7 @@ def grouped(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
     shutil.copytree(finished.records.url("."), tmp_path / "tiny")
     shutil.rmtree(tmp_path / "tiny" / "teacher_states" / "round=002")
     monkeypatch.setattr(teaching, "_ROW_GROUP", 1)
-    monkeypatch.setattr(teaching, "_STATES_IN_MEMORY", 1)
+    monkeypatch.setattr(teaching, "STATES_IN_MEMORY", 1)
     run = Run(small_config(tmp_path))
     run.check_identity()
     assert not STAGES["teach"](run, 2).reused
@@ -62,7 +62,7 @@ def test_no_more_states_than_allowed_are_in_memory(finished: Run, tmp_path: Path
     monkeypatch.setattr(
         teacher, "score_rollouts", lambda p, s, n: (groups.append(len({i.key[0] for i in s})), real(p, s, n))[1]
     )
-    monkeypatch.setattr(teaching, "_STATES_IN_MEMORY", 1)
+    monkeypatch.setattr(teaching, "STATES_IN_MEMORY", 1)
     STAGES["teach"](Run(small_config(tmp_path)), 2)
     assert set(groups) == {1}
     assert len(groups) > 2

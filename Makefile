@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: vllm setup quickstart test check fast nightly installed inspect real soak docs pictures bench bench-queries clean
+.PHONY: vllm setup quickstart test check fast nightly installed inspect real soak docs pictures bench bench-queries bench-history clean
 
 setup: $(READY)
 
@@ -79,6 +79,9 @@ pictures: $(READY)  ## the pictures of the README and the docs, from studies and
 
 bench-queries: $(READY)  ## time the named queries on up to a million generated rollouts, about fifteen minutes; not in CI
 	$(BIN)/python tests/benchmarks/queries.py docs/measured
+
+bench-history: $(READY)  ## count the requests and bytes of a resume and of publishing in runs of up to 2,000 rounds; not in CI
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/benchmarks/history.py docs/measured
 
 bench: $(READY)  ## run the benchmarks (after make vllm: rollouts too), half an hour; not in CI
 	for name in training teacher floor rounds; do $(BIN)/python tests/benchmarks/$$name.py docs/measured || exit 1; done

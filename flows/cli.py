@@ -96,10 +96,11 @@ def train(config: Config, set_: Set = None) -> None:
 def _print_rounds(config: Any) -> None:
     """The table of rounds, with the columns that fit into the terminal."""
     from ogls.analysis import rounds as rounds_table
+    from ogls.stages.rounds import read_rounds
     from ogls.store import Store
 
     console = out if out.is_terminal else Console(width=140)
-    rows = rounds_table.read_rounds(Store(config.root).run(config.name))
+    rows = read_rounds(Store(config.root).run(config.name))
     columns = rounds_table.fitting_columns(rows, console.width)
     legend = rounds_table.LEGEND if len(columns) == len(rounds_table.HEADINGS) else rounds_table.SHORT_LEGEND
     table = Table(title=f"run {config.name}", caption=legend)

@@ -16,11 +16,11 @@ from flows.console import (
     Root,
     Set,
     count_of,
-    err,
     out,
     show_table,
 )
-from ogls.errors import RunLocked, UserError
+from flows.gc_command import gc
+from ogls.errors import UserError
 from ogls.store import run_query
 
 Format = Annotated[str, typer.Option("--format", help="Output format: table, csv, json or parquet.")]
@@ -188,42 +188,3 @@ def show_config(config: Config, set_: Set = None) -> None:
     from ogls.config import load_config, to_toml
 
     typer.echo(to_toml(load_config(config, set_ or [])), nl=False)
-
-
-def gc(
-    keep: Annotated[
-        int, typer.Option(help="Number of newest trained rounds that keep their teacher states.", min=1)
-    ] = 1,
-    run: OneRun = None,
-    root: Root = "data/runs",
-    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking for confirmation.")] = False,
-) -> None:
-    """Delete old teacher states, after listing them. Trajectories, targets and adapters are always kept."""
-    import pyarrow as pa
-
-    from ogls.store import existing_store
-    from ogls.store.retention import drop_states, list_droppable
-
-    opened = [r for r in existing_store(root).runs() if run in (None, r.name)]
-    if run and not opened:
-        raise UserError(f"no run {run} in {root}; `ogls runs --root {root}` lists the runs")
-    droppable = [(r, d) for r in opened for d in list_droppable(r, keep)]
-    if not droppable:
-        out.print(f"nothing to delete: no run has teacher states of more than {keep} trained rounds")
-        return
-    rows = [{"run": d.run, "round": d.round, "files": d.files, "mebibytes": d.bytes / 2**20} for _, d in droppable]
-    show_table(pa.Table.from_pylist(rows), "table", None)
-    total = sum(d.bytes for _, d in droppable)
-    if not (yes or typer.confirm(f"Delete the teacher states of {len(droppable)} rounds, {total / 2**20:.1f} MiB?")):
-        raise typer.Exit(1)
-    freed = 0
-    for records in opened:
-        rounds = [d for r, d in droppable if r is records]
-        try:
-            with records.lock("gc"):
-                for d in rounds:
-                    drop_states(records, d.round)
-                    freed += d.bytes
-        except RunLocked as error:
-            err.print(f"skipped: {error}", style="yellow", markup=False, soft_wrap=True)
-    out.print(f"deleted {freed / 2**20:.1f} MiB", highlight=False)

@@ -8,7 +8,7 @@ from ogls.config import RunConfig
 from ogls.stages.health import raise_if_stopped
 from ogls.stages.resume import is_last_round, is_trained, resume_round
 from tasks.publish import publish, write_report
-from tasks.retention import drop_old_states
+from tasks.retention import drop_old
 from tasks.session import session
 from tasks.stages import evaluate, health, prepare, sample, steer, style, teach, train, verify
 
@@ -37,6 +37,5 @@ def train_flow(config: RunConfig) -> None:
             if is_last_round(run, r):
                 write_report(config)  # one HTML page about the run
             publish(config, r)
-            if config.storage.keep_states:
-                drop_old_states(config, r)
+            drop_old(config, r)  # teacher states and optimizer states that no later round needs
             raise_if_stopped(run, r)

@@ -16,9 +16,9 @@ from uuid import NAMESPACE_URL, uuid5
 
 from prefect.events import emit_event
 
-from ogls.analysis.rounds import RoundRow
 from ogls.config import RunConfig
 from ogls.records import StageResult
+from ogls.stages.rounds import RoundRow
 
 
 def emit(config: RunConfig, event: str, payload: dict[str, Any], occasion: str) -> None:

@@ -17,6 +17,7 @@ from ogls.analysis import report as htmlreport
 from ogls.analysis import rounds as report
 from ogls.analysis.figures import run_figure
 from ogls.config import RunConfig
+from ogls.stages.rounds import RoundRow, read_rounds, record_round
 from ogls.stages.run import Run
 from tasks.artifacts import artifact_key
 from tasks.events import emit_round
@@ -24,6 +25,7 @@ from tasks.files import PUBLISHED
 from tasks.progress import print_line, terminal_progress
 from tasks.tracking import REPORT_ARTIFACT, TRAINING_VIEW, track
 
+_SHOWN = 50  # rounds of the table, and entries of published.json: a long run publishes as much as a short one
 _MAX_TEXT = 2000  # characters of a rollout that the artifact shows
 
 
@@ -47,17 +49,19 @@ def write_report(config: RunConfig) -> None:
 def publish(config: RunConfig, round_: int) -> None:
     """Publish the table of rounds up to `round_`, a few rollouts of the round, and its metrics.
 
-    A resumed run publishes nothing again, except a round that was evaluated since.
+    A resumed run publishes nothing again, except a round that was evaluated since. The cost does not depend on the
+    number of rounds: what is read of earlier ones is the summary of the newest `_SHOWN` (`ogls.stages.rounds`).
     """
     run = Run(config)
     records = run.records
+    record_round(records, round_)
     published = records.read_json(PUBLISHED) or {}
     stages = (records.manifest(table, round_) for table in ("updates", "scores"))
     occasion = "/".join(manifest.digest if manifest else "" for manifest in stages)
     if published.get(str(round_)) == occasion:
         track(config, round_)  # rounds that MLflow lacks, for example because it was unavailable
         return
-    rows = report.read_rounds(records, round_)
+    rows = shown_rounds(run, round_)
     key = round_key(config.name, round_)
     text = round_markdown(run, round_, rows, track(config, round_))
     existing: Any = Artifact.get(key)
@@ -66,7 +70,14 @@ def publish(config: RunConfig, round_: int) -> None:
     if rows and rows[-1].round == round_:
         emit_round(config, rows[-1], occasion, new=str(round_) not in published)
         print_line(report.round_line(rows[-1]))
-    records.write_json(PUBLISHED, {**published, str(round_): occasion})
+    newest = sorted({**published, str(round_): occasion}.items(), key=lambda entry: int(entry[0]))[-_SHOWN:]
+    records.write_json(PUBLISHED, {**dict(newest), str(round_): occasion})
+
+
+def shown_rounds(run: Run, round_: int) -> list[RoundRow]:
+    """The rounds of the table in an artifact: the base model, and the newest ones up to `round_`."""
+    first = max(round_ - _SHOWN + 1, 0)
+    return [*(read_rounds(run.records, 0) if first else []), *read_rounds(run.records, round_, first)]
 
 
 def round_key(name: str, round_: int) -> str:
@@ -74,7 +85,7 @@ def round_key(name: str, round_: int) -> str:
     return artifact_key(f"{name}-r{round_:03d}")
 
 
-def round_markdown(run: Run, round_: int, rows: Sequence[report.RoundRow], mlflow_page: str | None) -> str:
+def round_markdown(run: Run, round_: int, rows: Sequence[RoundRow], mlflow_page: str | None) -> str:
     """The artifact of a round: links, the table and the curve of the rounds in `rows`, and a few of its rollouts."""
     return "\n\n".join(
         [
@@ -82,10 +93,18 @@ def round_markdown(run: Run, round_: int, rows: Sequence[report.RoundRow], mlflo
             f"[MLflow run]({mlflow_page}{TRAINING_VIEW})" if mlflow_page else "",
             _report_link(run, mlflow_page),
             report.rounds_markdown(rows),
+            _left_out(rows),
             _curve(rows),
             rollouts_markdown(report.sample_rollouts(run.records, round_)),
         ]
     )
+
+
+def _left_out(rows: Sequence[RoundRow]) -> str:
+    """The rounds between the base model and the newest ones, which the table does not show; empty if there are none."""
+    if len(rows) < 2 or rows[1].round <= 1:
+        return ""
+    return f"Rounds 1 to {rows[1].round - 1} are in MLflow, in the report, and in `ogls query --name rounds`."
 
 
 def _report_link(run: Run, mlflow_page: str | None) -> str:
@@ -100,7 +119,7 @@ def _report_link(run: Run, mlflow_page: str | None) -> str:
     return f"The report of the whole run: `{run.records.url(htmlreport.REPORT)}`"
 
 
-def _curve(rows: Sequence[report.RoundRow]) -> str:
+def _curve(rows: Sequence[RoundRow]) -> str:
     """A figure of accuracy and length by round, embedded in the markdown; empty for fewer than two evaluations."""
     evaluated = [row for row in rows if row.summary]
     if len(evaluated) < 2:

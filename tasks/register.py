@@ -19,11 +19,10 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Completed, Crashed, Failed
 from pydantic import ValidationError
 
-from ogls.analysis.rounds import read_rounds
 from ogls.stages.run import Run, open_run
 from ogls.stages.status import run_status
 from ogls.store import Store
-from tasks.publish import round_key, round_markdown
+from tasks.publish import round_key, round_markdown, shown_rounds
 from tasks.session import flow_tags
 
 _JUST_BEGUN = timedelta(seconds=60)
@@ -88,7 +87,9 @@ def _is_known(client: SyncPrefectClient, store: Store, name: str) -> bool:
 def _register(client: SyncPrefectClient, run: Run, status: str) -> None:
     """Create the flow run of a run in its final state, and the artifact of its last trained round."""
     info, config = run.records.read_info() or {}, run.config
-    rows = read_rounds(run.records)
+    trained, evaluated = (run.records.newest_manifest(table) for table in ("updates", "scores"))
+    last = max((m.round for m in (trained, evaluated) if m), default=0)
+    rows = shown_rounds(run, last)
     message = f"Registered from the store: created {info['created']}, {status}."
     flow_run = client.create_flow_run(
         Flow(lambda config: None, name="train"),

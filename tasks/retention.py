@@ -1,4 +1,4 @@
-"""Delete old teacher states at the end of a round, if `storage.keep_states` is set."""
+"""Delete files of old rounds at the end of a round: as many as the section [storage] says."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from ogls.config import RunConfig
+from ogls.stages.resume import needed_optimizers
 from ogls.stages.run import Run
-from ogls.store.retention import drop_states, list_droppable
+from ogls.store.retention import Droppable, drop_old_files
 
 
-@task(task_run_name="drop old states r{round_:03d}", cache_policy=NO_CACHE, persist_result=False)
-def drop_old_states(config: RunConfig, round_: int) -> None:
-    """Delete teacher states, except those of the last `storage.keep_states` trained rounds."""
-    records = Run(config).records
-    droppable = list_droppable(records, config.storage.keep_states)
-    for states in droppable:
-        drop_states(records, states.round)
-    if droppable:
-        rounds = ", ".join(str(states.round) for states in droppable)
-        get_run_logger().info(
-            f"deleted the teacher states of round {rounds}: {sum(states.bytes for states in droppable):,} bytes"
-        )
+@task(task_run_name="drop old files r{round_:03d}", cache_policy=NO_CACHE, persist_result=False)
+def drop_old(config: RunConfig, round_: int) -> None:
+    """Delete teacher states and optimizer states, except those of the newest rounds and those that may be needed."""
+    run, storage = Run(config), config.storage
+    dropped: list[Droppable] = []
+    if storage.keep_states:
+        dropped += drop_old_files(run.records, storage.keep_states, "states")
+    if storage.keep_optimizers:
+        dropped += drop_old_files(run.records, storage.keep_optimizers, "optimizers", needed_optimizers(run))
+    for files in dropped:
+        get_run_logger().info(f"deleted the {files.kind} of round {files.round}: {files.bytes:,} bytes")

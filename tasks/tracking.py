@@ -18,12 +18,12 @@ from prefect.logging import get_run_logger
 from rich.markup import escape
 
 from ogls.analysis.report import read_report
-from ogls.analysis.rounds import RoundRow, read_rounds
 from ogls.config import RunConfig, to_toml
 from ogls.config.fingerprint import flatten
 from ogls.config.redact import redact_credentials
 from ogls.revision import code_version
 from ogls.stages.resume import is_last_round
+from ogls.stages.rounds import RoundRow, read_rounds
 from ogls.stages.run import Run
 from tasks.files import MLFLOW
 from tasks.model_registry import NAME_TAG, log_adapter, register_adapter
@@ -33,6 +33,8 @@ _DESCRIBED_TAG = "ogls.described"
 _KIND_TAG = "mlflow.experimentKind"  # files the experiment as model training; else MLflow shows the GenAI views
 TRAINING_VIEW = "?workflowType=machine_learning"  # of a page's URL: model training; MLflow's default is GenAI
 REPORT_ARTIFACT = "report/report.html"
+_LOGGED, _EVALUATED = "rounds_logged", "evaluate/accuracy"  # metrics whose steps are the rounds that MLflow has
+_NEWEST_EVALUATED = "rounds_evaluated"  # its value is the newest step of `evaluate/accuracy`, without its history
 _MAX_PARAM = 500  # characters of a parameter value
 
 _warned: set[str] = set()
@@ -87,13 +89,7 @@ def _track(run: Run, round_: int, status: str | None) -> str | None:
     client = MlflowClient(tracking_uri=tracking.address)
     run_id = _find_run(client, run) or _create_run(client, run)
     _describe_run(client, run_id, run)
-    logged = {m.step for m in client.get_metric_history(run_id, "rounds_logged")}
-    evaluated = {m.step for m in client.get_metric_history(run_id, "evaluate/accuracy")}
-    for row in read_rounds(run.records, round_):
-        if row.round not in logged:
-            _log_round(client, run_id, run, row)
-        if row.summary and row.round not in evaluated:  # also if it was evaluated after the round was logged
-            _log_evaluation(client, run_id, run, row)
+    _log_missing(client, run_id, run, round_, everything=status == "FINISHED")
     if status:
         _end_run(client, run_id, status)
         newest = run.records.newest_manifest("updates")
@@ -106,6 +102,39 @@ def _track(run: Run, round_: int, status: str | None) -> str | None:
         return None
     experiment = client.get_run(run_id).info.experiment_id
     return f"{tracking.address.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+
+
+def _log_missing(client: Any, run_id: str, run: Run, round_: int, everything: bool) -> None:
+    """Log the rounds up to `round_` that MLflow lacks.
+
+    Rounds are logged in order, so those after the newest logged one are missing, and `round_` if it was evaluated
+    later. `everything` compares every round, once at the end of a training: an evaluation that was made later may have
+    found no server.
+    """
+    if round_ < 0:
+        return
+    newest = _newest_steps(client, run_id)
+    compare = everything or round_ < newest[_EVALUATED]
+    steps = {name: {m.step for m in client.get_metric_history(run_id, name)} if compare else set() for name in newest}
+
+    def lacks(name: str, number: int) -> bool:
+        return number not in steps[name] if compare else number > newest[name]
+
+    first = 0 if everything else min(min(newest.values()) + 1, round_)
+    for row in read_rounds(run.records, round_, first):
+        if lacks(_LOGGED, row.round):
+            _log_round(client, run_id, run, row)
+        if row.summary and lacks(_EVALUATED, row.round):  # also if it was evaluated after the round was logged
+            _log_evaluation(client, run_id, run, row)
+
+
+def _newest_steps(client: Any, run_id: str) -> dict[str, int]:
+    """The newest round that was logged, and the newest whose evaluation was: -1 without one."""
+    metrics = client.get_run(run_id).data.metrics
+    evaluated = metrics.get(_NEWEST_EVALUATED)
+    if evaluated is None:  # of an MLflow run that an older release began
+        evaluated = max((m.step for m in client.get_metric_history(run_id, _EVALUATED)), default=-1)
+    return {_LOGGED: int(metrics.get(_LOGGED, -1)), _EVALUATED: int(evaluated)}
 
 
 def _find_run(client: Any, run: Run) -> str | None:
@@ -208,7 +237,7 @@ def _log_round(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
         log_adapter(client, run_id, run, row.round)
         register_adapter(client, run_id, run, row)
     # One request, so that a round that was interrupted has none of its points and is logged again.
-    client.log_batch(run_id, metrics=[*metrics, Metric("rounds_logged", row.round, now, row.round)])
+    client.log_batch(run_id, metrics=[*metrics, Metric(_LOGGED, row.round, now, row.round)])
 
 
 def _log_evaluation(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
@@ -221,7 +250,8 @@ def _log_evaluation(client: Any, run_id: str, run: Run, row: RoundRow) -> None:
         register_adapter(client, run_id, run, row)  # sets the tags that a version without an evaluation lacks
     now = int(time.time() * 1000)
     values = {n: v for n, v in (row.summary or {}).items() if isinstance(v, float)}
-    client.log_batch(run_id, metrics=[Metric(f"evaluate/{n}", v, now, row.round) for n, v in values.items()])
+    metrics = [Metric(f"evaluate/{n}", v, now, row.round) for n, v in values.items()]
+    client.log_batch(run_id, metrics=[*metrics, Metric(_NEWEST_EVALUATED, row.round, now, row.round)])
 
 
 def _tag_health(client: Any, run_id: str, row: RoundRow) -> None:

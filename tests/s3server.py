@@ -6,6 +6,7 @@ import logging
 import random
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,12 +27,14 @@ _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request r
 class S3Server:
     """An S3 server that fails a share of the requests, chosen by a seeded generator.
 
-    `fault_rate` is that share; `counts` maps each fault, and "answered", to its number of requests.
+    `fault_rate` is that share, `delay` the seconds that each request waits; `counts` maps each fault, and "answered",
+    to its number of requests.
     """
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
         self.fault_rate, self.counts, self._random = 0.0, Counter[str](), random.Random(0)
+        self.delay = 0.0
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -49,6 +52,7 @@ class S3Server:
         self._server.server_close()
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        time.sleep(self.delay)
         if self._random.random() >= self.fault_rate:
             self.counts["answered"] += 1
             return self._moto(environ, start)

@@ -89,7 +89,7 @@ def test_an_upload_that_is_cut_leaves_no_object(server: S3Server, root: str) -> 
 
 
 def test_a_server_that_does_not_respond_raises_store_unavailable(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ogls.store.storage._RETRIES", 0)
+    monkeypatch.setattr("ogls.store.remote._RETRIES", 0)
     unreachable = Store("s3://bucket/runs?endpoint_override=http://127.0.0.1:1")
     for operation in (
         lambda: unreachable.storage.read_bytes("x"),

@@ -18,6 +18,7 @@ from ogls.models.adapter import Adapter
 from ogls.models.policy import Policy
 from ogls.records import Problem, Rollout
 from ogls.stages import columns
+from ogls.stages.check import find_damage
 from ogls.stages.prepare import _cut_solutions
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
@@ -44,7 +45,7 @@ def test_a_run_is_deterministic(finished: Run, tmp_path: Path) -> None:
     [
         ("sample 2", "trajectories/round=002/part-0001.parquet"),
         ("verify 2", "verdicts/round=002/part-0000.parquet"),
-        ("teach 2", "teacher_states/round=002/part-0001.parquet"),
+        ("teach 2", "contexts/round=002/part-0000.parquet"),
         ("steer 2", "targets/round=002/part-0000.parquet"),
         ("train 2", "policy/round=002/adapter_model.safetensors"),
         ("train 2", "policy/round=002/optimizer.safetensors"),
@@ -69,6 +70,22 @@ def test_only_the_damaged_stage_is_redone_with_a_notice(
     assert file.split("/")[-1] in results[stage][1]
     assert path.read_bytes() == original
     assert content(copy) == content(finished)
+
+
+@pytest.mark.parametrize("damage", ["missing", "bit flipped"])
+def test_states_are_compared_with_their_checksum_as_long_as_a_stage_reads_them(copy: Run, damage: str) -> None:
+    """Later, only their sizes are: they are most of the bytes of a round. `ogls check` compares their checksums."""
+    path = Path(copy.records.url("teacher_states/round=002/part-0001.parquet"))
+    original = path.read_bytes()
+    path.write_bytes(original[:60] + bytes([original[60] ^ 4]) + original[61:])
+    if damage == "missing":
+        path.unlink()
+    assert STAGES["teach"](copy, 2).reused is (damage == "bit flipped")
+    if damage == "bit flipped":
+        assert [d.path for d in find_damage(copy)] == ["teacher_states/round=002/part-0001.parquet"]
+        Path(copy.records.url("targets/round=002/part-0000.parquet")).unlink()  # now `steer` has to read them
+        assert "part-0001.parquet has another checksum" in STAGES["teach"](copy, 2).redone
+    assert path.read_bytes() == original
 
 
 def test_a_stage_with_a_truncated_manifest_is_redone(copy: Run, tmp_path: Path) -> None:

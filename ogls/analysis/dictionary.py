@@ -23,7 +23,8 @@ Generated from `ogls/records/` by `make docs`: change it there, not here.
     runs/<run>/<table>/round=003/part-0000.parquet       the rows, in shards
     runs/<run>/<table>/round=003/manifest.json           written last: the stage is complete if it exists
     runs/<run>/policy/round=003/adapter_model.safetensors and adapter_config.json: the adapter at the end of the round
-    runs/<run>/policy/round=003/optimizer.safetensors    the optimizer's state, for the next round
+    runs/<run>/policy/round=003/optimizer.safetensors    the optimizer's state; old ones are deleted
+    runs/<run>/rounds/0000.json                          the numbers of fifty rounds, repeated from their manifests
 
 Query it with `ogls query`, or read the Parquet files with any reader. Every table has `run` (the folder's name) and
 `round` (from the path) in addition to the columns below. The key of a rollout is `(run, round, problem_id, sample)`.

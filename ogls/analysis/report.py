@@ -11,7 +11,7 @@ import numpy as np
 from ogls.analysis.curves import steering_curves, training_curves
 from ogls.analysis.health_table import health_in_words
 from ogls.analysis.render import render
-from ogls.analysis.rounds import HEADINGS, LEGEND, read_rounds, round_cells
+from ogls.analysis.rounds import HEADINGS, LEGEND, round_cells
 from ogls.analysis.token_view import build_token_view
 from ogls.config import to_toml
 from ogls.config.fingerprint import fingerprint, flatten
@@ -21,6 +21,7 @@ from ogls.evaluation.metrics import bootstrap_interval
 from ogls.progress import Progress, no_progress
 from ogls.revision import code_version
 from ogls.seeds import derive_seed
+from ogls.stages.rounds import read_rounds
 from ogls.stages.run import Run
 from ogls.store import named_queries, run_query
 
@@ -88,8 +89,8 @@ def render_report(
 def write_report(run: Run, progress: Progress = no_progress) -> str:
     """Write the report of a run into its folder, unless it is up to date. Returns its path."""
     tokens = run.config.tracking.report == "tokens"
-    manifests = [m.digest for t in ("trajectories", "targets", "scores", "health") for m in run.records.manifests(t)]
-    expected = fingerprint(code_version()["version"], tokens, manifests)
+    rounds = [row.digests for row in read_rounds(run.records)]
+    expected = fingerprint(code_version()["version"], tokens, rounds)
     if (run.records.read_json(_FINGERPRINT_FILE) or {}).get("fingerprint") != expected or read_report(run) is None:
         page = render_report([run], tokens, progress=progress)
         run.records.storage.write_bytes(f"{run.config.name}/{REPORT}", page.encode())

@@ -1,14 +1,13 @@
-"""The table of rounds of a run: its rows as data, text and Markdown."""
+"""The table of rounds of a run as text and Markdown, and a few rollouts of a round."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ogls.records import TABLES
 from ogls.records.stages import STAGES
-from ogls.stages.summaries import read_first_summary
+from ogls.stages.rounds import RoundRow
 from ogls.store import RunStore
 
 _STAGES = tuple(stage for stage in STAGES if stage.in_rounds)
@@ -23,53 +22,6 @@ HEADINGS = (
 IMPORTANCE = ("round", "accuracy", "95% interval", "length", "greedy", "mixed", "KL", "truncated")
 SHORT_LEGEND = "length in tokens; KL(target || base) in nats per token"
 LEGEND = f"{SHORT_LEGEND}; sample to evaluate: wall time in seconds"
-
-
-@dataclass(frozen=True)
-class RoundRow:
-    """Numbers of one round; a number is None if its stage is not complete."""
-
-    round: int
-    summary: dict[str, Any] | None
-    groups: int | None
-    mixed_groups: int | None
-    kl: float | None
-    loss: float | None
-    seconds: dict[str, float]
-    style: dict[str, float]
-    tokens: dict[str, float]
-    health: dict[str, Any]
-    loss_metrics: dict[str, float]
-    padding: float | None = None
-
-
-def read_round(run: RunStore, round_: int) -> RoundRow:
-    """Read a round from its manifests and the summary of the first benchmark."""
-    manifests = {t: m for t in (*_TABLES, "style", "health") if (m := run.manifest(t, round_))}
-    metrics = {t: m.metrics for t, m in manifests.items()}
-    summary = None
-    if "scores" in manifests:
-        summary = read_first_summary(run, round_)
-    return RoundRow(
-        round_,
-        summary,
-        metrics.get("verdicts", {}).get("groups"),
-        metrics.get("verdicts", {}).get("mixed_groups"),
-        metrics.get("targets", {}).get("kl"),
-        metrics.get("updates", {}).get("loss"),
-        {TABLES[t].stage: float(m.get("seconds", 0)) for t, m in metrics.items()},
-        metrics.get("style", {}).get("numbers", {}),
-        {TABLES[t].stage: float(m["tokens"]) for t, m in metrics.items() if "tokens" in m},
-        metrics.get("health", {}),
-        metrics.get("updates", {}).get("loss_metrics", {}),
-        metrics.get("updates", {}).get("padding"),
-    )
-
-
-def read_rounds(run: RunStore, last: int | None = None) -> list[RoundRow]:
-    """Read all rounds with at least one complete stage, up to round `last`."""
-    rounds = sorted({n for t in _TABLES for n in run.rounds(t)})
-    return [read_round(run, n) for n in rounds if last is None or n <= last]
 
 
 def round_cells(row: RoundRow) -> list[str]:

@@ -19,8 +19,7 @@ from ogls.models.load import load_tokenizer
 from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
 from ogls.records import Key
-from ogls.stages import columns
-from ogls.stages.groups import read_groups
+from ogls.stages.groups import read_groups, read_states
 from ogls.stages.heads import load_heads
 from ogls.stages.run import Run
 from ogls.store import run_query
@@ -192,15 +191,13 @@ class TokenViewer:
             return {}, ""
         states: dict[Key, dict[str, Tensor]] = {}
         try:
-            entries = self.run.records.list_shards("teacher_states", round_)
+            self.run.records.list_shards("teacher_states", round_)
         except StoreError as error:
             return {}, str(error)
-        for entry in entries:
-            for key, pools in columns.unpack_states(self.run.records.read_shard(entry)).items():
-                if key in keys:
-                    states[key] = {str(p): s.float() for p, s in pools.items()}
-                    if self.run.config.teacher.anchor == "policy":  # the base pool has the states of the student
-                        states[key]["student"] = states[key]["base"]
+        for key, pools in read_states(self.run, round_, keys):
+            states[key] = {str(p): s.float() for p, s in pools.items()}
+            if self.run.config.teacher.anchor == "policy":  # the base pool has the states of the student
+                states[key]["student"] = states[key]["base"]
         return states, ""
 
     def _policies(self, round_: int) -> Iterable[tuple[str, Any]]:

@@ -11,9 +11,9 @@ from ogls.analysis.rounds import with_verdicts
 from ogls.config import RunConfig
 from ogls.records import TABLES
 from ogls.records.stages import STAGES, STAGES_BY_NAME
+from ogls.stages.rounds import read_rounds
 from ogls.stages.run import Run
 from ogls.stages.status import Status, run_status
-from ogls.stages.summaries import read_first_summary
 from ogls.store import RunStore
 from ogls.store.manifest import FileEntry
 
@@ -57,7 +57,7 @@ def read_snapshot(run: Run, previous: Snapshot | None = None, count: int = 3) ->
     known = previous.accuracies if previous else ()
     evaluated = records.newest_manifest("scores")
     first, last = (known[-1][0] + 1 if known else 0), (evaluated.round if evaluated else -1)
-    added = [n for n in range(first, last + 1) if records.manifest("scores", n)]
+    added = read_rounds(records, last, first) if first <= last else []
     health = records.newest_manifest("health")
     shard, rollouts = _last_rollouts(records, round_, previous, count)
     return Snapshot(
@@ -67,7 +67,7 @@ def read_snapshot(run: Run, previous: Snapshot | None = None, count: int = 3) ->
         round_,
         config.rounds,
         tuple(_stages(records, config, round_)),
-        (*known, *((n, float(read_first_summary(records, n)["accuracy"])) for n in added)),
+        (*known, *((row.round, float(row.summary["accuracy"])) for row in added if row.summary)),
         health.metrics["notice"] if health else "",
         rollouts,
         shard,

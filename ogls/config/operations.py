@@ -172,6 +172,13 @@ class TrackingConfig(Section):
         operational=True,
         pattern=r"^[^/:]*$",
     )
+    adapters: Literal["refer", "copy"] = setting(
+        "refer",
+        "What a version of the registered model holds. refer: the adapter's folder in the store, which therefore has "
+        "to stay where it is; an MLflow server accepts URLs only, and for a store on a disk it gets a file that names "
+        "the folder. copy: a copy of the adapter in MLflow's artifacts, in every round.",
+        operational=True,
+    )
     system_metrics: bool = setting(True, "Log CPU, memory, disk, network and GPU usage.", operational=True)
     report: Literal["tokens", "plain", "off"] = setting(
         "tokens",
@@ -192,7 +199,15 @@ class StorageConfig(Section):
     keep_states: int = setting(
         0,
         "Keep the teacher states of only the N newest trained rounds and delete older ones to save disk space; 0 keeps "
-        "all. No other data is ever deleted.",
+        "all.",
+        ge=0,
+        operational=True,
+    )
+    keep_optimizers: int = setting(
+        2,
+        "Keep the optimizer states of the N newest trained rounds, and those that the next round or a rollback starts "
+        "from, and delete older ones; 0 keeps all. Adapters stay. `ogls check --repair` cannot train a round again "
+        "whose start has no optimizer state. No other data is ever deleted.",
         ge=0,
         operational=True,
     )

@@ -162,7 +162,10 @@ class TeacherConfig(Section):
         numerics=True,
     )
     shard_groups: int = setting(
-        8, "Groups per shard. The hidden states of one shard are in memory at the same time.", ge=1, numerics=True
+        8,
+        "Groups per shard. A shard is one file, and what an interrupted stage repeats.",
+        ge=1,
+        numerics=True,
     )
     state_dtype: Literal["float16", "bfloat16", "float32"] = setting(
         "float16", "Data type of cached hidden states. Use bfloat16 if they overflow float16."

@@ -6,18 +6,17 @@ on the run, the round and the items of the shard alone, so any process that read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from uuid import uuid4
+
+import pyarrow as pa
 
 from ogls.config import RunConfig
 from ogls.progress import Progress
 from ogls.store.manifest import FileEntry
 from ogls.store.writer import ShardWriter
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardOutput:
-    """What a shard gives: rows, metrics that are added up over the shards, and facts for the notice of the stage."""
+    """What a shard gives: rows, metrics that are added up over the shards, and facts for the notice of the stage.
 
-    data: pa.Table
+    Rows may be several tables, computed while they are written: each becomes a row group.
+    """
+
+    data: pa.Table | Iterable[pa.Table]
     metrics: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)  # not stored; a resumed stage has those of its own shards
 
@@ -85,5 +87,15 @@ def write_shard(
 ) -> FinishedShard:
     """Compute a shard and write it to the store; `before_write` raises an error if it must not be written any more."""
     output = work.compute(shard.items, progress)
+    data = output.data
+    if isinstance(data, pa.Table):
+        before_write()
+    else:
+        data = _then(data, before_write)
+    return FinishedShard(shard.index, writer.write(shard.index, data, output.metrics), output.facts)
+
+
+def _then(tables: Iterable[pa.Table], before_write: Callable[[], None]) -> Iterator[pa.Table]:
+    """The tables, then `before_write`: a file gets its name only after the last of them."""
+    yield from tables
     before_write()
-    return FinishedShard(shard.index, writer.write(shard.index, output.data, output.metrics), output.facts)

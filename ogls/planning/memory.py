@@ -6,6 +6,7 @@ from ogls.config import RunConfig
 from ogls.models.shape import Shape, read_shape
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number, by data type
+STATES_IN_MEMORY = 2**28  # bytes of fp32 states that the stage teach holds at once, unless one group has more
 LOGIT_COPIES = 6  # fp32 tensors [tokens, V] in memory at once while a target or a full-vocabulary loss is computed
 
 

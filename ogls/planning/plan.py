@@ -19,7 +19,15 @@ from ogls.config import POOLS, RunConfig
 from ogls.models.head import HEAD_BLOCK
 from ogls.models.shape import Shape, read_shape
 from ogls.planning.gpus import GIB, Gpu
-from ogls.planning.memory import BYTES, LOGIT_COPIES, other_shapes, scoring_bytes, teaching_bytes, training_bytes
+from ogls.planning.memory import (
+    BYTES,
+    LOGIT_COPIES,
+    STATES_IN_MEMORY,
+    other_shapes,
+    scoring_bytes,
+    teaching_bytes,
+    training_bytes,
+)
 
 _UTILIZATION = 0.4  # fraction of peak FLOP/s that dense passes reach
 
@@ -164,8 +172,8 @@ def _estimate_teaching(
     continuations = groups * size * (min(size - 1, 2 * teacher.max_exemplars) + 1) * target_tokens
     tokens = prefixes + continuations
     declared, others = config.declared_pools(), other_shapes(config)
-    states = teacher.shard_groups * size * target_tokens * 4
-    states *= sum(others.get(declared[name].model, shape).hidden for name in config.pools())
+    group = size * target_tokens * 4 * sum(others.get(declared[name].model, shape).hidden for name in config.pools())
+    states = max(group, min(teacher.shard_groups * group, STATES_IN_MEMORY))
     by_shape = [(shape, tokens)]
     for pool in (declared[name] for name in config.pools() if name not in POOLS):
         contexts = {"nothing": 1, "reference": 1, "column": 1, "feedback": size}.get(pool.kind, size)

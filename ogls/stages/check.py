@@ -16,6 +16,8 @@ from ogls.progress import Progress, no_progress
 from ogls.records import TABLES
 from ogls.records.stages import STAGES as STAGE_FACTS
 from ogls.stages.registry import STAGES
+from ogls.stages.rounds import FOLDER as SUMMARY
+from ogls.stages.rounds import find_summary_damage, rebuild_file, record_round
 from ogls.stages.run import POLICY, Run
 from ogls.store.manifest import FileEntry, Manifest
 from ogls.store.overlay import Overlay
@@ -45,7 +47,10 @@ def find_damage(run: Run, progress: Progress = no_progress) -> list[Damage]:
             stage = TABLES[table].stage
             found.append(Damage(stage, round_, path, problem, _consequence(run, stage, round_, path)))
         progress(done, len(stages))
-    return found
+    summary = find_summary_damage(run.records).items()
+    return found + [
+        Damage(SUMMARY, 0, path, problem, "tables of rounds show other numbers") for path, problem in summary
+    ]
 
 
 def _rounds(run: Run, table: str) -> list[int]:
@@ -87,6 +92,11 @@ def repair(run: Run, damaged: Sequence[Damage], progress: Progress = no_progress
     stages = list(dict.fromkeys((d.stage, d.round) for d in damaged))
     for done, (stage, round_) in enumerate(stages, start=1):
         of_stage = [d for d in damaged if (d.stage, d.round) == (stage, round_)]
+        if stage == SUMMARY:
+            for damage in of_stage:
+                rebuild_file(run.records, damage.path)
+                yield damage, ""
+            continue
         if stage not in STAGES:
             yield from ((d, d.consequence) for d in of_stage)
             continue
@@ -135,6 +145,7 @@ def _restore_manifest(run: Run, path: str, fresh: RunStore, computed: Manifest) 
     if any(run.records.find_damage(entry) for entry in computed.files):
         return "computed again, the stage gives other files than the stored ones"
     run.records.write_json(path, fresh.read_json(path) or {})
+    record_round(run.records, computed.round)  # the stage took another time
     return ""
 
 

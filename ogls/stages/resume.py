@@ -23,10 +23,23 @@ def resume_round(run: Run) -> int:
     return trained + 1
 
 
+def needed_optimizers(run: Run) -> set[int]:
+    """The rounds whose optimizer states a training may still load.
+
+    They are the starts of the newest trained round, which may be redone, and of the next one, and the best rounds of
+    the last two health decisions: a rollback returns to one of them (the last decision may be redone too).
+    """
+    newest, health = run.records.newest_manifest("updates"), run.records.newest_manifest("health")
+    if newest is None:
+        return set()
+    starts = {newest.round, run.start_point(newest.round).round, run.start_point(newest.round + 1).round}
+    decided = [health, run.health_before(health.round)] if health else []
+    return starts | {int(m.metrics["best"]) for m in decided if m}
+
+
 def is_trained(run: Run, round_: int) -> bool:
     """Whether the policy of a round is stored and undamaged. Round 0 is not trained: its policy is the start."""
-    manifest = run.records.manifest("updates", round_)
-    return round_ == 0 or (manifest is not None and not any(run.records.find_damage(e) for e in manifest.present_files))
+    return round_ == 0 or run.records.is_intact("updates", round_)
 
 
 def is_stopped(run: Run, round_: int) -> bool:

@@ -23,8 +23,9 @@ from ogls.records.stages import STAGES_BY_NAME
 from ogls.seeds import derive_seed
 from ogls.stages import columns
 from ogls.stages.contents import Contents, by_content, local_paths, read_contents, settle
+from ogls.stages.rounds import record_round
 from ogls.store import Store
-from ogls.store.manifest import Manifest
+from ogls.store.manifest import OPTIMIZER, Manifest
 from ogls.store.storage import Storage
 from ogls.store.writer import StageWriter
 
@@ -223,6 +224,12 @@ class Run:
     def _read_file(self, manifest: Manifest, name: str) -> bytes:
         entry = next((f for f in manifest.files_of(POLICY) if f.path.endswith(f"/{name}")), None)
         content, damage = self.records.read_verified(entry) if entry else (b"", "is missing")
+        if name == OPTIMIZER and manifest.dropped:
+            raise StoreError(
+                f"run {self.config.name} round {manifest.round}: the optimizer state was deleted on "
+                f"{manifest.dropped[:10]} (storage.keep_optimizers, ogls gc), so no training can start from this "
+                "round; its adapter is there: start a new run from it (adapter.start)"
+            )
         if damage:
             raise StoreError(
                 f"run {self.config.name} round {manifest.round}: {name} {damage}; `ogls check {self.config.name} "
@@ -250,6 +257,15 @@ class Run:
             raise StoreError(f"run {self.config.name} round {round_}: run the stage {stage} first, then this one")
         return manifest.digest
 
+    def _is_past_states(self, round_: int) -> bool:
+        """Whether every stage that reads the teacher states of a round is done.
+
+        The states are by far the largest files of a round, and to hash them would take most of the time of a resume.
+        """
+        readers = ["targets", *(["style"] if self.config.style.enabled else [])]
+        readers += ["updates"] if self.config.train.support == "full" else []
+        return all(self.records.is_intact(table, round_) for table in readers)
+
     def carry_out(
         self, table: str, round_: int, inputs: Mapping[str, Any], work: Callable[[StageWriter], dict[str, Any]]
     ) -> StageResult:
@@ -264,7 +280,8 @@ class Run:
         started = time.perf_counter()
         name = TABLES[table].stage
         stage_fingerprint = fingerprint(name, RESULT_VERSION, inputs)
-        status = self.records.status(table, round_, stage_fingerprint)
+        hash_states = table == "teacher_states" and not self._is_past_states(round_)
+        status = self.records.status(table, round_, stage_fingerprint, hash_states)
         if status.manifest:
             seconds = float(status.manifest.metrics.get("seconds", 0))
             return StageResult(name, round_, status.manifest.rows, seconds, status.manifest.metrics, reused=True)
@@ -285,6 +302,8 @@ class Run:
             notice = f"{name} r{round_:03d} continued after {writer.kept} finished shards"
         seconds = time.perf_counter() - started
         manifest = writer.commit(name, {**metrics, "seconds": seconds})
+        if closed:  # evaluated later: nobody publishes the round again
+            record_round(self.records, round_)
         result = StageResult(name, round_, manifest.rows, seconds, manifest.metrics)
         lost = "; ".join(dict.fromkeys(writer.notices))
         notices = " ".join(n for n in (notice, lost, metrics.get("notice", "")) if n)

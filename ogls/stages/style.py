@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,11 @@ from ogls.distillation import style as styling
 from ogls.distillation.concatenate import concatenate
 from ogls.models.load import load_tokenizer
 from ogls.progress import Progress, no_progress
-from ogls.records import STYLE, StageResult
+from ogls.records import STYLE, Key, StageResult
 from ogls.records.schema import to_arrow
-from ogls.stages.groups import cached_rollouts
+from ogls.stages.groups import cached_rollouts, state_keys
 from ogls.stages.heads import load_heads
 from ogls.stages.run import Run
-from ogls.store.manifest import Manifest
 from ogls.store.writer import StageWriter
 
 
@@ -37,13 +37,13 @@ def style(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         head, own = heads.matrix, run.recipes()
         classes = styling.classify(tokenizer, len(head), config.style.classes)
         substance = styling.substance_only(classes, config.style.classes).to(head.device)
-        measured = _evenly_spaced(run.records.manifest("teacher_states", round_), config.style.rollouts)
+        measured = _evenly_spaced(
+            list(dict.fromkeys(key for _, keys in state_keys(run, round_) for key in keys)), config.style.rollouts
+        )
         parts: dict[str, list[styling.Shift]] = {}
         tokens: dict[str, list[np.ndarray]] = {}  # by signal: rollouts may have different pools
         positions: dict[str, list[np.ndarray]] = {}
-        for index, (rollout, ids, states) in enumerate(cached_rollouts(run, round_, heads, progress)):
-            if index not in measured:
-                continue
+        for rollout, ids, states in cached_rollouts(run, round_, heads, progress, measured):
             recipes = styling.signal_recipes(tuple(states), own[rollout.problem_id])
             limits = config.steer.batch_tokens, config.steer.temperature
             for name, shift in styling.measure_shifts(states, recipes, substance, head, *limits).items():
@@ -63,7 +63,7 @@ def style(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     return run.carry_out("style", round_, inputs, work)
 
 
-def _evenly_spaced(states: Manifest | None, most: int) -> set[int]:
-    """The indices of at most `most` of the rollouts with cached states, evenly spaced."""
-    total = int(states.metrics.get("rollouts", 0)) if states else 0
-    return {i * total // min(most, total) for i in range(min(most, total))}
+def _evenly_spaced(keys: Sequence[Key], most: int) -> set[Key]:
+    """At most `most` of the rollouts with cached states, evenly spaced."""
+    count = min(most, len(keys))
+    return {keys[i * len(keys) // count] for i in range(count)}

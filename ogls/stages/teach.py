@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, TypeVar
+
+import pyarrow as pa
 
 from ogls.config import RunConfig
 from ogls.distillation import exemplars, teacher
@@ -12,6 +15,7 @@ from ogls.execution.work import ShardOutput
 from ogls.models.adapter import Adapter
 from ogls.models.load import load_context_length, load_tokenizer
 from ogls.models.policy import Policy
+from ogls.planning.memory import STATES_IN_MEMORY
 from ogls.progress import Progress, no_progress
 from ogls.records import CONTEXTS, TEACHER_STATES, StageResult
 from ogls.records.schema import to_arrow
@@ -21,6 +25,9 @@ from ogls.stages.groups import read_groups
 from ogls.stages.run import Run
 from ogls.stages.shards import carry_out_shards, divide
 from ogls.store.writer import StageWriter
+
+T = TypeVar("T")
+_ROW_GROUP = 2**23  # bytes of 16-bit states per row group
 
 
 def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
@@ -67,6 +74,18 @@ def context_planner(run: Run) -> exemplars.ContextPlanner:
     return exemplars.ContextPlanner(run.config, prompters.pop(""), context, prompters)
 
 
+def _split(items: Sequence[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Consecutive items, in parts of at most `limit` together (or of one item)."""
+    part: list[T] = []
+    for item in items:
+        if part and sum(map(size, part)) + size(item) > limit:
+            yield part
+            part = []
+        part.append(item)
+    if part:
+        yield part
+
+
 class TeachWork:
     """Runs the teacher: the run's model with any of its weights, and other models."""
 
@@ -74,25 +93,37 @@ class TeachWork:
         self.run, self.start = run, run.start_point(round_).round
         self.policy = run.load_policy()
         self.others = {path: run.load_other(path) for path in run.config.other_models()}
+        self.width = max(p.head.shape[1] for p in (self.policy, *self.others.values()))
         self.weights = ""
 
     def compute(self, items: Sequence[Sequence[exemplars.ScoredRollout]], progress: Progress) -> ShardOutput:
-        """Rows of the table teacher_states for the plans of some groups."""
-        settings = self.run.config.teacher
-        scored = [s for plan in items for s in plan]
-        states: dict[Any, Any] = {}
-        for weights in dict.fromkeys(s.shares[0][0].weights for s in scored):
-            chosen = [s for s in scored if s.shares[0][0].weights == weights]
-            states |= teacher.score_rollouts(self._use(weights), chosen, settings.batch_tokens)
-        rows = [
-            {
-                **_scored_key(s),
-                "exemplars": list(s.exemplars),
-                **columns.pack_states(states[s.key, s.pool], settings.state_dtype),
-            }
-            for s in scored
-        ]
-        return ShardOutput(to_arrow(TEACHER_STATES, rows), {"tokens": sum(r["tokens"] for r in rows)})
+        """Rows of the table teacher_states for the plans of some groups; a few rollouts at a time."""
+        return ShardOutput(self._row_groups(items), {"tokens": sum(len(s.token_ids) for group in items for s in group)})
+
+    def _row_groups(self, groups: Sequence[Sequence[exemplars.ScoredRollout]]) -> Iterator[pa.Table]:
+        """Run the teacher on as many groups as fit into `STATES_IN_MEMORY` at once, and yield their rows.
+
+        A table has the rows of a few rollouts (`_ROW_GROUP`), so that readers of one rollout need not read the others.
+        """
+        settings, width = self.run.config.teacher, self.width
+        for part in _split(groups, lambda group: 4 * width * sum(len(s.token_ids) for s in group), STATES_IN_MEMORY):
+            scored = [s for group in part for s in group]
+            states: dict[Any, Any] = {}
+            for weights in dict.fromkeys(s.shares[0][0].weights for s in scored):
+                chosen = [s for s in scored if s.shares[0][0].weights == weights]
+                states |= teacher.score_rollouts(self._use(weights), chosen, settings.batch_tokens)
+            rollouts = [list(rows) for _, rows in groupby(scored, key=lambda s: s.key)]
+            for together in _split(rollouts, lambda rows: 2 * width * sum(len(s.token_ids) for s in rows), _ROW_GROUP):
+                rows = [
+                    {
+                        **_scored_key(s),
+                        "exemplars": list(s.exemplars),
+                        **columns.pack_states(states.pop((s.key, s.pool)), settings.state_dtype),
+                    }
+                    for rollout in together
+                    for s in rollout
+                ]
+                yield to_arrow(TEACHER_STATES, rows)
 
     def close(self) -> None:
         """Release the memory of kept models; others are freed with this object."""

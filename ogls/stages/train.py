@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ogls.config import RunConfig
+from ogls.config import Pool, RunConfig
 from ogls.distillation.steering import combine_states, project_substance
 from ogls.models.adapter import Adapter, adapter_files
 from ogls.models.head import head_logits
@@ -16,13 +17,15 @@ from ogls.records.schema import to_arrow
 from ogls.stages import columns
 from ogls.stages.engine import record_probe
 from ogls.stages.fingerprints import policy_inputs
-from ogls.stages.groups import read_groups
+from ogls.stages.groups import read_groups, state_keys
 from ogls.stages.heads import load_heads
 from ogls.stages.imported import is_imported
 from ogls.stages.run import POLICY, Run
 from ogls.stages.steer import projection_classes
 from ogls.stages.teach import teacher_adapter
 from ogls.stages.train_ranks import Inputs, RoundPart, keep_state, train_on_ranks
+from ogls.store.manifest import OPTIMIZER, FileEntry
+from ogls.store.shards import count_row_groups, read_rows
 from ogls.store.writer import Checkpoint, StageWriter
 from ogls.training.batching import TrainItem
 from ogls.training.choose import registered_loss
@@ -69,7 +72,7 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         writer.write_shard(0, to_arrow(UPDATES, rows))
         for name, content in adapter_files(trained, config.model, config.adapter).items():
             writer.attach_file(POLICY, name, content)
-        writer.attach_file(POLICY, "optimizer.safetensors", state.optimizer)
+        writer.attach_file(POLICY, OPTIMIZER, state.optimizer)
         if config.has_ema:
             previous = teacher_adapter(run, start, "ema") or policy.initial_adapter()
             average = previous.average(trained, config.teacher.ema_decay)
@@ -153,21 +156,36 @@ _ITEMS: dict[Needs, Callable[[Run, int, Policy], list[TrainItem]]] = {
 }
 
 
-def _combined_states(run: Run, round_: int, own: Tensor) -> Iterator[tuple[Key, Tensor]]:
-    """Yield (key, states [T, D]) of every rollout: cached states combined by the recipe.
+def _combined_states(run: Run, round_: int, own: Tensor) -> Iterator[tuple[Key, Tensor | Callable[[], Tensor]]]:
+    """Yield (key, states [T, D]) of every rollout: cached states combined by the recipe, or a function that reads them.
 
     `_target_logits` maps them to the logits of the target. For a projected target the states of the base pool are
-    beside them: [T, 2 D].
+    beside them: [T, 2 D]. The states of a shard with several row groups stay in the store until they are trained on: a
+    round of a large model has more of them than memory. A shard with one is small (or of an older release).
     """
     import torch
 
     steer, recipes = run.config.steer, run.recipes()
     heads = load_heads(run.config, own) if run.config.other_models() else None
-    for entry in run.records.list_shards("teacher_states", round_):
-        for key, pools in columns.unpack_states(run.records.read_shard(entry)).items():
-            placed = {p: s.cpu() for p, s in heads.place(pools).items()} if heads else pools
-            combined = combine_states(placed, recipes[key[0]], steer.temperature)
-            yield key, combined if steer.project == "none" else torch.cat([combined, placed["base"].float()], -1)
+
+    def combine(key: Key, pools: Mapping[Pool, Tensor]) -> Tensor:
+        placed = {p: s.cpu() for p, s in heads.place(pools).items()} if heads else pools
+        combined = combine_states(placed, recipes[key[0]], steer.temperature)
+        return combined if steer.project == "none" else torch.cat([combined, placed["base"].float()], -1)
+
+    def read(entry: FileEntry, rows: Sequence[int]) -> Tensor:
+        ((key, pools),) = columns.unpack_states(read_rows(run.records, entry, rows)).items()
+        return combine(key, pools)
+
+    for entry, keys in state_keys(run, round_):
+        if count_row_groups(run.records, entry) == 1:
+            yield from (
+                (key, combine(key, pools))
+                for key, pools in columns.unpack_states(run.records.read_shard(entry)).items()
+            )
+            continue
+        for key in dict.fromkeys(keys):
+            yield key, partial(read, entry, [i for i, other in enumerate(keys) if other == key])
 
 
 def _target_logits(config: RunConfig, policy: Policy) -> Callable[[Tensor], Tensor] | None:

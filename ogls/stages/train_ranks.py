@@ -14,6 +14,7 @@ from ogls.models.load import resolve_device
 from ogls.models.policy import Policy
 from ogls.progress import Progress
 from ogls.stages.run import POLICY, Run
+from ogls.store.manifest import OPTIMIZER
 from ogls.store.run_store import RunStore
 from ogls.store.storage import Storage
 from ogls.store.writer import Checkpoint, StageWriter
@@ -88,7 +89,7 @@ def train_on_ranks(
 
 def keep_state(writer: StageWriter, state: TrainState) -> None:
     """Write a state as the checkpoint of its stage."""
-    files = {"weights.safetensors": state.weights, "optimizer.safetensors": state.optimizer}
+    files = {"weights.safetensors": state.weights, OPTIMIZER: state.optimizer}
     writer.write_checkpoint(POLICY, {"step": len(state.rows), "rows": state.rows}, files)
 
 
@@ -123,7 +124,7 @@ def _train(
         raise StoreError(f"round {round_} was sampled with {part.before}, but the policy to train is {policy.hash}")
     ranks.place(policy)
     items, target_logits = part.read_inputs(run, round_, policy)
-    before = load(run.read_attachment(part.start, "optimizer.safetensors")) if part.start else None
+    before = load(run.read_attachment(part.start, OPTIMIZER)) if part.start else None
     trainer = Trainer(policy, part.settings, before, config.rollout.temperature, target_logits, ranks)
     unknown = any(i.old_logprobs is not None and not len(i.old_logprobs) for i in items)  # imported without
     if trainer.loss.needs == "advantages" and (
@@ -151,6 +152,6 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint, run: Run) -> list[dict[st
     from safetensors.torch import load
 
     files = {name: load(run.records.read_verified(entry)[0]) for name, entry in checkpoint.files.items()}
-    trainer.restore(files["weights.safetensors"], files["optimizer.safetensors"])
+    trainer.restore(files["weights.safetensors"], files[OPTIMIZER])
     rows: list[dict[str, Any]] = checkpoint.state["rows"]
     return [{**row, "metrics": row["metrics"] and [(name, mean) for name, mean in row["metrics"]]} for row in rows]

@@ -10,6 +10,7 @@ from ogls.config.fingerprint import fingerprint
 from ogls.records.schema import SCHEMA_VERSION
 
 DROPPABLE = "teacher_states"  # the only table whose files `retention` may delete to save space
+OPTIMIZER = "optimizer.safetensors"  # the other files that it may delete: the optimizer states of old rounds
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class FileEntry:
     bytes: int
     sha256: str
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_droppable(self) -> bool:
+        """Whether `retention` may delete the file: it is a cache, or only the round after it reads it."""
+        return self.table == DROPPABLE or self.path.endswith(f"/{OPTIMIZER}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Manifest:
     result_version: int = 2  # version of the fingerprint; manifests without this field have version 2
     numerics: dict[str, Any] = field(default_factory=dict)  # the numerics settings that the stage was carried out with
     epoch: int = 0  # of the lease under which it was written or sealed (`lease.py`); 0 on a local disk
-    dropped: str = ""  # when `retention` deleted the states (the stage stays done); empty if they were not deleted
+    dropped: str = ""  # when `retention` deleted its droppable files (the stage stays done); empty if it did not
 
     @property
     def digest(self) -> str:
@@ -49,8 +55,8 @@ class Manifest:
 
     @property
     def present_files(self) -> list[FileEntry]:
-        """The files in the store: all files except dropped states."""
-        return [f for f in self.files if not self.dropped or f.table != DROPPABLE]
+        """The files in the store: all files except dropped states and optimizer states."""
+        return [f for f in self.files if not self.dropped or not f.is_droppable]
 
     def files_of(self, table: str) -> list[FileEntry]:
         """The files in the store that belong to `table`."""

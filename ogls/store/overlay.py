@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
+from typing import BinaryIO
+
 import pyarrow as pa
 
 from ogls.store.storage import Storage, Tag
@@ -23,6 +27,19 @@ class Overlay(Storage):
             return None, None
         content = self.scratch.read_bytes(path)
         return (self.base.read_bytes(path) if content is None else content), None
+
+    def size(self, path: str) -> int | None:
+        content, _ = self.read_tagged(path)
+        return None if content is None else len(content)
+
+    def open_file(self, path: str) -> BinaryIO | None:
+        content, _ = self.read_tagged(path)
+        return None if content is None else io.BytesIO(content)
+
+    def write_file(self, path: str, write: Callable[[BinaryIO], None]) -> tuple[int, str]:
+        written = self.scratch.write_file(path, write)
+        self.removed.discard(path)
+        return written
 
     def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
         self.scratch.write_bytes(path, data)

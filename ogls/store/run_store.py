@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ogls.config import RunConfig
 from ogls.config.fingerprint import canonical_json, differences, flatten, numerics
@@ -23,6 +22,7 @@ from ogls.store.holder import parse_object
 from ogls.store.lease import Lease, held_lease
 from ogls.store.lock import find_holder, hold_run
 from ogls.store.manifest import DROPPABLE, FileEntry, Manifest, Status, parse_manifest, utc_now
+from ogls.store.shards import opened
 from ogls.store.storage import Storage
 
 
@@ -152,20 +152,22 @@ class RunStore:
 
     def manifests(self, table: str) -> list[Manifest]:
         """The manifests of the stage that writes `table`, by round."""
-        return [m for n in self._folders(table) if (m := self.manifest(table, n))]
+        return [m for n in self.started_rounds(table) if (m := self.manifest(table, n))]
 
     def newest_manifest(self, table: str) -> Manifest | None:
         """The manifest of the newest round in which the stage that writes `table` is done; None without one."""
-        manifests = (self.manifest(table, n) for n in reversed(self._folders(table)))
+        manifests = (self.manifest(table, n) for n in reversed(self.started_rounds(table)))
         return next(filter(None, manifests), None)
 
-    def _folders(self, table: str) -> list[int]:
-        """Rounds for which the table has a folder, sorted."""
+    def started_rounds(self, table: str) -> list[int]:
+        """Rounds for which the table has a folder, sorted. Reads no manifest."""
         names = self.storage.list_names(f"{self.name}/{TABLES[table].manifest_table}")
         return sorted(int(n.removeprefix("round=")) for n in names if n.startswith("round="))
 
-    def status(self, table: str, round_: int, fingerprint: str) -> Status:
+    def status(self, table: str, round_: int, fingerprint: str, hash_states: bool = True) -> Status:
         """Whether the stage is done for this fingerprint, with all its files present and undamaged.
+
+        Without `hash_states`, only the sizes of teacher states are compared: no stage reads them any more.
 
         Fingerprints of an older version cannot be compared. What it finished stays done, unless an earlier stage of the
         round was redone since.
@@ -181,7 +183,8 @@ class RunStore:
         if self._has_newer_input(manifest) if older else manifest.fingerprint != fingerprint:
             return Status("changed", "its configuration or input has changed")
         for entry in manifest.present_files:
-            if problem := self.find_damage(entry):
+            is_state = entry.table == DROPPABLE
+            if problem := self.find_damage(entry) if hash_states or not is_state else self._find_other_size(entry):
                 return Status("damaged", f"{entry.path} {problem}")
         return Status("done", manifest=manifest)
 
@@ -195,6 +198,18 @@ class RunStore:
     def find_damage(self, entry: FileEntry) -> str:
         """Describe the damage of a file; an empty string if it is undamaged."""
         return self.read_verified(entry)[1]
+
+    def _find_other_size(self, entry: FileEntry) -> str:
+        """Describe the damage of a file that its size shows; an empty string without one. Does not read the file."""
+        size = self.storage.size(f"{self.name}/{entry.path}")
+        if size is None:
+            return "is missing"
+        return "" if size == entry.bytes else f"has {size} bytes instead of {entry.bytes}"
+
+    def is_intact(self, table: str, round_: int) -> bool:
+        """Whether the stage that writes `table` has a manifest, and all its files are present and undamaged."""
+        manifest = self.manifest(table, round_)
+        return manifest is not None and not any(self.find_damage(entry) for entry in manifest.present_files)
 
     def read_verified(self, entry: FileEntry) -> tuple[bytes, str]:
         """The content of a file, and a description of its damage (an empty string if it is undamaged)."""
@@ -237,16 +252,9 @@ class RunStore:
         Raises StoreError if the file is missing or damaged, or if a newer release wrote it.
         """
         content = self.storage.read_bytes(f"{self.name}/{entry.path}")
-        if content is None:
-            raise StoreError(f"{self.url(entry.path)} is missing; run the training again to redo its stage")
-        try:
-            file = pq.ParquetFile(pa.BufferReader(content))
+        with opened(self, entry, None if content is None else pa.BufferReader(content)) as file:
             stored = file.schema_arrow.names
             arrow = file.read(None if columns is None else [c for c in columns if c in stored])
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(
-                f"{self.url(entry.path)} is damaged ({error}); run the training again to redo its stage"
-            ) from None
         return upgrade_schema(TABLES[entry.table], arrow, columns)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import obstore
 from obstore.exceptions import (
@@ -24,19 +25,16 @@ from obstore.exceptions import (
     PreconditionError,
     UnauthenticatedError,
 )
-from obstore.store import MemoryStore, S3Store, from_url
 
 from ogls.errors import ConfigError, StoreError, StoreUnavailable
 from ogls.store.atomic import replace_atomically
+from ogls.store.ranges import HashingWriter, RangeReader
+from ogls.store.remote import open_store
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_RETRIES = 10  # with the back-off of obstore about a minute in total, for stores that throttle requests (SlowDown)
 _CONDITIONAL_ATTEMPTS = 4  # obstore does not repeat a conditional write whose connection was lost
-_TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "30m", "allow_http": True}
-_S3_OPTIONS = ("endpoint_override", "region", "scheme")
-_MEMORY = MemoryStore()  # the objects of all memory:// roots of this process
 _ERRORS = (OSError, BaseError, NotImplementedError)
 _NO_CONDITIONS = (
     "the store ignores or refuses conditional writes, so two processes could hold one run; use a store that has them "
@@ -63,7 +61,7 @@ class Storage:
         if self.local:
             self.path = self.url = os.path.abspath(root.removeprefix("file://"))
         else:
-            self.store, self.path, self.url = _open_store(root)
+            self.store, self.path, self.url = open_store(root)
 
     def read_bytes(self, path: str) -> bytes | None:
         """The content of a file, or None if it does not exist.
@@ -90,6 +88,58 @@ class Storage:
             return None, None
         except _ERRORS as error:
             raise self._failure("read", path, error) from error
+
+    def size(self, path: str) -> int | None:
+        """The bytes of a file without reading it; None if it does not exist. Raises as `read_bytes`."""
+        try:
+            if self.local:
+                return os.stat(self._full(path)).st_size
+            return int(obstore.head(self.store, self._full(path))["size"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except _ERRORS as error:
+            raise self._failure("read", path, error) from error
+
+    def open_file(self, path: str) -> BinaryIO | None:
+        """A file to read parts of, or None if it does not exist. Raises as `read_bytes`; reading may raise OSError."""
+        try:
+            if self.local:
+                return open(self._full(path), "rb")
+            size = int(obstore.head(self.store, self._full(path))["size"])
+            return cast(BinaryIO, RangeReader(lambda start, end: self._read_range(path, start, end), size))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except _ERRORS as error:
+            raise self._failure("read", path, error) from error
+
+    def _read_range(self, path: str, start: int, end: int) -> bytes:
+        try:
+            return bytes(obstore.get_range(self.store, self._full(path), start=start, end=end))
+        except _ERRORS as error:
+            raise self._failure("read", path, error) from error
+
+    def write_file(self, path: str, write: Callable[[BinaryIO], None]) -> tuple[int, str]:
+        """Write a file completely or not at all, with what `write` writes into it. Returns its bytes and SHA-256.
+
+        The content is never in memory as a whole: it goes to a temporary file on a disk. Raises as `write_bytes`.
+        """
+        full = self._full(path)
+        try:
+            if self.local:
+                with replace_atomically(Path(full)) as temporary, open(temporary, "wb") as file:
+                    hashed = HashingWriter(file)
+                    write(cast(BinaryIO, hashed))
+                    file.flush()
+                    os.fsync(file.fileno())
+                return hashed.size, hashed.sha256
+            with tempfile.TemporaryFile() as spool:
+                hashed = HashingWriter(spool)
+                write(cast(BinaryIO, hashed))
+                spool.seek(0)
+                obstore.put(self.store, full, spool)
+                return hashed.size, hashed.sha256
+        except _ERRORS as error:
+            raise self._failure("write", path, error) from error
 
     def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
         """Write a file completely or not at all.
@@ -225,40 +275,3 @@ def _local_failure(action: str, path: str, error: Exception) -> str:
         errno.EEXIST: "there is a file where a folder is needed: set root to another folder",
     }.get(getattr(error, "errno", None) or 0, str(error))
     return f"cannot {action} {path}: {advice}, then run the same command again; finished work is kept"
-
-
-def _open_store(root: str) -> tuple[obstore.store.ObjectStore, str, str]:
-    """The store of `root`, the path of `root` in it, and its URL without options.
-
-    Raises ConfigError for an unknown scheme, an unknown option, or credentials in the URL.
-    """
-    url = urlsplit(root)
-    base, path = f"{url.scheme}://{url.netloc}{url.path}".rstrip("/"), url.path.strip("/")
-    if url.scheme == "memory":
-        return _MEMORY, f"{url.netloc}/{path}".rstrip("/"), base
-    if url.scheme not in ("s3", "gs", "az"):
-        raise ConfigError(
-            f"root: {url.scheme}:// is not supported; set root to a local folder, s3://bucket/path, gs://bucket/path "
-            "or az://container/path"
-        )
-    options = dict(parse_qsl(url.query))
-    allowed = _S3_OPTIONS if url.scheme == "s3" else ()
-    if unknown := sorted(set(options) - set(allowed)) or ([url.username] if url.username else []):
-        raise ConfigError(
-            f"root: {unknown[0]} is not allowed in the URL of a store (allowed for S3: {', '.join(_S3_OPTIONS)}); "
-            "credentials come from the environment (for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-        )
-    settings: Any = {"client_options": _TIMEOUTS, "retry_config": {"max_retries": _RETRIES}}
-    if url.scheme != "s3":
-        try:
-            return from_url(f"{url.scheme}://{url.netloc}", **settings), path, base
-        except BaseError as error:
-            raise ConfigError(
-                f"root: {base}: {str(error).splitlines()[0]}; credentials and, for Azure, the account come from the "
-                "environment (AZURE_STORAGE_ACCOUNT_NAME, GOOGLE_APPLICATION_CREDENTIALS)"
-            ) from None
-    if endpoint := options.get("endpoint_override"):
-        settings["endpoint"] = endpoint if "://" in endpoint else f"{options.get('scheme', 'https')}://{endpoint}"
-    if region := options.get("region"):
-        settings["region"] = region
-    return S3Store(url.netloc, **settings), path, base

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,35 +37,56 @@ class ShardWriter:
         """The epoch of the lease under which files are written; 0 on a local disk."""
         return self._epoch
 
-    def write(self, index: int, data: pa.Table, metrics: Mapping[str, float] | None = None) -> FileEntry:
-        """Write shard `index`. Returns its entry, which only the process that holds the run records."""
+    def write(
+        self, index: int, data: pa.Table | Iterable[pa.Table], metrics: Mapping[str, float] | None = None
+    ) -> FileEntry:
+        """Write shard `index`. Returns its entry, which only the process that holds the run records.
+
+        Of several tables, each becomes a row group, and only one is in memory at a time.
+        """
         return self._parquet(f"part-{index:04d}", self.table, data, metrics)
 
-    def _parquet(self, name: str, table: Table, data: pa.Table, metrics: Mapping[str, float] | None) -> FileEntry:
-        sink = pa.BufferOutputStream()
+    def _parquet(
+        self, name: str, table: Table, data: pa.Table | Iterable[pa.Table], metrics: Mapping[str, float] | None
+    ) -> FileEntry:
         names = [leaf for f in table.schema for leaf in _leaves(f)]
         split = [leaf for leaf in names if leaf.split(".")[0] in table.float_lists]
         plain = {leaf for leaf in names if leaf.split(".")[0] in table.opaque}
-        pq.write_table(
-            check_schema(table, data).cast(table.stored_schema),
-            sink,
-            compression={leaf: "NONE" if leaf in plain else "ZSTD" for leaf in names},
-            use_dictionary=[leaf for leaf in names if leaf not in plain and leaf not in split],
-            use_byte_stream_split=split or False,
-            write_statistics=[leaf for leaf in names if leaf not in plain],
-        )
-        return self._put(f"{name}.parquet", table.name, len(data), sink.getvalue(), metrics)
+        options: dict[str, Any] = {
+            "compression": {leaf: "NONE" if leaf in plain else "ZSTD" for leaf in names},
+            "use_dictionary": [leaf for leaf in names if leaf not in plain and leaf not in split],
+            "use_byte_stream_split": split or False,
+            "write_statistics": [leaf for leaf in names if leaf not in plain],
+        }
+        if isinstance(data, pa.Table):
+            sink = pa.BufferOutputStream()
+            pq.write_table(check_schema(table, data).cast(table.stored_schema), sink, **options)
+            return self._put(f"{name}.parquet", table.name, len(data), sink.getvalue(), metrics)
+        rows = 0
+
+        def write(file: BinaryIO) -> None:
+            nonlocal rows
+            with pq.ParquetWriter(file, table.stored_schema, **options) as writer:
+                for group in data:
+                    writer.write_table(check_schema(table, group).cast(table.stored_schema), len(group))
+                    rows += len(group)
+
+        path = self._path(f"{name}.parquet", table.name)
+        size, checksum = self.run.storage.write_file(f"{self.run.name}/{path}", write)
+        return FileEntry(path, table.name, rows, size, checksum, dict(metrics or {}))
 
     def _put(
         self, name: str, table: str, rows: int, content: bytes | pa.Buffer, metrics: Mapping[str, float] | None
     ) -> FileEntry:
-        folder = self.run.folder(table, self.round)
-        if self.epoch:
-            folder += f"/e{self.epoch}"
-        path = f"{folder}/{name}"
+        path = self._path(name, table)
         self.run.storage.write_bytes(f"{self.run.name}/{path}", content)
         checksum = hashlib.sha256(content).hexdigest()
         return FileEntry(path, table, rows, len(content), checksum, dict(metrics or {}))
+
+    def _path(self, name: str, table: str) -> str:
+        """The path of a file to write."""
+        folder = self.run.folder(table, self.round)
+        return f"{folder}/e{self.epoch}/{name}" if self.epoch else f"{folder}/{name}"
 
 
 class StageWriter(ShardWriter):
@@ -107,7 +128,9 @@ class StageWriter(ShardWriter):
             self.finished.clear()
             self.kept, self._shard_size = 0, shard_size
 
-    def write_shard(self, index: int, data: pa.Table, metrics: Mapping[str, float] | None = None) -> None:
+    def write_shard(
+        self, index: int, data: pa.Table | Iterable[pa.Table], metrics: Mapping[str, float] | None = None
+    ) -> None:
         """Write shard `index` and record it as finished. `summed_metrics` adds up `metrics` over the shards."""
         self.record_shard(index, self.write(index, data, metrics))
 
@@ -199,12 +222,11 @@ class StageWriter(ShardWriter):
         """The epoch under which this process holds the run; 0 on a local disk."""
         return self.run.lease.epoch if self.run.lease else 0
 
-    def _put(
-        self, name: str, table: str, rows: int, content: bytes | pa.Buffer, metrics: Mapping[str, float] | None
-    ) -> FileEntry:
+    def _path(self, name: str, table: str) -> str:
+        """The path of a file to write. Raises RunLocked if this process has lost the run."""
         if lease := self.run.lease:
             lease.check()
-        return super()._put(name, table, rows, content, metrics)
+        return super()._path(name, table)
 
 
 def _epoch_of(name: str) -> int:

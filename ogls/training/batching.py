@@ -7,7 +7,7 @@ even if pad = eos.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,8 @@ class TrainItem:
     ids: Int[Tensor, "T K"] | None = None  # support of the target, int64
     logprobs: Float[Tensor, "T K"] | None = None  # log-probs of `ids` under the target
     tail_mass: Float[Tensor, " T"] | None = None  # probability of the target outside `ids`
-    state: Float[Tensor, "T D"] | None = None  # combined teacher state that the head maps to the logits of the target
+    # Combined teacher state [T, D] that the head maps to the logits of the target, or a function that reads it.
+    state: Float[Tensor, "T D"] | Callable[[], Tensor] | None = None
     old_logprobs: Float[Tensor, " T"] | None = None  # log-probs of the tokens at sampling time
     advantage: float = 0.0
     weights: Float[Tensor, " T"] | None = None  # weights of the trained tokens; None: uniform
@@ -129,6 +130,9 @@ def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:
         parts = [part for item in items if (part := getattr(item, name)) is not None]
         return torch.cat(parts).to(device) if parts else None
 
+    read = [(item.state() if callable(item.state) else item.state, item.trained) for item in items]
+    states = [state[:trained] for state, trained in read if state is not None]
+
     def column(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
 
@@ -145,7 +149,7 @@ def collate(items: Sequence[TrainItem], device: Any = "cpu") -> Batch:
         target_ids=concatenated("ids"),
         target_logprobs=concatenated("logprobs"),
         target_tail=concatenated("tail_mass"),
-        target_state=concatenated("state"),
+        target_state=torch.cat(states).to(device) if states else None,
         old_logprobs=concatenated("old_logprobs"),
         advantages=torch.tensor(advantages, device=device),
         weights=concatenated("weights"),

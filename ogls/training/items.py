@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 def distillation_items(
     groups: dict[str, list[Rollout]],
     targets: pa.Table,
-    states: Iterable[tuple[Key, Tensor]] | None,
+    states: Iterable[tuple[Key, Tensor | Callable[[], Tensor]]] | None,
     config: TrainConfig,
     ends: Mapping[Key, int] | None = None,
 ) -> list[TrainItem]:
     """Return the items of distillation: rollouts with a target, and correct rollouts with a tail NLL.
 
-    `targets` is the table targets. With `states` (key and combined teacher states [T, D] of each rollout) the targets
-    cover the whole vocabulary; without, they are the stored top-K log-probs and tail mass. `ends` has the number of
-    tokens to distil of rollouts that are not distilled to the end.
+    `targets` is the table targets. With `states` (key and combined teacher states [T, D] of each rollout, or a function
+    that reads them when they are trained on) the targets cover the whole vocabulary; without, they are the stored top-K
+    log-probs and tail mass. `ends` has the number of tokens to distil of rollouts that are not distilled to the end.
     """
     fields_by_key: dict[Key, dict[str, Any]] = dict(_stored_targets(targets, config.token_weights))
     if states is not None:
@@ -42,7 +42,7 @@ def distillation_items(
             fields["weights"] = fields["weights"] * weight_of[key]
     for key in fields_by_key.keys() & (ends or {}).keys():
         end = (ends or {})[key]
-        cut = {name: value[:end] for name, value in fields_by_key[key].items() if name != "trained"}
+        cut = {name: v if name == "state" else v[:end] for name, v in fields_by_key[key].items() if name != "trained"}
         fields_by_key[key] = {"trained": end, **cut}
     return _with_tails(groups, fields_by_key, config)
 

@@ -19,7 +19,8 @@ from rich.table import Table
 import ogls
 from flows import cli
 from flows.console import show_table
-from ogls.analysis.rounds import HEADINGS, fitting_columns, read_rounds, round_cells
+from ogls.analysis.rounds import HEADINGS, fitting_columns, round_cells
+from ogls.stages.rounds import read_rounds
 from ogls.stages.run import Run
 from ogls.store import Store
 from tasks.files import is_nothing_left

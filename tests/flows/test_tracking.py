@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import rich.console
 from conftest import carry_out
 from flow_helpers import from_server, metrics_of, newest_flow_run, only_run, task_runs, tracked
+from history import counted, make_history
 from prefect.artifacts import create_markdown_artifact
 
 from flows.evaluate import evaluate_flow
@@ -21,7 +23,9 @@ from ogls.revision import code_version
 from ogls.stages.run import Run
 from tasks import events as task_events
 from tasks import publish as publishing
+from tasks.model_registry import adapter_source, log_adapter
 from tasks.progress import show_progress_on
+from tasks.tracking import track
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -37,7 +41,7 @@ def test_one_mlflow_run_has_every_round_once(trained: tuple) -> None:
     assert metrics_of(config, "train/agreement") == [(1, agreement[0]), (2, agreement[1])]
 
 
-def test_mlflow_has_parameters_configuration_and_adapters(trained: tuple) -> None:
+def test_mlflow_has_parameters_and_the_configuration(trained: tuple) -> None:
     from mlflow.tracking import MlflowClient
 
     config, _, _ = trained
@@ -46,10 +50,7 @@ def test_mlflow_has_parameters_configuration_and_adapters(trained: tuple) -> Non
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "flow-test"
     assert run.data.params["train.learning_rate"] == str(config.train.learning_rate)
-    files = {a.path for a in client.list_artifacts(run.info.run_id, "adapters/round=002")}
-    assert {p.rsplit("/", 1)[1] for p in files} == {"adapter_config.json", "adapter_model.safetensors"}
-    path = client.download_artifacts(run.info.run_id, "adapters/round=002/adapter_model.safetensors")
-    assert Path(path).read_bytes() == Run(config).read_attachment(2, "adapter_model.safetensors")
+    assert not client.list_artifacts(run.info.run_id, "adapters")  # model versions refer to the store
     assert 'name = "flow-test"' in Path(client.download_artifacts(run.info.run_id, "config.toml")).read_text()
 
 
@@ -97,6 +98,58 @@ def test_adapters_are_model_versions_that_peft_loads(trained: tuple, monkeypatch
         with torch.inference_mode():
             expected = policy.logits(policy.run_body(ids).last_hidden_state)
             assert torch.allclose(loaded(input_ids=ids).logits, expected, atol=1e-5)
+
+
+def test_adapters_are_copied_on_request(finished: Run, tmp_path: Path) -> None:
+    shutil.copytree(finished.records.url("."), tmp_path / "tiny")
+    config = tracked(tmp_path, "tracking.adapters=copy")
+    track(config, 2)
+    client, run = only_run(config)
+    files = {a.path for a in client.list_artifacts(run.info.run_id, "adapters/round=002")}
+    assert {p.rsplit("/", 1)[1] for p in files} == {"adapter_config.json", "adapter_model.safetensors"}
+    path = client.download_artifacts(run.info.run_id, "adapters/round=002/adapter_model.safetensors")
+    assert Path(path).read_bytes() == finished.read_attachment(2, "adapter_model.safetensors")
+    sources = {v.source for v in client.search_model_versions("name='ogls-sd-tiny'")}
+    assert sources == {f"runs:/{run.info.run_id}/adapters/round={n:03d}" for n in (1, 2)}
+
+
+def test_tracking_a_round_asks_mlflow_for_as_much_in_a_long_run(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No history of a metric, and no list of all model versions."""
+    from mlflow.tracking import MlflowClient
+
+    make_history(finished, str(tmp_path), 12)
+    track(tracked(tmp_path), 11)
+    monkeypatch.setattr(MlflowClient, "get_metric_history", lambda *_: pytest.fail("a history was read"))
+    found: list[int] = []
+    search = MlflowClient.search_model_versions
+    monkeypatch.setattr(MlflowClient, "search_model_versions", lambda *a: (r := search(*a), found.append(len(r)))[0])
+    with counted() as cost:
+        track(tracked(tmp_path), 12)
+    assert {int(path.split("=")[1][:3]) for path in cost.paths if "/round=" in path} <= {0, 1, 2, 12}
+    assert max(found) == 1
+    monkeypatch.undo()
+    assert [step for step, _ in metrics_of(tracked(tmp_path), "evaluate/accuracy")] == list(range(13))
+
+
+def test_a_server_gets_the_name_of_a_folder_of_a_disk(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses the folder itself. A store with a URL is referred to."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    logged: dict[str, Any] = {}
+
+    class Client:
+        def log_dict(self, run_id: str, content: Any, path: str) -> None:
+            logged[path] = content
+
+    log_adapter(Client(), "run", finished, 2)
+    folder = finished.records.url("policy/round=002")
+    assert logged["adapters/round=002/stored.json"]["adapter"] == folder
+    assert adapter_source("run", finished, 2) == "runs:/run/adapters/round=002"
+    remote = make_history(finished, "memory://referred", 2)
+    assert adapter_source("run", remote, 2) == "memory://referred/tiny/policy/round=002"
+    monkeypatch.undo()
+    assert adapter_source("run", finished, 2) == Path(folder).as_uri()
 
 
 def test_the_report_is_in_mlflow_and_linked_from_the_last_round(trained: tuple) -> None:
@@ -225,7 +278,7 @@ def test_a_round_whose_publication_was_killed_is_published_once(
     """Killed after each effect on Prefect and MLflow in turn, before the next line."""
     from mlflow.tracking import MlflowClient
 
-    config = tracked(tmp_path, "name=killed", "rounds=1")
+    config = tracked(tmp_path, "name=killed", "rounds=1", "tracking.adapters=copy")
     carry_out(config)
     killed: list[str] = []
     events: list[tuple[str, Any]] = []

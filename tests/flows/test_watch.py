@@ -81,7 +81,7 @@ def test_a_second_snapshot_reads_only_what_is_new(copy: Path, monkeypatch: pytes
     first = read_snapshot(run)
     read: list[str] = []
     monkeypatch.setattr(type(run.records), "read_shard", lambda *_: read.append("shard"))
-    monkeypatch.setattr("ogls.analysis.watch.read_first_summary", lambda *_: read.append("summary"))
+    monkeypatch.setattr("ogls.analysis.watch.read_rounds", lambda *_: read.append("rounds"))
     assert read_snapshot(run, first) == first
     assert read == []
 

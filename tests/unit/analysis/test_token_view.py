@@ -19,7 +19,7 @@ from ogls.errors import UserError
 from ogls.models.policy import Policy
 from ogls.stages.run import Run
 from ogls.store import run_query
-from ogls.store.retention import drop_states
+from ogls.store.retention import drop_files
 
 V, D, T = 40, 8, 7
 
@@ -165,7 +165,7 @@ def test_a_missing_round_or_problem_raises(finished: Run, arguments: dict, messa
 def test_without_states_the_student_is_shown(finished: Run, tmp_path: Path) -> None:
     shutil.copytree(Path(finished.records.storage.path) / "tiny", tmp_path / "tiny")
     copy = Run(small_config(tmp_path))
-    drop_states(copy.records, 1)
+    drop_files(copy.records, 1)
     rollouts = build_token_view(copy, rounds=[1], max_rollouts=5)["rollouts"]
     assert any(r["exemplars"] for r in rollouts), "the table contexts is kept"
     for rollout in rollouts:

@@ -23,17 +23,17 @@ class KillPoints:
 
     def __init__(self, patch: pytest.MonkeyPatch):
         self.passed: set[tuple[str, str, str]] = set()
-        for name in ("write_bytes", "remove"):
+        for name in ("write_bytes", "write_file", "remove"):
             patch.setattr(Storage, name, self._killing(getattr(Storage, name)))
 
     def _killing(self, real: Any) -> Any:
-        def operation(storage: Storage, path: str, *data: Any) -> None:
+        def operation(storage: Storage, path: str, *data: Any) -> Any:
             digest = hashlib.sha256(data[0]).hexdigest() if data and path.endswith("partial.json") else ""
             point = (real.__name__, path, digest)  # partial.json is written once a shard
             if point not in self.passed:
                 self.passed.add(point)
                 raise Killed
-            real(storage, path, *data)
+            return real(storage, path, *data)
 
         return operation
 

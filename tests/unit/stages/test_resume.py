@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, ROUND, carry_out, content, small_config
+from history import counted, make_history
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -111,10 +112,10 @@ def test_a_stage_that_is_half_done_keeps_its_shards_if_they_are_divided_in_the_s
 def test_operational_settings_rewrite_no_finished_round(copy: Run, tmp_path: Path, overrides: list[str]) -> None:
     """They count from the next round on."""
     if "storage.keep_states=1" in overrides:
-        from ogls.store.retention import drop_states
+        from ogls.store.retention import drop_files
 
-        drop_states(copy.records, 1)
-        drop_states(copy.records, 2)
+        drop_files(copy.records, 1)
+        drop_files(copy.records, 2)
     before = content(copy)
     changed = small_config(tmp_path, "rounds=3", *overrides)
     reused = resume(changed)
@@ -142,22 +143,28 @@ def test_a_stop_holds_until_the_health_settings_change(copy: Run, tmp_path: Path
     raise_if_stopped(Run(small_config(tmp_path, "rounds=4", "health.short=warn", "health.min_length=5")), 3)
 
 
-def test_a_resume_reads_the_same_number_of_files_after_every_round(
-    copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The cost of finding the place to continue does not grow with the number of rounds."""
-    reads: list[str] = []
-    original = type(copy.records.storage).read_bytes
-    monkeypatch.setattr(
-        type(copy.records.storage), "read_bytes", lambda self, path: (reads.append(path), original(self, path))[1]
-    )
-    counts = []
-    for rounds in (2, 3, 4):
-        carry_out(small_config(tmp_path, f"rounds={rounds}"))
-        reads.clear()
-        resume(small_config(tmp_path, f"rounds={rounds}"))
-        counts.append(len(reads))
-    assert counts[0] == counts[1] == counts[2]
+def test_a_resume_costs_the_same_after_10_and_after_60_rounds(finished: Run, tmp_path: Path) -> None:
+    """In requests and bytes: of a resume that finds everything done, and of one that begins the next round."""
+    costs = []
+    for rounds in (10, 60):
+        make_history(finished, str(tmp_path / str(rounds)), rounds - 1)
+        carry_out(small_config(tmp_path / str(rounds), f"rounds={rounds}"))  # a real round after the copies
+        with counted() as done:
+            reused = resume(small_config(tmp_path / str(rounds), f"rounds={rounds}"))
+        assert reused == {"prepare 0": True, f"evaluate {rounds}": True, f"health {rounds}": True}
+        with counted() as begun:
+            run = Run(small_config(tmp_path / str(rounds), f"rounds={rounds + 1}"))
+            run.open()
+            assert resume_round(run) == rounds
+            assert is_trained(run, rounds)
+            STAGES["sample"](run, rounds + 1)
+        read = {path.split("/")[2] for path in done.paths + begun.paths if "/round=" in path}
+        best = run.records.newest_manifest("health").metrics["best"]  # a health decision compares with it
+        assert read <= {f"round={n:03d}" for n in (0, best, rounds - 1, rounds, rounds + 1)}
+        costs.append((done.requests, begun.requests, done.read_bytes, begun.read_bytes))
+    assert costs[0][:2] == costs[1][:2]
+    assert costs[1][2] == pytest.approx(costs[0][2], rel=0.01)  # other rollouts were sampled
+    assert costs[1][3] == pytest.approx(costs[0][3], rel=0.01)
 
 
 def test_a_damaged_file_of_an_old_round_redoes_nothing_and_is_restored(

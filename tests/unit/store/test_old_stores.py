@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from conftest import REPO, ROUND
 
-from ogls.analysis.rounds import read_round
 from ogls.errors import StoreError
 from ogls.records import ALL_TABLES, TABLES
 from ogls.records.schema import SCHEMA_VERSION, upgrade_schema
 from ogls.stages.registry import STAGES
+from ogls.stages.rounds import read_round
 from ogls.stages.run import Run, open_run
 from ogls.store import Store, named_queries, run_query
 

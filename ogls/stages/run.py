@@ -23,6 +23,7 @@ from ogls.records.stages import STAGES_BY_NAME
 from ogls.seeds import derive_seed
 from ogls.stages import columns
 from ogls.stages.contents import Contents, by_content, local_paths, read_contents, settle
+from ogls.stages.kept_models import KeptModels
 from ogls.stages.rounds import record_round
 from ogls.store import Store
 from ogls.store.manifest import OPTIMIZER, Manifest
@@ -44,7 +45,7 @@ class Run:
 
     may_redo_closed = False  # whether stages of closed rounds may be redone: only to restore files (`stages.check`)
 
-    def __init__(self, config: RunConfig, models: dict[str, Policy] | None = None):
+    def __init__(self, config: RunConfig, models: KeptModels | None = None):
         """`models` keeps the loaded models of a process that carries out stage after stage; None: none are kept."""
         self._given, self._models = config, models
         self.store = Store(config.root)
@@ -132,23 +133,13 @@ class Run:
         return self._kept(path, lambda: Policy(self.config.other_models()[path], None))
 
     def _kept(self, path: str, load: Callable[[], Policy]) -> Policy:
-        """The model that was kept under `path`, on its device again; loads it if there is none."""
-        if self._models is None:
-            return load()
-        if path not in self._models:
-            self._models[path] = load()
-        policy = self._models[path]
-        policy.move_to(resolve_device(self.config.model))
-        return policy
+        """The model that is kept under `path`, or loaded."""
+        return self._models.get(path, load, resolve_device(self.config.model)) if self._models else load()
 
     def release_memory(self) -> None:
         """Move the models that are kept from a GPU to the CPU until they are used again."""
-        for policy in (self._models or {}).values():
-            if policy.device.type == "cuda":
-                import torch
-
-                policy.move_to("cpu")
-                torch.cuda.empty_cache()
+        if self._models:
+            self._models.release_memory()
 
     def start_point(self, round_: int) -> StartPoint:
         """Where a round starts: at the end of the previous round, unless the health stage has rolled back."""

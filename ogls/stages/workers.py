@@ -16,6 +16,7 @@ from ogls.execution.work import FinishedShard, Job, Shard, ShardWork
 from ogls.revision import code_version
 from ogls.samplers.choose import resolve_engine
 from ogls.stages.contents import local_paths, worker_contents
+from ogls.stages.kept_models import KeptModels
 from ogls.stages.run import Run
 from ogls.store.storage import Storage
 from ogls.store.writer import StageWriter
@@ -52,7 +53,7 @@ def _open_work(
     work: Callable[[Run, int], ShardWork], config: RunConfig, round_: int, kept: dict[str, Any]
 ) -> ShardWork:
     """Load the work of a stage in a worker, which keeps its models in `kept`."""
-    return work(Run(config, kept), round_)
+    return work(Run(config, kept.setdefault("models", KeptModels())), round_)
 
 
 def shared_pool(run: Run) -> RayPool:

@@ -98,7 +98,7 @@ def _inputs(run: Run, round_: int, policy: Policy) -> Inputs:
 def _notices(run: Run, round_: int, rows: Sequence[Mapping[str, Any]], checkpoint: Checkpoint | None) -> Iterator[str]:
     """What a person should know of a training."""
     if checkpoint:
-        yield f"train r{round_:03d} continued after {checkpoint.state['step']} finished optimizer steps"
+        yield f"train r{round_:03d} continued after its optimizer step {checkpoint.state['step']}"
     if not rows:
         yield f"round {round_}: nothing to train on; the adapter is unchanged"
     if is_imported(run, round_) and run.config.train.objective != "sft":

@@ -4,7 +4,8 @@
 
 A Ray cluster of two nodes with one CPU each runs on this machine. The work of a stage takes a worker about a minute.
 Workers are started and have loaded the model before the clock starts, as in every stage of a run but its first. The
-ratio is at best 0.5; other processes on the machine spoil it, so the table has the load before each measurement. Writes
+ratio is at best 0.5; other processes on the machine spoil it, so the table has the load before each measurement. The
+row `waiting` is 40 shards that only wait for half a second: what handing out shards costs, whatever the load. Writes
 OUT/workers.md and .parquet.
 """
 
@@ -14,10 +15,12 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ogls.execution.work import Job, Shard, ShardOutput
+from ogls.records import VERDICTS
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
 from ogls.stages.workers import end_workers, shared_pool
@@ -84,6 +87,7 @@ def measure(count: int) -> Iterator[dict[str, Any]]:
         run.open()
         STAGES["prepare"](run, 0)
         STAGES["evaluate"](run, 0)  # the workers load the model
+        yield waiting(run, count)
         for stage in ("sample", "verify", "teach"):
             load, started = os.getloadavg()[0], time.perf_counter()
             workers = STAGES[stage](run, 1).metrics["workers"]
@@ -91,6 +95,27 @@ def measure(count: int) -> Iterator[dict[str, Any]]:
             assert len(workers) == count
             yield {"stage": stage, "seconds": seconds, "shards": sum(workers.values()), "load": load}
         end_workers()
+
+
+def waiting(run: Run, count: int) -> dict[str, Any]:
+    """The row of shards that compute nothing."""
+    pool, load, shards = shared_pool(run), os.getloadavg()[0], [Shard(i, [0.5]) for i in range(40)]
+
+    def open_work(*_: Any) -> Any:
+        class Waiting:
+            def compute(self, items: Sequence[float], progress: Any) -> ShardOutput:
+                time.sleep(items[0])
+                return ShardOutput(VERDICTS.schema.empty_table())
+
+            def close(self) -> None:
+                pass
+
+        return Waiting()
+
+    for part in (shards[:count], shards):  # the first loads the code
+        started = time.perf_counter()
+        list(pool.carry_out(Job(pool.expected.config, 1, "verdicts", 0, open_work), part, print))
+    return {"stage": "waiting", "seconds": time.perf_counter() - started, "shards": len(shards), "load": load}
 
 
 if __name__ == "__main__":

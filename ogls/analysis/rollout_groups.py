@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ogls.analysis.no_target import NO_TEACHER, reasons_without_target
@@ -25,6 +25,7 @@ class GroupReader:
         self.run, self.tokenizer, self.problems_by_id = run, tokenizer, problems_by_id
         self.planner = ContextPlanner(run.config, run.prompter(tokenizer), 0) if run.config.has_teacher else None
         self.texts: dict[tuple[int, ...], list[str]] = {}
+        self.recent: dict[int, dict[str, list[Rollout]]] = {}
 
     def count(self) -> tuple[int, int]:
         """Return the number of verified rollouts of the run, and of their tokens."""
@@ -33,6 +34,24 @@ class GroupReader:
             "USING (run, round, problem_id, sample)"
         )
         return row["n"], row["tokens"] or 0
+
+    def of_round(self, round_: int) -> dict[str, list[Rollout]]:
+        """Return the rollouts of a verified round by problem; the two rounds that were read last are kept in memory."""
+        if round_ not in self.recent:
+            self.recent = dict([*self.recent.items()][-1:]) | {round_: read_groups(self.run, round_)}
+        return self.recent[round_]
+
+    def within(self, wanted: Iterable[GroupId], max_tokens: int) -> list[GroupId]:
+        """Return the first groups of `wanted` that have at most `max_tokens` tokens together."""
+        sql = "SELECT round, problem_id, sum(n_tokens)::BIGINT AS tokens FROM trajectories GROUP BY ALL"
+        tokens = {(r["round"], r["problem_id"]): r["tokens"] for r in self._query(sql)}
+        kept: list[GroupId] = []
+        for group in dict.fromkeys(wanted):
+            max_tokens -= tokens[group]
+            if max_tokens < 0:
+                break
+            kept.append(group)
+        return kept
 
     def ids(self) -> list[GroupId]:
         """Return all verified groups of the run."""
@@ -50,7 +69,7 @@ class GroupReader:
             by_round.setdefault(round_, set()).add(problem_id)
         found = []
         for round_, names in sorted(by_round.items()):
-            groups = read_groups(self.run, round_)
+            groups = self.of_round(round_)
             rows = {(r["problem_id"], r["sample"]): r for r in self._rows(round_, names)}
             for name in sorted(names & groups.keys()):
                 reasons = self.reasons(groups[name])

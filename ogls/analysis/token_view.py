@@ -19,7 +19,11 @@ from ogls.models.load import load_tokenizer
 from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
 from ogls.records import Key
+<<<<<<< HEAD
 from ogls.stages.groups import read_groups, read_states
+=======
+from ogls.stages import columns
+>>>>>>> face
 from ogls.stages.heads import load_heads
 from ogls.stages.run import Run
 from ogls.store import run_query
@@ -81,8 +85,8 @@ class TokenViewer:
 
         Selects the rollouts of `problem` (and `sample`), or about `max_rollouts` rollouts of the kinds in `show` from
         `rounds` (default: all rounds). `per_round` adds up to that number of correct and of failed rollouts from every
-        round. The groups are those of the selected rollouts; with `whole`, all groups of the run if they have at most
-        MAX_TOKENS tokens. Raises UserError if no rollout matches.
+        round. The groups are those of the selected rollouts, up to MAX_TOKENS tokens; with `whole`, all groups of the
+        run if they have no more. Raises UserError if no rollout matches.
         """
         run, sampled = self.run, self.run.records.rounds("verdicts")
         if unknown := sorted(set(rounds) - set(sampled)):
@@ -105,7 +109,8 @@ class TokenViewer:
         shown.sort(key=lambda r: order[r["round"], r["problem_id"], r["sample"]])
         total, tokens = self.groups.count()
         complete = whole and tokens <= MAX_TOKENS
-        groups = self.groups.read(self.groups.ids() if complete else {rollout.id[:2] for rollout in selected})
+        shown_groups = self.groups.within((rollout.id[:2] for rollout in selected), MAX_TOKENS)
+        groups = self.groups.read(self.groups.ids() if complete else shown_groups)
         return {
             "run": run.config.name,
             "method": run.config.method,
@@ -118,7 +123,7 @@ class TokenViewer:
             "vocabulary": self.vocabulary(shown),
             "rollouts": shown,
             "groups": groups,
-            "problems": self.groups.problems({g["problem_id"] for g in groups}),
+            "problems": self.groups.problems({r["problem_id"] for r in (*groups, *shown)}),
             "history": read_history(run),
             "total": total,
             "complete": complete,
@@ -142,7 +147,7 @@ class TokenViewer:
     def round_data(self, round_: int, selected: Sequence[SelectedRollout]) -> list[dict[str, Any]]:
         """Return the data of the selected rollouts of one round."""
         run = self.run
-        groups = read_groups(run, round_)
+        groups = self.groups.of_round(round_)
         by_key = {r.key: r for group in groups.values() for r in group}
         verdicts = {(v["problem_id"], v["sample"]): v for v in run.records.read("verdicts", round_).to_pylist()}
         keys = [rollout.id[1:] for rollout in selected]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from ogls.config import ModelConfig, Recipe, RunConfig
 from ogls.config.fingerprint import fingerprint, numerics
 from ogls.digests import known_files, remember_files
-from ogls.errors import ModelError, StoreError
-from ogls.models.adapter import BASE, WEIGHTS, Adapter, check_adapter_config
+from ogls.errors import StoreError
+from ogls.models.adapter import BASE, WEIGHTS, Adapter
 from ogls.models.load import resolve_device
 from ogls.models.policy import Policy
 from ogls.problems.prompts import Prompter
@@ -25,19 +24,12 @@ from ogls.stages import columns
 from ogls.stages.contents import Contents, by_content, local_paths, read_contents, settle
 from ogls.stages.kept_models import KeptModels
 from ogls.stages.rounds import record_round
+from ogls.stages.start import StartPoint, read_start_folder
 from ogls.store import Store
 from ogls.store.manifest import OPTIMIZER, Manifest
-from ogls.store.storage import Storage
 from ogls.store.writer import StageWriter
 
 POLICY = "policy"  # the folder of adapters and optimizer states, listed in the manifest of updates
-
-
-class StartPoint(NamedTuple):
-    """Where a round starts: the round whose policy it continues, and the factor on the learning rate."""
-
-    round: int
-    rate: float
 
 
 class Run:
@@ -184,12 +176,7 @@ class Run:
         manifest = self.records.manifest("problems", 0)
         if manifest and manifest.files_of(POLICY):
             return Adapter.from_bytes(self._read_file(manifest, WEIGHTS[self.config.adapter.kind]))
-        folder, name = Storage(self.config.adapter.start), WEIGHTS[self.config.adapter.kind]
-        if self.config.adapter.kind == "lora" and (adapter_config := folder.read_bytes("adapter_config.json")):
-            check_adapter_config(json.loads(adapter_config), self.config)
-        if (content := folder.read_bytes(name)) is None:
-            raise ModelError(f"adapter.start: {self.config.adapter.start} has no file {name}")
-        return Adapter.from_bytes(content)
+        return read_start_folder(self.config)
 
     def policy_hash(self, round_: int) -> str:
         """The hash of the adapter that a round ended with, as recorded when it was trained.

@@ -134,7 +134,8 @@
     query("facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
     drawContexts(r, problem);
     Tokens.show(r);
-    Group.show(query("group"), group, { expected: problem.expected, split: "train", current: r.sample, onOpen: (other) => open(other) });
+    if (group) Group.show(query("group"), group, { expected: problem.expected, split: "train", current: r.sample, onOpen: (other) => open(other) });
+    else query("group").replaceChildren(make("p", { class: "dim" }, `The other rollouts of this problem are too long for this page: ogls view ${r.view.run} --serve`));
     History.show(query("history"), r.view, r.problem_id, served ? showCompletions : null);
     drawList();
   };

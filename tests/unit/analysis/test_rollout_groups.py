@@ -155,3 +155,11 @@ def test_a_method_without_a_teacher_says_so(tmp_path) -> None:
     problems = {p.problem_id: p for p in run.problems("train")}
     groups = GroupReader(run, load_tokenizer(run.config.model), problems).read([(1, next(iter(problems)))])
     assert all(r["why"] == "this method has no teacher" for g in groups for r in g["rollouts"])
+
+
+def test_a_page_has_no_more_groups_than_it_can_hold(reader: GroupReader) -> None:
+    ids = reader.ids()
+    tokens = [sum(len(r["text"]) for r in group["rollouts"]) for group in reader.read(ids)]
+    assert reader.within(ids, sum(tokens)) == ids
+    assert reader.within([*ids, *ids], sum(tokens[:3]) + 1) == ids[:3]
+    assert reader.within(ids, 0) == []

@@ -19,11 +19,7 @@ from ogls.models.load import load_tokenizer
 from ogls.models.policy import Policy
 from ogls.progress import Progress, no_progress
 from ogls.records import Key
-<<<<<<< HEAD
-from ogls.stages.groups import read_groups, read_states
-=======
-from ogls.stages import columns
->>>>>>> face
+from ogls.stages.groups import read_states
 from ogls.stages.heads import load_heads
 from ogls.stages.run import Run
 from ogls.store import run_query

@@ -167,10 +167,7 @@ class Run:
 
     @cached_property
     def _start_adapter(self) -> Adapter | None:
-        """The adapter in `adapter.start`, or None if that is empty. `prepare` stores a copy in the run.
-
-        Raises ModelError if the folder has no adapter, or one that does not fit `model` or `adapter`.
-        """
+        """The adapter in `adapter.start`, or None if that is empty. `prepare` stores a copy in the run."""
         if not self.config.adapter.start:
             return None
         manifest = self.records.manifest("problems", 0)

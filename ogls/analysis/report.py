@@ -57,7 +57,7 @@ def render_report(
     if len(set(lengths.values())) > 1:
         curves["common"] = common
     steering = steering_curves(names, results["direction_by_position"]) if results["direction_by_position"] else None
-    data = {"training-curves": curves}
+    data: dict[str, Any] = {"training-curves": curves}
     data |= {"steering-curves": steering} if steering else {}
     data |= {"token-data": views} if views else {}
     return render(

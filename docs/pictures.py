@@ -1,11 +1,16 @@
 """The pictures of the README and of the docs, by one command: make pictures.
 
-The headline is drawn from a study. The pages are those of two runs of the quickstart's world, `tiny` and `tiny-opsd`,
-which are trained if the store does not have them.
+Figures are drawn from the tables of studies. Pages are those of two runs of the quickstart's world, `tiny` and
+`tiny-opsd`, which are trained if the store does not have them. The pages of Prefect are those of the test of its user
+interface.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
@@ -84,6 +89,41 @@ def draw_real_text() -> None:
     figure.savefig(folder / "auc.png", dpi=130, metadata={"Software": None})
 
 
+def take_pages() -> None:
+    """The report of `tiny` and `tiny-opsd`, and the token view of `tiny`: opened, compared in dark, and a group."""
+    sys.path.insert(0, str(REPO / "tests"))
+    from browser import open_browser
+
+    ogls = [sys.executable, "-m", "flows.cli"]
+    with tempfile.TemporaryDirectory() as folder, open_browser() as page:
+        for run in ("tiny", "tiny-opsd"):
+            subprocess.run([*ogls, "train", run], cwd=REPO, check=True)
+        report, view = f"{folder}/report.html", f"{folder}/view.html"
+        subprocess.run([*ogls, "report", "tiny", "tiny-opsd", "--out", report], cwd=REPO, check=True)
+        subprocess.run([*ogls, "view", "tiny", "--out", view], cwd=REPO, check=True)
+        page.goto(f"file://{report}")
+        page.screenshot(path=str(IMAGES / "report.png"))
+        page.goto(f"file://{view}")
+        page.screenshot(path=str(IMAGES / "token-view.png"))
+        page.locator(".card").first.scroll_into_view_if_needed()
+        page.screenshot(path=str(IMAGES / "token-view-group.png"))
+        page.emulate_media(color_scheme="dark")
+        page.goto(f"file://{view}")
+        page.get_by_label("Compare with a second recipe").check()
+        page.get_by_label("Recipe B").select_option("opsd")
+        page.screenshot(path=str(IMAGES / "token-view-compared.png"))
+
+
+def take_services() -> None:
+    """The pages of Prefect: a run, the artifact of a round, the form of a deployment."""
+    command = [sys.executable, "-m", "pytest", "-q", "tests/flows/test_ui.py"]
+    environment = {**os.environ, "OGLS_SCREENSHOTS": str(REPO / "deployments/screenshots")}
+    subprocess.run(command, cwd=REPO, env=environment, check=True)
+    (REPO / "deployments/screenshots/mlflow.png").unlink(missing_ok=True)  # no page shows it
+
+
 if __name__ == "__main__":
     draw_headline()
     draw_real_text()
+    take_pages()
+    take_services()

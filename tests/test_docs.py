@@ -144,6 +144,7 @@ def test_every_python_example_is_complete(page: str) -> None:
         defined = {alias.asname or alias.name for node in nodes if isinstance(node, _IMPORTS) for alias in node.names}
         defined |= {node.arg for node in nodes if isinstance(node, ast.arg)}
         defined |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        defined |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
         assert used - defined - set(dir(builtins)) == set(), block.code
 

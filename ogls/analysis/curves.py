@@ -45,7 +45,7 @@ _PANELS = (
         ("accuracy_low", "accuracy_high"),
         "Band: 95% bootstrap interval over problems.",
     ),
-    _Panel("pass@k, k = samples", "", {"pass_at_k": ""}),
+    _Panel("pass@k, k = samples per problem", "", {"pass_at_k": ""}),
     _Panel("Loss", "nats per token", {"loss": ""}),
     _Panel("Gradient norm before clipping", "", {"grad_norm": ""}),
     _Panel("Learning rate", "", {"learning_rate": ""}),

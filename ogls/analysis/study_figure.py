@@ -73,7 +73,7 @@ def study_figure(
                 axes.set_title(label, fontsize=10)
             if row == len(rows) - 1:
                 axes.set_xlabel(x_label)
-        _label_ends(line[0])
+        label_ends(line[0])
     return png(figure)
 
 
@@ -85,7 +85,7 @@ def _draw(axes: Any, points: Sequence[dict[str, Any]], x: str, style: dict[str, 
     axes.fill_between(at, low, high, color=style["color"], alpha=0.12, linewidth=0)
 
 
-def _label_ends(axes: Any) -> None:
+def label_ends(axes: Any) -> None:
     """Write the name of each line at its right end, moved up or down until no two overlap."""
     bottom, top = axes.get_ylim()
     lines = sorted((line for line in axes.get_lines() if len(line.get_xdata())), key=lambda line: line.get_ydata()[-1])

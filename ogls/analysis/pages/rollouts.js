@@ -123,7 +123,8 @@
     state.rollout = r;
     section.classList.remove("evaluated");
     const problem = r.view.problems[r.problem_id];
-    history.replaceState(null, "", "#" + encodeURIComponent(anchorOf(r)));
+    const hash = "#" + encodeURIComponent(anchorOf(r));
+    if (location.hash !== hash) history[location.hash ? "pushState" : "replaceState"](null, "", hash);
     query("heading").replaceChildren(`${views.length > 1 ? r.view.run + ", " : ""}round ${r.round}, ${escaped(r.problem_id)}, sample ${r.sample} `, Group.badge(r.verdict), make("span", { class: "answer" }, ` ${Group.answered(r, problem.expected)}`));
     query("problem").textContent = escaped(problem.problem);
     const facts = [];
@@ -154,7 +155,8 @@
       different += byText.size;
       for (const [text, from] of byText) folded(`Pool ${pool.pool}: ${from.join(", ")}${from.length > 1 ? ` (${from.length} equal contexts)` : ""}`, text);
     }
-    query("contexts-title").textContent = `Reference solution and what the teacher read: ${contexts} contexts, ${different} different`;
+    const read = contexts ? `${contexts} contexts, ${different} different` : "no context is in this page";
+    query("contexts-title").textContent = `Reference solution and what the teacher read: ${read}`;
     query("texts").replaceChildren(...parts);
   };
   // A benchmark problem takes the place of the rollout: its completions have texts and verdicts, and no targets.
@@ -177,7 +179,11 @@
   form.addEventListener("submit", (e) => { e.preventDefault(); searchSoon(); });
   query("clear").addEventListener("click", () => { form.reset(); drawList(); });
   query("more").addEventListener("click", () => { state.shown += 4 * PAGE; drawList(); });
-  const fromHash = () => { const wanted = decodeURIComponent(location.hash.slice(1)); return [...selected, ...everything].find((r) => anchorOf(r) === wanted); };
+  const fromHash = () => {
+    let wanted = "";
+    try { wanted = decodeURIComponent(location.hash.slice(1)); } catch { /* no anchor of this page */ }
+    return [...selected, ...everything].find((r) => anchorOf(r) === wanted);
+  };
   addEventListener("hashchange", () => { const r = fromHash(); if (r) { state.filter = "all"; form.reset(); drawFilters(); open(r); section.scrollIntoView(); } });
   if (matchMedia("(max-width: 50rem)").matches) query("lists").open = false;
   drawFilters();

@@ -88,7 +88,7 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
 def _cut_solutions(problems: Sequence[Problem], tokenizer: Any, max_tokens: int) -> Iterator[str]:
     """A notice if SFT has to cut reference solutions, which then teach no end."""
     solutions = [p.solution for p in problems if p.split == "train" and p.solution]
-    cut = sum(len(ids) >= max_tokens for ids in tokenizer(solutions, add_special_tokens=False)["input_ids"])
+    cut = sum(len(tokenizer(s, add_special_tokens=False)["input_ids"]) >= max_tokens for s in solutions)
     if cut:
         yield (
             f"{cut} of {len(solutions)} reference solutions do not fit into rollout.max_tokens = {max_tokens}, and are "

@@ -26,14 +26,15 @@ def test_task_runs_are_named_by_stage_and_round(trained: tuple) -> None:
     names = Counter(run.name for run in task_runs(second))
     # It begins at the newest trained round.
     resumed = ["prepare r000", "evaluate r001", "health r001", "publish r001"]
-    expected = [*resumed, *(f"{name} r002" for name in ROUND), "report"]
+    rounds = [*(f"{name} r002" for name in ROUND), "drop old files r001", "drop old files r002"]
+    expected = [*resumed, *rounds, "report"]
     assert names == Counter(expected)
 
 
 def test_finished_stages_show_as_already_done(trained: tuple) -> None:
     _, first, second = trained
     assert {r.state_name for r in task_runs(first)} == {"Completed"}
-    states = {r.name: r.state_name for r in task_runs(second) if not r.name.startswith("publish")}
+    states = {r.name: r.state_name for r in task_runs(second) if not r.name.startswith(("publish", "drop"))}
     reused = {name for name, state in states.items() if state == "Already done"}
     assert reused == {n for n in states if n.endswith(("r000", "r001"))}
     assert {state for name, state in states.items() if name not in reused} == {"Completed"}
@@ -120,7 +121,8 @@ def test_a_method_without_a_teacher_has_no_teacher_tasks(tmp_path: Path) -> None
     train_flow(tracked(tmp_path, "name=no-teacher", "rounds=1", "train.objective=grpo", "tracking.enabled=false"))
     names = {r.name for r in task_runs(newest_flow_run("train no-teacher"))}
     assert {n for n in names if n.endswith("r001")} == {
-        *("sample r001", "verify r001", "train r001", "evaluate r001", "health r001", "publish r001")
+        *("sample r001", "verify r001", "train r001", "evaluate r001", "health r001", "publish r001"),
+        "drop old files r001",
     }
 
 

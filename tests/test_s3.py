@@ -66,7 +66,10 @@ def test_queries_read_the_bucket_and_nothing_else(root: str, server: S3Server) -
             run_query(store, f"SELECT * FROM read_csv('{source}')")
 
 
-@pytest.mark.parametrize("stage", ["sample", "teach", "train"])
+_NIGHTLY = [pytest.param(stage, marks=pytest.mark.nightly) for stage in ("sample", "teach")]
+
+
+@pytest.mark.parametrize("stage", [*_NIGHTLY, "train"])
 def test_a_killed_run_resumes_to_the_same_result(finished: Run, root: str, stage: str) -> None:
     assert attempt(root, stage, 1) == -signal.SIGKILL
     assert content(carry_out(small_config(root))) == content(finished)

@@ -93,7 +93,7 @@ def assert_same_bits(run: Run, local: Run) -> None:
         assert len(ours.files_of(table)) > 1 or table == "updates"
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_workers_give_the_bits_of_one_process(cluster: Any, local: Run, tmp_path: Path, count: int) -> None:
     run = run_once(tmp_path, nothing, "execution.workers=ray", f"execution.worker_count={count}")
     assert_same_bits(run, local)

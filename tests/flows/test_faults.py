@@ -102,6 +102,7 @@ def test_two_workers_take_the_same_run(services: ServiceStack, finished: Run, tm
     assert logged(services, tmp_path) == ("FINISHED", [0, 1, 2])
 
 
+@pytest.mark.nightly
 def test_a_flow_is_killed_with_and_without_its_worker(services: ServiceStack, finished: Run, tmp_path: Path) -> None:
     """Without a worker, the automation `a run has gone silent` marks the flow run as Crashed; else the worker does."""
     config = tracked_config(services, tmp_path)

@@ -338,3 +338,12 @@ def served(app: Any) -> Iterator[str]:
     yield url
     server.should_exit = True
     thread.join(10)
+
+
+def test_an_address_that_names_no_rollout_opens_the_first_one(page: Any, view: Path, data: dict[str, Any]) -> None:
+    page.goto(f"file://{view}#%E0")  # no valid escape
+    page.locator("[data-heading]", has_text=data["rollouts"][0]["problem_id"]).wait_for()
+    page.locator("[data-list] button").last.click()
+    page.locator("[data-heading]", has_text=data["rollouts"][-1]["problem_id"]).wait_for()
+    page.go_back()
+    page.locator("[data-heading]", has_text=data["rollouts"][0]["problem_id"]).wait_for()

@@ -92,7 +92,14 @@ def test_the_curves_have_every_round_and_every_step(page: str, finished: Run, ot
     curves = embedded(page, "training-curves")
     assert (curves["runs"], curves["common"]) == (["tiny", "sibling"], 1)
     panels = {p["title"]: p for p in curves["panels"]}
-    assert {"Accuracy", "pass@k, k = samples per problem", "Loss", "Learning rate", "Entropy", "KL(policy || base)"} <= set(panels)
+    assert {
+        "Accuracy",
+        "pass@k, k = samples per problem",
+        "Loss",
+        "Learning rate",
+        "Entropy",
+        "KL(policy || base)",
+    } <= set(panels)
     assert [line["x"] for line in panels["Loss"]["round"]] == [[1, 2], [1]]
     updates = run_query(finished.store, "SELECT step, loss FROM updates ORDER BY step", "tiny").to_pylist()
     by_step = panels["Loss"]["step"][0]

@@ -29,7 +29,7 @@ def draw_headline() -> None:
     import pyarrow.parquet as pq
     from matplotlib.figure import Figure
 
-    from ogls.analysis.study_figure import label_ends
+    from ogls.analysis.study_figure import draw_curve, label_ends
 
     rows = pq.read_table(REPO / "data/studies/family/curves.parquet").to_pylist()
     figure = Figure(figsize=(8.6, 2.9), layout="constrained")
@@ -39,11 +39,7 @@ def draw_headline() -> None:
     ):
         for method, (name, colour) in HEADLINE.items():
             points = [r for r in rows if r["method"] == method and r["measure"] == measure and r["round"] % 4 == 0]
-            rounds = [p["round"] for p in points]
-            axes.plot(rounds, [p["mean"] for p in points], color=colour, linewidth=2.2, label=name)
-            axes.fill_between(
-                rounds, [p["low"] for p in points], [p["high"] for p in points], color=colour, alpha=0.15, linewidth=0
-            )
+            draw_curve(axes, points, "round", name, {"color": colour})
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("round")
         axes.set_xticks(range(0, 13, 4))

@@ -18,12 +18,12 @@ from flows.services import (
     LOOPBACK,
     PREFECT_FOLDER,
     Services,
-    accepts_connections,
     database_url,
     describe_port_owner,
     responds,
 )
 from ogls.errors import UserError
+from ogls.execution.ray_cluster import accepts_connections
 
 _DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 File = Annotated[Path, typer.Option(help="YAML file with the Prefect deployments to create.")]

@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from ogls.errors import UserError
+from ogls.execution.ray_cluster import accepts_connections
 
 HOST = "127.0.0.1"
 LOOPBACK = (HOST, "localhost", "::1")
@@ -220,18 +221,6 @@ def responds(url: str, text: str = "") -> bool:
             return text in reply.read().decode(errors="replace")
     except (urllib.error.URLError, OSError, ValueError):
         return False
-
-
-def accepts_connections(address: str) -> bool:
-    """Whether a process listens at `host:port`."""
-    import socket
-
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=3).close()
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def describe_port_owner(port: int, host: str = HOST) -> str | None:

@@ -50,37 +50,38 @@ def study_figure(
     """
     from matplotlib.figure import Figure
 
-    panels: list[tuple[str, str, str, Sequence[dict[str, Any]]]] = [
-        ("accuracy (avg@k)", "round", "round", curves["accuracy"]),
-        ("length, tokens", "round", "round", curves["mean_length"]),
+    panels: list[tuple[str, str, Sequence[dict[str, Any]]]] = [
+        ("accuracy (avg@k)", "round", curves["accuracy"]),
+        ("length, tokens", "round", curves["mean_length"]),
     ]
     if pass_rows:
-        panels.append(("pass@k, last round", "k", "k", pass_rows))
+        panels.append(("pass@k, last round", "k", pass_rows))
     figure = Figure(figsize=(_WIDTH, 2.4 * len(rows)), layout="constrained")
     grid = figure.subplots(
         len(rows), len(panels), squeeze=False, sharex="col", width_ratios=[2.2, *[1] * (len(panels) - 1)]
     )
     longest = max((r["mean"] for r in curves["mean_length"] if r["mean"] is not None), default=1)
     for row, (methods, line) in enumerate(zip(rows, grid, strict=True)):
-        for column, (axes, (label, x_label, x, points)) in enumerate(zip(line, panels, strict=True)):
+        for column, (axes, (label, x, points)) in enumerate(zip(line, panels, strict=True)):
             for index, method in enumerate(methods):
                 style = REFERENCE if index == 0 else {"color": COLOURS[index - 1]}
-                _draw(axes, [p for p in points if p["method"] == method], x, style)
+                draw_curve(axes, [p for p in points if p["method"] == method], x, method, style)
             axes.set_ylim(0, 1.2 * longest if column == 1 else 1.02)
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.spines[["top", "right"]].set_visible(False)
             if row == 0:
                 axes.set_title(label, fontsize=10)
             if row == len(rows) - 1:
-                axes.set_xlabel(x_label)
+                axes.set_xlabel(x)
         label_ends(line[0])
     return png(figure)
 
 
-def _draw(axes: Any, points: Sequence[dict[str, Any]], x: str, style: dict[str, Any]) -> None:
+def draw_curve(axes: Any, points: Sequence[dict[str, Any]], x: str, label: str, style: dict[str, Any]) -> None:
+    """Draw the means of `points` over the column `x`, with the band from `low` to `high`."""
     known = [p for p in points if p["mean"] is not None]
     at = [p[x] for p in known]
-    axes.plot(at, [p["mean"] for p in known], **style, linewidth=1.8, label=known[0]["method"] if known else None)
+    axes.plot(at, [p["mean"] for p in known], **style, linewidth=1.8, label=label)
     low, high = [p["low"] for p in known], [p["high"] for p in known]
     axes.fill_between(at, low, high, color=style["color"], alpha=0.12, linewidth=0)
 

@@ -125,12 +125,17 @@ def _running_address() -> str:
         return given
     file = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()), "ray", "ray_current_cluster")
     address = file.read_text().strip() if file.is_file() else ""
+    return address if accepts_connections(address) else ""  # it may have ended
+
+
+def accepts_connections(address: str) -> bool:
+    """Whether a process listens at `host:port`."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=3).close()
-    except (OSError, ValueError):  # it has ended
-        return ""
-    return address
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def sample_tokens(
         logits = logits.masked_fill(logits < floor, -torch.inf)
     if wide and (top_k or top_p < 1) and (likely := _likely_tokens(logits, top_k, top_p)):
         ids, logits, top_p_of_likely = likely
-        return ids.gather(1, _invert(_cut(logits, top_k, top_p_of_likely), uniform)[:, None])[:, 0]
+        return ids.gather(1, _invert(_cut(logits, 0, top_p_of_likely), uniform)[:, None])[:, 0]
     if top_k or top_p < 1:
         return _invert(_cut(logits.double(), top_k, top_p), uniform)
     return _invert_blocks(logits.softmax(1), uniform) if wide else _invert(logits.softmax(1), uniform)
@@ -51,7 +51,9 @@ def sample_tokens(
 def _likely_tokens(
     logits: Float[Tensor, "B V"], top_k: int, top_p: float
 ) -> tuple[Int[Tensor, "B N"], Float[Tensor, "B N"], Tensor | float] | None:
-    """The ids, ascending, and fp64 logits of the tokens that the cuts can keep, and top_p as a share of their mass.
+    """The ids, ascending, and fp64 logits of the tokens that top_k keeps (without it: of the WIDE most likely ones).
+
+    With them, top_p as a share of their mass.
 
     None if they do not decide: tokens with equal logits on both sides of top_k, or more tokens than WIDE in top_p.
     """

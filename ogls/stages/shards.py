@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from itertools import accumulate
 from typing import Any, TypeVar
 
 from ogls.execution import local
@@ -11,6 +12,7 @@ from ogls.execution.work import Shard, ShardWork
 from ogls.progress import Progress
 from ogls.stages.run import Run
 from ogls.stages.workers import carry_out_on_ray
+from ogls.store.manifest import FileEntry
 from ogls.store.writer import StageWriter
 
 T = TypeVar("T")
@@ -25,6 +27,16 @@ def divide(items: Sequence[T], size: int, by: Callable[[T], Any] = lambda _: Non
             parts.append([])
         parts[-1].append(item)
     return [Shard(index, part) for index, part in enumerate(parts)]
+
+
+def divide_files(entries: Sequence[FileEntry], size: int, weigh: Callable[[FileEntry], int]) -> list[Shard]:
+    """Shards of consecutive files: the next one begins where the sum of `weigh` reaches a multiple of `size`.
+
+    With size 0, all files are one shard.
+    """
+    before = accumulate(map(weigh, entries), initial=0)
+    number = dict(zip((e.path for e in entries), (n // size if size else 0 for n in before), strict=False))
+    return divide(entries, len(entries), by=lambda entry: number[entry.path])
 
 
 def carry_out_shards(

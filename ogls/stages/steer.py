@@ -17,7 +17,7 @@ from ogls.stages import columns
 from ogls.stages.groups import read_groups
 from ogls.stages.heads import load_heads
 from ogls.stages.run import Run
-from ogls.stages.shards import carry_out_shards, divide
+from ogls.stages.shards import carry_out_shards, divide_files
 from ogls.store.manifest import FileEntry
 from ogls.store.writer import StageWriter
 
@@ -45,8 +45,8 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
 
     def work(writer: StageWriter) -> dict[str, Any]:
         entries = run.records.list_shards("teacher_states", round_)
-        shard_of = _target_shards(entries)
-        shards = divide(entries, len(entries), by=lambda entry: shard_of[entry.path])
+        # Small shards of states are combined, because readers of targets open every file.
+        shards = divide_files(entries, _SHARD_STATES, lambda entry: int(entry.metrics["tokens"]))
         carry_out_shards(run, SteerWork, writer, shards, len(entries), progress)
         written = [run.records.read_shard(e, list(columns.STEERED_COLUMNS)) for _, e in sorted(writer.finished.items())]
         trajectories = run.records.read("trajectories", round_, ["problem_id", "sample", "n_tokens", "finish_reason"])
@@ -101,15 +101,6 @@ def projection_classes(config: RunConfig, tokenizer: Any, head: Tensor) -> Tenso
         return None
     classes = config.style.classes
     return substance_only(classify(tokenizer, len(head), classes), classes).to(head.device)
-
-
-def _target_shards(entries: Sequence[FileEntry]) -> dict[str, int]:
-    """The shard of targets for each shard of states. Small shards are combined, because readers open every file."""
-    shard_of, before = {}, 0
-    for entry in entries:
-        shard_of[entry.path] = before // _SHARD_STATES
-        before += int(entry.metrics["tokens"])
-    return shard_of
 
 
 def _same_work(cached: Mapping[Key, Mapping[Pool, Any]], recipes: Mapping[str, Recipe]) -> Iterator[list[Key]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 from ogls.execution.work import ShardOutput
@@ -13,7 +12,7 @@ from ogls.records import VERDICTS, StageResult
 from ogls.records.schema import to_arrow
 from ogls.stages.imported import apply_labels, is_imported
 from ogls.stages.run import Run
-from ogls.stages.shards import carry_out_shards, divide
+from ogls.stages.shards import carry_out_shards, divide_files
 from ogls.store.manifest import FileEntry
 from ogls.store.writer import StageWriter
 from ogls.verifiers.pool import Case, Judgement, shared_verifier
@@ -40,8 +39,7 @@ def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
 
     def work(writer: StageWriter) -> dict[str, Any]:
         entries, size = run.records.list_shards("trajectories", round_), run.config.verify.shard_rollouts
-        before = _rollouts_before(entries)
-        shards = divide(entries, len(entries), by=lambda entry: before[entry.path] // size if size else 0)
+        shards = divide_files(entries, size, lambda entry: entry.rows)
         facts = carry_out_shards(run, VerifyWork, writer, shards, size, progress)
         names = ["problem_id", "verdict", "outcome"]
         written = [run.records.read_shard(e, names).to_pylist() for _, e in sorted(writer.finished.items())]
@@ -109,8 +107,3 @@ def _reads_feedback(run: Run) -> bool:
     """Whether a pool reads the feedback on failed rollouts."""
     declared = run.config.declared_pools()
     return any(declared[name].kind == "feedback" for name in run.config.pools())
-
-
-def _rollouts_before(entries: Sequence[FileEntry]) -> dict[str, int]:
-    """The number of rollouts in the files before each file, by its path."""
-    return dict(zip((e.path for e in entries), accumulate((e.rows for e in entries), initial=0), strict=False))

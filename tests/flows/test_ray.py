@@ -16,7 +16,8 @@ import yaml
 from conftest import REPO
 
 from flows.service_commands import down, start_ray
-from flows.services import Services, accepts_connections, use_running
+from flows.services import Services, use_running
+from ogls.execution.ray_cluster import accepts_connections
 
 RAY_FILES = REPO / "deployments/ray"
 SCHEMA = "autoscaler/ray-schema.json"

@@ -84,7 +84,7 @@ bench-history: $(READY)  ## count the requests and bytes of a resume and of publ
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/benchmarks/history.py docs/measured
 
 bench: $(READY)  ## run the benchmarks (after make vllm: rollouts too), half an hour; not in CI
-	for name in training teacher floor rounds workers; do $(BIN)/python tests/benchmarks/$$name.py docs/measured || exit 1; done
+	for name in training teacher floor sampling rounds workers; do $(BIN)/python tests/benchmarks/$$name.py docs/measured || exit 1; done
 	test ! -e $(VENV)/.vllm || $(BIN)/python tests/benchmarks/rollouts.py docs/measured
 	! $(BIN)/python -c 'import trl' 2>/dev/null || $(BIN)/python tests/benchmarks/against_trl.py docs/measured
 

@@ -17,6 +17,7 @@ from ogls.analysis import report as htmlreport
 from ogls.analysis import rounds as report
 from ogls.analysis.figures import run_figure
 from ogls.config import RunConfig
+from ogls.stages.kept_models import process_models
 from ogls.stages.rounds import RoundRow, read_rounds, record_round
 from ogls.stages.run import Run
 from tasks.artifacts import artifact_key
@@ -36,7 +37,7 @@ def write_report(config: RunConfig) -> None:
         return
     try:
         with terminal_progress("report", config.rounds) as progress:
-            path = htmlreport.write_report(Run(config), progress)
+            path = htmlreport.write_report(Run(config, process_models(config)), progress)
     except Exception as error:  # the adapter is saved, and `ogls report` can write the report later
         message = f"the report was not written ({type(error).__name__}: {error}); `ogls report {config.name}` writes it"
         get_run_logger().warning(message)

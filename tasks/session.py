@@ -23,6 +23,7 @@ from rich.markup import escape
 
 from ogls.config import RunConfig
 from ogls.revision import code_version
+from ogls.stages.kept_models import drop_models
 from ogls.stages.resume import is_complete
 from ogls.stages.run import Run
 from ogls.stages.workers import end_workers
@@ -57,6 +58,7 @@ def session(config: RunConfig, purpose: str) -> Iterator[Run]:
             raise
         finally:
             end_workers()
+            drop_models()
         end_tracking(config, "FINISHED" if purpose == "train" or is_complete(config) else "KILLED")
 
 

@@ -18,6 +18,7 @@ from ogls.config import RunConfig
 from ogls.errors import UserError
 from ogls.records import StageResult
 from ogls.records.stages import STAGES_BY_NAME
+from ogls.stages.kept_models import process_models
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
 from tasks.events import emit_redone
@@ -69,7 +70,7 @@ def _stage_task(work: Callable[..., StageResult]) -> StageTask:
         logger = get_run_logger()
         with _concurrency_slot(limit), stage_progress(config.name, name, round_) as progress:
             try:
-                result = work(Run(config), round_, progress)
+                result = work(Run(config, process_models(config)), round_, progress)
             except Exception as error:
                 if not STAGES_BY_NAME[name].diagnostic:
                     raise

@@ -20,6 +20,7 @@ import torch
 from ogls.config import AdapterConfig, ModelConfig, RunConfig, load_config
 from ogls.models.policy import Policy
 from ogls.problems.prompts import Prompter
+from ogls.stages.kept_models import KeptModels
 from ogls.stages.registry import STAGES
 from ogls.stages.resume import is_trained, resume_round
 from ogls.stages.run import Run
@@ -96,9 +97,9 @@ def small_config(root: Path | str, *overrides: str) -> RunConfig:
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"benchmarks": benchmarks})})
 
 
-def carry_out(config: RunConfig, rounds: int | None = None) -> Run:
+def carry_out(config: RunConfig, rounds: int | None = None, models: KeptModels | None = None) -> Run:
     """Start or resume a run, as the train flow does, without Prefect, up to `rounds` (None: all rounds)."""
-    run = Run(config)
+    run = Run(config, models)
     run.open()
     STAGES["prepare"](run, 0)
     for round_ in range(resume_round(run), (config.rounds if rounds is None else rounds) + 1):

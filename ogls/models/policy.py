@@ -51,7 +51,8 @@ class Policy:
                     parameter.data = parameter.data.float()  # as in peft; see _autocast
                     parameter.requires_grad_(True)
         self.find_parameters()
-        self._initial = {n: p.detach().clone() for n, p in self.parameters.items()}  # the base: LoRA's B is zero
+        # The base model: LoRA's B is zero. On the CPU, because full weights would fill a GPU twice.
+        self._initial = {n: p.detach().to("cpu", copy=True) for n, p in self.parameters.items()}
         self.hash = BASE
         check_continuations(self, model.dtype, len(self.head), model.path)
 
@@ -80,6 +81,7 @@ class Policy:
                         f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
                     )
                 parameter.copy_(weights[name])
+                parameter.grad = None
         self.hash = adapter.hash if adapter else BASE
 
     @contextmanager
@@ -91,6 +93,31 @@ class Policy:
             yield
         finally:
             self.use_adapter(kept)
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Within the block, LoRA is part of the weights of the model, which then runs as fast as the base model.
+
+        Afterwards the base weights are what they were, bit by bit. Does nothing for full weights, and for a model in 16
+        bits, whose merged weights would be rounded.
+        """
+        import torch
+
+        layers = [m for m in self.model.modules() if hasattr(m, "get_delta_weight")]
+        if self.head.dtype != torch.float32 or not layers:
+            yield
+            return
+        kept = [layer.base_layer.weight.data for layer in layers]
+        try:
+            with torch.no_grad():
+                for layer, base in zip(layers, kept, strict=True):
+                    layer.base_layer.weight.data = base + layer.get_delta_weight("default")
+                    layer.merged_adapters.append("default")
+            yield
+        finally:
+            for layer, base in zip(layers, kept, strict=True):
+                layer.base_layer.weight.data = base
+                layer.merged_adapters.clear()
 
     def move_to(self, device: Any) -> None:
         """Move the model to another device, to make room for another user of a GPU."""

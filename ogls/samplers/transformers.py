@@ -46,7 +46,8 @@ class TransformersSampler:
         """One completion a request; `sampling.batch_size` requests are decoded together."""
         size = sampling.batch_size
         batches = (requests[i : i + size] for i in range(0, len(requests), size))
-        return [completion for batch in batches for completion in self._batch(batch, sampling)]
+        with self.policy.merged():
+            return [completion for batch in batches for completion in self._batch(batch, sampling)]
 
     @torch.inference_mode()
     def _batch(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ogls.config import RunConfig
 from ogls.models.policy import Policy
 
 
@@ -30,3 +31,20 @@ class KeptModels:
 
                 policy.move_to("cpu")
                 torch.cuda.empty_cache()
+
+
+_kept: tuple[RunConfig, KeptModels] | None = None
+
+
+def process_models(config: RunConfig) -> KeptModels:
+    """The models that this process keeps for a run. Another run, or another configuration of it, drops them."""
+    global _kept
+    if _kept is None or _kept[0] != config:
+        _kept = config, KeptModels()
+    return _kept[1]
+
+
+def drop_models() -> None:
+    """Free the models that this process keeps."""
+    global _kept
+    _kept = None

@@ -74,11 +74,13 @@ def prepare(run: Run, round_: int = 0, progress: Progress = no_progress) -> Stag
         if start:  # a copy, so that the run does not depend on another folder
             for name, content in adapter_files(start, config.model, config.adapter).items():
                 writer.attach_file(POLICY, name, content)
+        probe = record_probe(run, policy, [p for p in problems if p.split == "train"])
+        run.release_memory()
         return {
             "left_out": dict(report.counts),
             "control_tokens": prompter.control_tokens,
             "splits": dict(Counter(p.split for p in problems)),
-            "probe": record_probe(run, policy, [p for p in problems if p.split == "train"]),
+            "probe": probe,
             "notice": "; ".join(notices),
         }
 

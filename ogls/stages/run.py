@@ -109,14 +109,14 @@ class Run:
     def load_policy(self, round_: int | None = None, model: ModelConfig | None = None) -> Policy:
         """The model with the weights that `round_` ended with; None loads the base model.
 
-        `model` are settings in place of those of the run, as for another device; such a model is not kept.
+        `model` are settings in place of those of the run, as for another device; a model with others is not kept.
         """
         settings = model or self.config.model
 
         def load() -> Policy:
             return Policy(settings, self.config.adapter, self.seed("adapter"))
 
-        policy = load() if model else self._kept("", load)
+        policy = self._kept("", load) if settings == self.config.model else load()
         policy.use_adapter(None if round_ is None else self.load_adapter(round_))
         return policy
 

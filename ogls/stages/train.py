@@ -80,6 +80,7 @@ def train(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         loss = sum(r["loss"] for r in rows) / len(rows) if rows else 0.0
         tokens = sum(r["tokens"] for r in rows)
         probe = record_probe(run, policy, run.problems("train"), start)
+        run.release_memory()
         metrics = {"loss": loss, "steps": len(rows), "tokens": tokens, "loss_metrics": round_means(rows)}
         notice = "; ".join(_notices(run, round_, rows, part.checkpoint))
         return {**metrics, "padding": state.padding, "policy": trained.hash, "probe": probe, "notice": notice}

@@ -161,3 +161,33 @@ def test_loading_does_not_change_the_global_random_state() -> None:
     assert torch.equal(torch.rand(3), expected)
     assert Policy(ModelConfig(path=MODEL), AdapterConfig(), seed=1).copy_adapter().hash == first.hash
     assert Policy(ModelConfig(path=MODEL), AdapterConfig(), seed=2).copy_adapter().hash != first.hash
+
+
+def weights_of(policy: Policy) -> dict[str, torch.Tensor]:
+    return {n: w.clone() for n, w in policy.model.state_dict().items()}
+
+
+def test_merged_weights_give_the_same_logits_and_the_base_comes_back_bit_by_bit() -> None:
+    policy = Policy(ModelConfig(path=MODEL), AdapterConfig(rank=4, alpha=8))
+    policy.use_adapter(random_adapter(policy))
+    before, ids = weights_of(policy), torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        apart = policy.logits(policy.run_body(ids).last_hidden_state)
+        with policy.merged():
+            changed = sum(not torch.equal(w, before[n]) for n, w in policy.model.state_dict().items())
+            together = policy.logits(policy.run_body(ids).last_hidden_state)
+    assert changed == len(policy.parameters) / 2  # one weight for each pair of A and B
+    torch.testing.assert_close(together.log_softmax(-1), apart.log_softmax(-1), atol=1e-5, rtol=0)
+    with pytest.raises(RuntimeError, match="interrupted"), policy.merged():
+        raise RuntimeError("interrupted")
+    assert all(torch.equal(w, before[n]) for n, w in weights_of(policy).items())
+    with torch.inference_mode():
+        assert torch.equal(policy.logits(policy.run_body(ids).last_hidden_state), apart)
+
+
+@pytest.mark.parametrize("settings", [("bfloat16", "lora"), ("float32", "full")])
+def test_weights_that_would_be_rounded_and_full_ones_are_not_merged(settings: tuple[str, str]) -> None:
+    policy = Policy(ModelConfig(path=MODEL, dtype=settings[0]), AdapterConfig(kind=settings[1], rank=4))
+    before = weights_of(policy)
+    with policy.merged():
+        assert all(torch.equal(w, before[n]) for n, w in weights_of(policy).items())

@@ -93,8 +93,8 @@ def device_warnings(config: RunConfig, gpu: Gpu, devices: Devices) -> Iterator[s
         )
     elif config.execution.workers == "local" and total > per_worker:
         yield (
-            f"execution.workers = local: {per_worker} of {total} GPUs computes the shards of sample, teach, steer and "
-            "evaluate; set execution.workers = ray to use all of them"
+            "execution.workers = local: the shards of sample, teach, steer and evaluate are computed on "
+            f"{per_worker} of {total} GPUs; set execution.workers = ray to use all of them"
         )
     elif config.execution.workers == "ray" and (used := count_workers(config, gpu, devices) * per_worker) < total:
         yield (

@@ -14,7 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import import_command, page_commands, run_commands, seed_command, service_commands, store_commands
+from flows import (
+    import_command,
+    page_commands,
+    plan_command,
+    run_commands,
+    seed_command,
+    service_commands,
+    store_commands,
+)
 from flows.console import (
     GROUPS,
     OPERATE,
@@ -180,52 +188,6 @@ def compare(study: Study) -> None:
 
 
 @app.command(rich_help_panel=OPERATE)
-def plan(
-    config: Config,
-    gpu: Annotated[
-        str | None,
-        typer.Option(
-            help="Hardware: rtx4090, l40s, a100-40, a100-80, h100, h200 or cpu; default: cpu on a machine without an "
-            "NVIDIA GPU, else h100."
-        ),
-    ] = None,
-    length: Annotated[int | None, typer.Option(help="Mean tokens per rollout; default: max_tokens / 3.", min=1)] = None,
-    set_: Set = None,
-) -> None:
-    """Estimate memory, time and tokens of each stage and the disk space of a round, without loading the model."""
-    import pyarrow as pa
-
-    from ogls.config import load_config
-    from ogls.planning.gpus import GPUS
-    from ogls.planning.plan import estimate, format_bytes, format_seconds, plan_rows
-
-    gpu = gpu or ("h100" if shutil.which("nvidia-smi") else "cpu")
-    if gpu not in GPUS:
-        raise UserError(f"unknown machine {gpu}; known machines: {', '.join(GPUS)}")
-    estimated = estimate(load_config(config, set_ or []), GPUS[gpu], length)
-    shape = estimated.shape
-    out.print(
-        f"{shape.parameters / 1e6:,.1f}M parameters, {shape.trained / 1e6:,.1f}M trained; {shape.layers} layers of "
-        f"{shape.hidden}, vocabulary {shape.vocabulary:,}, context {shape.context:,}",
-        soft_wrap=True,
-        highlight=False,
-    )
-    for path, teacher in estimated.teachers.items():
-        out.print(
-            f"teacher {path}: {teacher.parameters / 1e6:,.1f}M parameters, loaded beside the model in teach; its "
-            "tokenizer must be the same (ogls doctor compares them)",
-            soft_wrap=True,
-            highlight=False,
-        )
-    show_table(pa.Table.from_pylist(plan_rows(estimated)), "table", None)
-    disk = ", ".join(f"{name} {format_bytes(size)}" for name, size in estimated.disk.items())
-    out.print(f"disk space per round: {disk}", soft_wrap=True, highlight=False)
-    out.print(f"a round on {gpu}: about {format_seconds(estimated.round_seconds)}", soft_wrap=True, highlight=False)
-    for warning in estimated.warnings:
-        err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
-
-
-@app.command(rich_help_panel=OPERATE)
 def doctor(config: Config = Path("tiny"), set_: Set = None) -> None:
     """Check the installation, the device, the model, the store, Prefect and MLflow.
 
@@ -249,6 +211,7 @@ def doctor(config: Config = Path("tiny"), set_: Set = None) -> None:
 store_commands.register(app)
 page_commands.register(app)
 run_commands.register(app)
+plan_command.register(app)
 import_command.register(app)
 seed_command.register(app)
 service_commands.register(app)

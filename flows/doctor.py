@@ -44,6 +44,7 @@ def examine(config: RunConfig) -> list[Finding]:
         _store,
         _problems,
         _workers,
+        _training,
         _prefect,
         _mlflow,
     )
@@ -197,6 +198,31 @@ def _workers(config: RunConfig) -> Iterator[Finding]:
             yield Finding("node", "wrong", f"{devices}: {'; '.join(problems[node.id])}")
         else:
             yield Finding("node", "ok", f"{devices}; it sees the store and has the model")
+
+
+def _training(config: RunConfig) -> Iterator[Finding]:
+    """The processes of `train.parallel`: their number, against the devices of this machine, and what they talk with."""
+    import torch
+    import torch.distributed as dist
+
+    from ogls.models.load import resolve_device
+    from ogls.training.ranks import count_ranks
+
+    count, parallel = count_ranks(config), config.train.parallel
+    devices = torch.cuda.device_count() if config.model.device != "cpu" else 0
+    if parallel == "none":
+        idle = f"; {devices - 1} other CUDA devices wait: set train.parallel = ddp or fsdp" if devices > 1 else ""
+        yield Finding("training", "note" if idle else "ok", f"one process (train.parallel = none){idle}")
+        return
+    on_gpus = resolve_device(config.model).type == "cuda"
+    where = f"{count} of {devices} CUDA devices" if on_gpus else "the CPU, which they share"
+    yield Finding("training", "ok", f"{parallel}: {count} processes on {where}")
+    for backend in ("gloo", "nccl") if on_gpus else ("gloo",):
+        if dist.is_available() and dist.is_backend_available(backend):
+            yield Finding(backend, "ok", f"torch {torch.__version__} has it, for train.parallel = {parallel}")
+        else:
+            message = f"torch {torch.__version__} was built without it: set train.parallel = none, or install a build"
+            yield Finding(backend, "wrong", f"{message} that has it")
 
 
 def _prefect(_: RunConfig) -> Iterator[Finding]:

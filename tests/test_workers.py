@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 def small_steer_shards() -> Iterator[None]:
     """Several shards of targets, although there are few tokens."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steer, "_SHARD_STATES", 64)
+        patch.setattr(steer, "STEER_SHARD_STATES", 64)
         yield
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from ogls.config import RunConfig
+from ogls.config import RunConfig, SamplingConfig
+from ogls.models.head import HEAD_BLOCK
 from ogls.models.shape import Shape, read_shape
+from ogls.planning.gpus import Gpu
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number, by data type
 STATES_IN_MEMORY = 2**28  # bytes of fp32 states that the stage teach holds at once, unless one group has more
+STEER_SHARD_STATES = 2**18  # cached states, of all pools, per shard of the stage steer
 LOGIT_COPIES = 6  # fp32 tensors [tokens, V] in memory at once while a target or a full-vocabulary loss is computed
 
 
@@ -14,6 +17,36 @@ def other_shapes(config: RunConfig) -> dict[str, Shape]:
     """Return the dimensions of the other models that compute pools, by path."""
     models = config.other_models().items()
     return {path: read_shape(config.model_copy(update={"model": model})) for path, model in models}
+
+
+_STYLE_COPIES = 7  # as LOGIT_COPIES, in the style stage
+_WIDE = 4096  # samplers.draw searches a vocabulary of more tokens in two steps
+
+
+def logit_bytes(config: RunConfig, sampling: SamplingConfig, shape: Shape, gpu: Gpu) -> float:
+    """Return the peak memory in bytes of sampling one token for each sequence of a batch with transformers.
+
+    It has the fp32 logits, and what `samplers.draw` makes of them. Of a wide vocabulary, only the most likely tokens
+    are cut in fp64 (all of them if they do not decide, which is not counted).
+    """
+    cut = sampling.top_p < 1 or sampling.top_k > 0
+    narrow = 52 if sampling.top_p < 1 else 28
+    per_logit = narrow if shape.vocabulary <= _WIDE else 17 if cut else 24
+    size = sampling.batch_size * shape.vocabulary * float(per_logit)
+    if gpu.name == "cpu" and BYTES[config.model.dtype] < 4:
+        size += min(shape.vocabulary, HEAD_BLOCK) * shape.hidden * 4  # rows of the head in fp32
+    return size
+
+
+def steering_bytes(config: RunConfig, shape: Shape, width: int) -> float:
+    """Return the peak memory of steering in bytes: the heads [V, width] side by side, and logits, in fp32."""
+    return shape.vocabulary * width * 4 + config.steer.batch_tokens * shape.vocabulary * 4 * LOGIT_COPIES
+
+
+def style_bytes(config: RunConfig, shape: Shape, width: int, tokens: float) -> float:
+    """Return the peak memory of the style stage in bytes: as in steering, for one rollout of `tokens` at a time."""
+    at_once = min(config.steer.batch_tokens, tokens)
+    return shape.vocabulary * width * 4 + at_once * shape.vocabulary * 4 * _STYLE_COPIES
 
 
 def teaching_bytes(config: RunConfig, shape: Shape) -> float:
@@ -41,6 +74,38 @@ def training_bytes(config: RunConfig, shape: Shape) -> float:
     It consists of the activations for the backward pass, one chunk of the head, the trained weights, their gradients
     and the state of AdamW.
     """
+    return _pass_bytes(config, shape) + shape.trained * _trained_bytes(config)
+
+
+def device_training_bytes(config: RunConfig, shape: Shape, ranks: int) -> float:
+    """Return the peak memory of the train stage in bytes on the device of one of `ranks` processes.
+
+    With DDP each has everything. With FSDP2 each has its part of the weights, gradients and optimizer state, two layers
+    that are gathered at a time, and the whole head and embeddings.
+    """
+    width, train = BYTES[config.model.dtype], config.train
+    if train.parallel != "fsdp" or ranks == 1:
+        return shape.parameters * width + training_bytes(config, shape)
+    size = _pass_bytes(config, shape) + shape.embedding * width + 16 * shape.trained / ranks
+    layer = shape.body / max(shape.layers, 1)
+    if config.adapter.kind == "lora":
+        return size + shape.body * width / ranks + 2 * layer * width
+    size += 3 * layer * 4  # two layers of fp32 weights, and the gradient of one
+    # Autocast copies the weights of a layer for its backward pass, which FSDP2 does not split.
+    return size + (width < 4) * width * (layer if train.gradient_checkpointing else shape.body)
+
+
+def _trained_bytes(config: RunConfig) -> int:
+    """Bytes for each trained weight: itself, its gradient and AdamW's two moments, all in fp32.
+
+    A full fine-tuning of a 16-bit model also has its first weights in fp32. (Those of an fp32 model are counted as the
+    base model's.)
+    """
+    return 20 if config.adapter.kind == "full" and BYTES[config.model.dtype] < 4 else 16
+
+
+def _pass_bytes(config: RunConfig, shape: Shape) -> float:
+    """Activations of a micro-batch for the backward pass, and one chunk of the head."""
     width, train = BYTES[config.model.dtype], config.train
     attention = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     adapted = len(config.adapter.modules) * config.adapter.rank if config.adapter.kind == "lora" else 0
@@ -50,4 +115,4 @@ def training_bytes(config: RunConfig, shape: Shape) -> float:
     # With support = top_k: one fp32 buffer, and a copy of it in the model's dtype if that is smaller.
     bytes_per_logit = 4 * LOGIT_COPIES if train.support == "full" else 4 + width * (width < 4)
     head = min(train.head_tokens, train.micro_batch_tokens) * shape.vocabulary * bytes_per_logit
-    return activations + head + shape.trained * 16  # weights, gradients and AdamW's two moments, all in fp32
+    return activations + head

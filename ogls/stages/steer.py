@@ -10,6 +10,7 @@ from ogls.distillation.steering import steer_tokens
 from ogls.distillation.style import classify, substance_only
 from ogls.execution.work import ShardOutput
 from ogls.models.load import load_tokenizer
+from ogls.planning.memory import STEER_SHARD_STATES
 from ogls.progress import Progress, no_progress
 from ogls.records import STEERED, Key, StageResult
 from ogls.records.schema import to_arrow
@@ -24,7 +25,6 @@ from ogls.store.writer import StageWriter
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SHARD_STATES = 2**18  # cached states, of all pools, per shard of targets
 _STEER_ROLLOUTS = 64  # rollouts that are steered together
 
 
@@ -46,7 +46,7 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     def work(writer: StageWriter) -> dict[str, Any]:
         entries = run.records.list_shards("teacher_states", round_)
         # Small shards of states are combined, because readers of targets open every file.
-        shards = divide_files(entries, _SHARD_STATES, lambda entry: int(entry.metrics["tokens"]))
+        shards = divide_files(entries, STEER_SHARD_STATES, lambda entry: int(entry.metrics["tokens"]))
         carry_out_shards(run, SteerWork, writer, shards, len(entries), progress)
         written = [run.records.read_shard(e, list(columns.STEERED_COLUMNS)) for _, e in sorted(writer.finished.items())]
         trajectories = run.records.read("trajectories", round_, ["problem_id", "sample", "n_tokens", "finish_reason"])

@@ -19,16 +19,18 @@ from flows.doctor import examine
 from ogls.config import RunConfig, build_config, load_config
 from ogls.distillation.exemplars import Context, ScoredRollout
 from ogls.distillation.steering import steer_tokens
+from ogls.distillation.style import measure_shifts, signal_recipes
 from ogls.distillation.teacher import rollout_logprobs, score_rollouts
 from ogls.errors import ModelError
 from ogls.models.load import load_head
 from ogls.models.policy import Policy
 from ogls.models.shape import read_shape
 from ogls.planning.gpus import GIB, GPUS
-from ogls.planning.memory import scoring_bytes, training_bytes
+from ogls.planning.memory import logit_bytes, scoring_bytes, training_bytes
 from ogls.planning.plan import estimate
 from ogls.records import Request
 from ogls.samplers.choose import create_sampler
+from ogls.samplers.draw import sample_tokens
 from ogls.training.batching import TrainItem
 from ogls.training.trainer import Trainer
 
@@ -121,6 +123,13 @@ def test_the_memory_of_the_other_stages_is_near_a_measured_peak(model: Path, dty
         planned["steer"], peak_bytes(lambda: steer_tokens(states, ids, recipe, load_head(config.model), 64, 256))
     )
 
+    classes = torch.arange(VOCABULARY) % 2
+    recipes = signal_recipes(tuple(states), recipe)
+    one_rollout = {pool: pool_states[:64] for pool, pool_states in states.items()}
+    head = load_head(config.model)
+    measured = peak_bytes(lambda: measure_shifts(one_rollout, recipes, classes, head, 256))
+    assert_near(planned["style"] - head.nbytes, measured)
+
     requests = [Request("p", i, random_ids(32), i) for i in range(16)]
     sampler = create_sampler("transformers", policy)
     assert_near(planned["sample"] - weights, peak_bytes(lambda: sampler.sample(requests, config.rollout)))
@@ -128,6 +137,24 @@ def test_the_memory_of_the_other_stages_is_near_a_measured_peak(model: Path, dty
     prompts, batch = [random_ids(250) for _ in range(8)] * 3, config.teacher.batch_tokens
     measured = peak_bytes(lambda: rollout_logprobs(policy, prompts, [random_ids(64) for _ in prompts], batch))
     assert_near(scoring_bytes(config, plan.shape), measured)
+
+
+@pytest.mark.parametrize("cut", ["", "top_k=20", "top_p=0.9"])
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, 20_000])
+def test_the_memory_of_drawing_a_token_is_near_a_measured_peak(model: Path, vocabulary: int, cut: str) -> None:
+    """Of a vocabulary wider than samplers.draw.WIDE, too, where no cut is computed in fp64 over all of it."""
+    overrides = [f"rollout.{cut}"] if cut else []
+    sampling = config_for(model, "rollout.batch_size=64", *overrides).rollout
+    shape = replace(read_shape(config_for(model)), vocabulary=vocabulary)
+    states, head = torch.randn(64, 256), torch.randn(vocabulary, 256) / 3
+    uniform = torch.rand(64, dtype=torch.float64)
+
+    def draw() -> object:
+        logits = states @ head.T
+        token = sample_tokens(logits, uniform, 1.0, sampling.top_k, sampling.top_p)
+        return logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)
+
+    assert_near(logit_bytes(config_for(model), sampling, shape, GPUS["cpu"]), peak_bytes(draw))
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm", "server"])
@@ -161,7 +188,9 @@ def test_warnings_name_the_setting_to_change(tmp_path: Path) -> None:
     stages = {s.stage: s for s in estimate(small, GPUS["rtx4090"]).stages}
     assert stages["train"].memory < 24 * GIB
     h100_seconds = {s.stage: s.seconds for s in estimate(small, GPUS["h100"]).stages}
-    assert all(h100_seconds[name] < stage.seconds for name, stage in stages.items())
+    fp32 = {"steer", "style"}  # in which an RTX 4090 is as fast as an H100
+    assert fp32 < {name for name, stage in stages.items() if h100_seconds[name] < 2 * stage.seconds}
+    assert all(h100_seconds[name] < stage.seconds for name, stage in stages.items() if name not in fp32)
     assert 1.2e9 < plan.shape.parameters < 2.2e9
     states = 32 * 8 * min(2048 // 3, 1024) * 3 * 2048 * 2
     assert plan.disk["teacher_states"] == pytest.approx(states)
@@ -200,12 +229,39 @@ def test_vllm_uses_its_share_of_memory_and_queues_completions(tmp_path: Path) ->
 def test_the_plan_command_and_its_errors() -> None:
     result = CliRunner().invoke(app, ["plan", str(TINY), "--gpu", "cpu"])
     assert result.exit_code == 0, result.output
-    for word in ("sample", "teach", "train", "evaluate", "parameters", "a round on cpu"):
+    for word in ("sample", "teach", "style", "train", "evaluate", "parameters", "a round on cpu"):
         assert word in result.output
+    several = CliRunner().invoke(app, ["plan", str(TINY), "--gpus", "4", "--nodes", "2"])
+    assert several.exit_code == 0, several.output
+    for text in ("a round on 2 nodes with 4 h100 each", "bottleneck: evaluate", "one more GPU per node: no shorter"):
+        assert text in several.output
+    assert "set execution.workers = ray" in several.output
+    cpus = CliRunner().invoke(app, ["plan", str(TINY), "--gpus", "4", "--gpu", "cpu"])
+    assert "--gpus and --nodes count GPUs, but --gpu is cpu; known GPUs: rtx4090" in str(cpus.exception)
     unknown = CliRunner().invoke(app, ["plan", str(TINY), "--gpu", "tpu"])
     assert "unknown machine tpu; known machines: rtx4090" in str(unknown.exception)
     with pytest.raises(ModelError, match="cannot read the configuration of no/such"):
         read_shape(load_config(TINY, ["model.path=no/such"]))
+
+
+def test_the_doctor_checks_the_processes_that_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def training(*overrides: str) -> list[tuple[str, str, str]]:
+        config = small_config(tmp_path, "model.device=cpu", "train.batch_rollouts=4", *overrides)
+        found = examine(config)
+        start = [f.name for f in found].index("training")
+        return [tuple(f) for f in found[start:] if f.name in ("training", "gloo", "nccl")]
+
+    assert training() == [("training", "ok", "one process (train.parallel = none)")]
+    two = training("train.parallel=ddp", "train.processes=2")
+    assert two[0] == ("training", "ok", "ddp: 2 processes on the CPU, which they share")
+    assert [f[:2] for f in two[1:]] == [("gloo", "ok")]
+    (unset,) = training("train.parallel=fsdp")
+    assert unset[1] == "wrong"
+    assert "set train.processes to the number of processes" in unset[2]
+    (many,) = training("train.parallel=ddp", "train.processes=6")
+    assert "2 of them have no work: lower train.processes" in many[2]
+    monkeypatch.setattr(torch.distributed, "is_backend_available", lambda name: False)
+    assert training("train.parallel=ddp", "train.processes=2")[1][:2] == ("gloo", "wrong")
 
 
 def test_the_doctor_reports_what_works_and_what_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,10 +52,18 @@ class VllmConfig(Section):
         ge=1,
         numerics=True,
     )
+    one_queue: bool = setting(
+        True,
+        "Give the engine the requests of all shards of a stage at once, so that none waits for the longest completion "
+        "of another. Off: one shard after the other; then a stage that was interrupted has the same bits as one that "
+        "was not, also where rounding depends on what the engine runs together. A worker on Ray takes one at a time.",
+        numerics=True,
+    )
     tensor_parallel: int = setting(1, "Number of GPUs that one engine is split over.", ge=1, numerics=True)
     stall_seconds: float = setting(
         3600.0,
-        "Wall-clock limit for one batch, in seconds. An engine that exceeds it is considered stalled and is restarted.",
+        "Wall-clock limit in seconds until the next completion is finished. An engine that exceeds it is considered "
+        "stalled and is restarted.",
         gt=0,
         operational=True,
     )

@@ -1,10 +1,10 @@
-"""Carrying out the shards of a stage in this process, one after the other."""
+"""Carrying out the shards of a stage in this process: one after the other, or together where the work can do that."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 
-from ogls.execution.work import FinishedShard, Shard, ShardWork, write_shard
+from ogls.execution.work import FinishedShard, Shard, ShardWork, write_output, write_shard
 from ogls.store.writer import ShardWriter
 
 
@@ -18,6 +18,9 @@ def carry_out(
     if not shards:
         return
     work = open_work()
-    for shard in shards:
+    together = work.compute_all(shards) if len(shards) > 1 else None
+    for shard, output in together or ():
+        yield write_output(writer, shard, output)
+    for shard in () if together else shards:
         yield write_shard(work, writer, shard, lambda done, total, shard=shard: progress(shard, done, total))  # type: ignore[misc]
     work.close()

@@ -56,6 +56,10 @@ class ShardWork(Protocol):
         """The output of a shard. It depends on the items and not on the shards before it."""
         ...
 
+    def compute_all(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardOutput]] | None:
+        """The outputs of all shards, in any order, if it is faster to work on them together; else None."""
+        ...
+
     def close(self) -> None:
         """Release memory that is not needed until the next stage."""
         ...
@@ -86,7 +90,13 @@ def write_shard(
     before_write: Callable[[], None] = lambda: None,
 ) -> FinishedShard:
     """Compute a shard and write it to the store; `before_write` raises an error if it must not be written any more."""
-    output = work.compute(shard.items, progress)
+    return write_output(writer, shard, work.compute(shard.items, progress), before_write)
+
+
+def write_output(
+    writer: ShardWriter, shard: Shard, output: ShardOutput, before_write: Callable[[], None] = lambda: None
+) -> FinishedShard:
+    """Write the output of a shard to the store; `before_write` as for `write_shard`."""
     data = output.data
     if isinstance(data, pa.Table):
         before_write()

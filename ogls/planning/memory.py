@@ -10,6 +10,7 @@ from ogls.planning.gpus import Gpu
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number, by data type
 STATES_IN_MEMORY = 2**28  # bytes of fp32 states that the stage teach holds at once, unless one group has more
 STEER_SHARD_STATES = 2**18  # cached states, of all pools, per shard of the stage steer
+TRAINED_BYTES = 16  # of a trained weight: itself, its gradient and AdamW's two moments, all in fp32
 LOGIT_COPIES = 6  # fp32 tensors [tokens, V] in memory at once while a target or a full-vocabulary loss is computed
 
 
@@ -74,7 +75,7 @@ def training_bytes(config: RunConfig, shape: Shape) -> float:
     It consists of the activations for the backward pass, one chunk of the head, the trained weights, their gradients
     and the state of AdamW.
     """
-    return _pass_bytes(config, shape) + shape.trained * _trained_bytes(config)
+    return _pass_bytes(config, shape) + shape.trained * TRAINED_BYTES
 
 
 def device_training_bytes(config: RunConfig, shape: Shape, ranks: int) -> float:
@@ -86,22 +87,13 @@ def device_training_bytes(config: RunConfig, shape: Shape, ranks: int) -> float:
     width, train = BYTES[config.model.dtype], config.train
     if train.parallel != "fsdp" or ranks == 1:
         return shape.parameters * width + training_bytes(config, shape)
-    size = _pass_bytes(config, shape) + shape.embedding * width + 16 * shape.trained / ranks
+    size = _pass_bytes(config, shape) + shape.embedding * width + TRAINED_BYTES * shape.trained / ranks
     layer = shape.body / max(shape.layers, 1)
     if config.adapter.kind == "lora":
         return size + shape.body * width / ranks + 2 * layer * width
     size += 3 * layer * 4  # two layers of fp32 weights, and the gradient of one
     # Autocast copies the weights of a layer for its backward pass, which FSDP2 does not split.
     return size + (width < 4) * width * (layer if train.gradient_checkpointing else shape.body)
-
-
-def _trained_bytes(config: RunConfig) -> int:
-    """Bytes for each trained weight: itself, its gradient and AdamW's two moments, all in fp32.
-
-    A full fine-tuning of a 16-bit model also has its first weights in fp32. (Those of an fp32 model are counted as the
-    base model's.)
-    """
-    return 20 if config.adapter.kind == "full" and BYTES[config.model.dtype] < 4 else 16
 
 
 def _pass_bytes(config: RunConfig, shape: Shape) -> float:

@@ -121,6 +121,8 @@ def _sampling(round_: Round, stage: str, sizes: Sequence[int], engine: str, para
     weights = shape.parameters * width / parallel
     memory = weights + shape.cache(sampling.batch_size * (prompt + sampling.max_tokens), width) / parallel
     memory += logit_bytes(config, sampling, shape, gpu)
+    if engine == "transformers" and width == 4 and config.adapter.kind == "lora":
+        memory += shape.body * width  # the weights with LoRA merged, beside those without
     at_once = float("inf")
     sequence_cache = shape.cache(prompt + mean / 2, width) / parallel  # of one sequence, halfway through
     if engine == "server":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
 
 from ogls.config import SamplingConfig
 from ogls.models.adapter import Adapter
 from ogls.records import Completion, Request
+
+Batch = tuple[Sequence[Request], SamplingConfig]
 
 
 class Sampler(Protocol):
@@ -32,9 +34,22 @@ class Sampler(Protocol):
         """One completion a request, in the order of the requests."""
         ...
 
+    def sample_batches(self, batches: Sequence[Batch]) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield the index of each batch with its completions as soon as it is complete, in any order.
+
+        An engine that batches by itself works on all of them, so no batch waits for the longest completion of another.
+        """
+        ...
+
     def release_memory(self) -> None:
         """Release memory that is not needed until the next call of `sample`."""
         ...
+
+
+def sample_in_turn(sampler: Sampler, batches: Sequence[Batch]) -> Iterator[tuple[int, list[Completion]]]:
+    """`sample_batches` for an engine that is full with one batch."""
+    for index, (requests, sampling) in enumerate(batches):
+        yield index, sampler.sample(requests, sampling)
 
 
 def make_completion(

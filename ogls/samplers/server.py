@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ogls.errors import EngineUnavailable, ModelError
 from ogls.models.adapter import BASE, Adapter, adapter_files
 from ogls.models.load import load_stop_ids, load_tokenizer
 from ogls.records import Completion, Request
-from ogls.samplers.base import make_completion
+from ogls.samplers.base import Batch, make_completion
 from ogls.samplers.vllm import request_settings
 
 _ATTEMPTS, _WAIT_SECONDS = 5, 2.0  # attempts at a request; 20 s of waiting between them in total
@@ -60,13 +60,25 @@ class ServerSampler:
 
     def sample(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
         """One completion a request, in order; `rollout.server.at_once` is the number of concurrent requests."""
-        with ThreadPoolExecutor(self.settings.at_once) as pool:
-            completions = list(pool.map(lambda r: self._complete(r, sampling), requests))
-        texts = self.tokenizer.batch_decode([ids for ids, _ in completions], skip_special_tokens=True)
-        return [
-            make_completion(*completion, text, set(self.stops))
-            for completion, text in zip(completions, texts, strict=True)
-        ]
+        if not requests:
+            return []
+        ((_, completions),) = self.sample_batches([(requests, sampling)])
+        return completions
+
+    def sample_batches(self, batches: Sequence[Batch]) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield the completions of the batches in order; the requests of later ones are under way in the meantime."""
+        pool = ThreadPoolExecutor(self.settings.at_once)
+        try:
+            under_way = [[pool.submit(self._complete, r, sampling) for r in requests] for requests, sampling in batches]
+            for index, futures in enumerate(under_way):
+                completions = [future.result() for future in futures]
+                texts = self.tokenizer.batch_decode([ids for ids, _ in completions], skip_special_tokens=True)
+                yield (
+                    index,
+                    [make_completion(*c, text, set(self.stops)) for c, text in zip(completions, texts, strict=True)],
+                )
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def release_memory(self) -> None:
         """Does nothing: the memory of a remote server is not managed here."""

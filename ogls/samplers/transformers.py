@@ -6,7 +6,7 @@ neither the batch nor its order affects the result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,7 @@ from ogls.config import SamplingConfig
 from ogls.models.adapter import Adapter
 from ogls.models.policy import Policy
 from ogls.records import Completion, Request
-from ogls.samplers.base import make_completion
+from ogls.samplers.base import Batch, make_completion, sample_in_turn
 from ogls.samplers.draw import sample_tokens
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class TransformersSampler:
         batches = (requests[i : i + size] for i in range(0, len(requests), size))
         with self.policy.merged():
             return [completion for batch in batches for completion in self._batch(batch, sampling)]
+
+    def sample_batches(self, batches: Sequence[Batch]) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield the completions of one batch after the other."""
+        return sample_in_turn(self, batches)
 
     @torch.inference_mode()
     def _batch(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:

@@ -2,7 +2,7 @@
 
 On a CPU the adapter is merged into the weights, which the engine reloads (0.1 s for a small model). On a GPU the engine
 gets a LoRA adapter under a new id, and the folder of the adapter before it is removed. Sleep mode releases GPU memory
-for the teacher and training stages. If the engine dies, a new one starts and samples the interrupted batch again.
+for the teacher and training stages. If the engine dies, a new one starts and samples what was not finished.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ogls.config import RunConfig, SamplingConfig
 from ogls.errors import ModelError
@@ -20,10 +20,13 @@ from ogls.models.adapter import BASE, Adapter, adapter_files
 from ogls.models.load import load_context_length, load_stop_ids, load_tokenizer, resolve_device
 from ogls.models.merge import merged_weights, save_weights
 from ogls.records import Completion, Request
-from ogls.samplers.base import make_completion
+from ogls.samplers.base import Batch, make_completion, sample_in_turn
+from ogls.samplers.open_batches import OpenBatches, Output
 from ogls.samplers.vllm_process import EngineDied, VllmProcess
 
-_ATTEMPTS = 3  # attempts at one batch
+T = TypeVar("T")
+
+_ATTEMPTS = 3  # engines that may die in a row, before a batch is finished
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
 _engines: dict[str, VllmProcess] = {}  # the engine of this process, by its settings
 
@@ -44,21 +47,45 @@ class VllmSampler:
     def use_adapter(self, adapter: Adapter | None) -> None:
         """Sample from this adapter from now on, without a restart; None selects the base model."""
         self.adapter = adapter
-        self._with_restarts(lambda: None)
+        list(self._with_restarts())
 
     def sample(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
         """One completion a request, in the order of the requests."""
         if not requests:
             return []
-        self._check_lengths(requests, sampling)
-        prompts = [r.prompt_ids for r in requests]
-        settings = [request_settings(r, sampling, self.stops) for r in requests]
-        limit = self.config.rollout.vllm.stall_seconds
-        outputs = self._with_restarts(lambda: self._engine().call("sample", (prompts, settings), limit))
-        tokens = [ids for ids, _, _ in outputs]
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        stops = set(self.stops)
-        return [make_completion(i, p, text, stops) for (i, p, _), text in zip(outputs, texts, strict=True)]
+        ((_, completions),) = self.sample_batches([(requests, sampling)])
+        return completions
+
+    def sample_batches(self, batches: Sequence[Batch]) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield each batch when its last request is finished.
+
+        The engine has the requests of all batches at once, unless `rollout.vllm.one_queue` is off.
+
+        If the engine dies, a new one samples what was not finished: requests of that queue, or else batches.
+        """
+        vllm = self.config.rollout.vllm
+        if len(batches) > 1 and not vllm.one_queue:
+            yield from sample_in_turn(self, batches)
+            return
+        for requests, sampling in batches:
+            self._check_lengths(requests, sampling)
+        open_batches = OpenBatches([len(requests) for requests, _ in batches])
+        asked = [(r.prompt_ids, request_settings(r, sampling, self.stops)) for rs, sampling in batches for r in rs]
+
+        def sample_unfinished() -> Iterator[tuple[int, list[Output]]]:
+            if not vllm.one_queue:
+                open_batches.drop_outputs()
+            numbers = open_batches.unfinished
+            prompts, settings = ([asked[n][part] for n in numbers] for part in (0, 1))
+            for position, output in self._engine().stream("sample", (prompts, settings), vllm.stall_seconds):
+                yield from open_batches.add(numbers[position], output)
+
+        for index, outputs in self._with_restarts(sample_unfinished):
+            yield index, self._completions(outputs)
+
+    def _completions(self, outputs: Sequence[Output]) -> list[Completion]:
+        texts = self.tokenizer.batch_decode([ids for ids, _ in outputs], skip_special_tokens=True)
+        return [make_completion(*output, text, set(self.stops)) for output, text in zip(outputs, texts, strict=True)]
 
     def release_memory(self) -> None:
         """Put the engine to sleep, which releases GPU memory until the next call; does nothing on a CPU."""
@@ -77,16 +104,21 @@ class VllmSampler:
                 f"most {max_prompt}, plus {sampling.max_tokens} to sample; raise rollout.vllm.prompt_tokens"
             )
 
-    def _with_restarts(self, work: Any) -> Any:
-        """Run `work` with the right weights loaded; restart the engine if it dies.
+    def _with_restarts(self, work: Callable[[], Iterator[T]] = lambda: iter(())) -> Iterator[T]:
+        """Yield what `work` yields with the right weights loaded; restart the engine if it dies.
 
-        Raises EngineDied after the last attempt.
+        Raises EngineDied if that happens `_ATTEMPTS` times before `work` has yielded anything more.
         """
-        for attempt in range(1, _ATTEMPTS + 1):
+        attempt = 0
+        while True:
             try:
                 self._load_weights()
-                return work()
+                for result in work():
+                    attempt = 0
+                    yield result
+                return
             except EngineDied:
+                attempt += 1
                 if attempt == _ATTEMPTS:
                     raise
                 self.restarts += 1

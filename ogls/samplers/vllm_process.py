@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -51,11 +51,21 @@ class VllmProcess:
 
     def call(self, command: str, payload: Any, seconds: float) -> Any:
         """Run a command in the engine and return its result, with a time limit in seconds."""
+        self._send(command, payload)
+        return self._receive(command, seconds)[1]
+
+    def stream(self, command: str, payload: Any, seconds: float) -> Iterator[Any]:
+        """Run a command in the engine and yield its results one by one; each has the time limit in seconds.
+
+        The caller takes all results: to stop before the end kills the process.
+        """
+        self._send(command, payload)
         try:
-            self.connection.send((command, payload))
-        except OSError:
-            self._fail(f"cannot receive {command}: its pipe is closed")
-        return self._receive(command, seconds)
+            while (message := self._receive(command, seconds))[0] == "part":
+                yield message[1]
+        except GeneratorExit:
+            self.close()  # it would send the other results to the next call
+            raise
 
     def alive(self) -> bool:
         """Whether the process runs and was not closed."""
@@ -65,10 +75,16 @@ class VllmProcess:
         """End the process if it still runs."""
         self._finalizer()
 
-    def _receive(self, command: str, seconds: float) -> Any:
-        """The result of a command. An interrupted wait also ends the process."""
+    def _send(self, command: str, payload: Any) -> None:
         try:
-            return self._wait_for_result(command, seconds)
+            self.connection.send((command, payload))
+        except OSError:
+            self._fail(f"cannot receive {command}: its pipe is closed")
+
+    def _receive(self, command: str, seconds: float) -> tuple[str, Any]:
+        """A message of the engine: its kind and its value. An interrupted wait also ends the process."""
+        try:
+            return self._wait_for_message(command, seconds)
         except EngineDied:
             raise
         except BaseException:
@@ -76,8 +92,11 @@ class VllmProcess:
             self.close()
             raise
 
-    def _wait_for_result(self, command: str, seconds: float) -> Any:
-        """The result of a command. Raises EngineDied if the process ends, fails or exceeds `seconds`."""
+    def _wait_for_message(self, command: str, seconds: float) -> tuple[str, Any]:
+        """The next message: ("part", a result of several) or ("done", the result).
+
+        Raises EngineDied if the process ends, fails or exceeds `seconds`.
+        """
         deadline = time.monotonic() + seconds
         while not self.connection.poll(0.2):
             if not self.process.is_alive():
@@ -85,12 +104,12 @@ class VllmProcess:
             if time.monotonic() > deadline:
                 self._fail(f"did not respond to {command} within {seconds:.0f} s")
         try:
-            state, value = self.connection.recv()
+            kind, value = self.connection.recv()
         except (EOFError, OSError):
             self._fail(f"ended in {command}")
-        if state == "failed":
+        if kind == "failed":
             self._fail(f"failed in {command}: {value}")
-        return value
+        return kind, value
 
     def _fail(self, reason: str) -> None:
         """Kill the process and raise EngineDied with the end of its log."""
@@ -124,7 +143,12 @@ def _serve(connection: Any, settings: dict[str, Any], folder: str) -> None:
         connection.send(("done", None))
         while True:
             command, payload = connection.recv()
-            connection.send(("done", getattr(engine, command)(payload)))
+            result = getattr(engine, command)(payload)
+            if isinstance(result, Iterator):
+                for part in result:
+                    connection.send(("part", part))
+                result = None
+            connection.send(("done", result))
     except EOFError:
         return  # the parent exited
     except BaseException as error:
@@ -168,19 +192,22 @@ class _Engine:
 
         self.lora = LoRARequest(f"round-{payload[0]}", payload[0], payload[1]) if payload else None
 
-    def sample(self, payload: tuple[Sequence[Sequence[int]], Sequence[dict[str, Any]]]) -> list[tuple[Any, ...]]:
-        """(token ids, log-probs, finish reason) of one completion a prompt."""
+    def sample(
+        self, payload: tuple[Sequence[Sequence[int]], Sequence[dict[str, Any]]]
+    ) -> Iterator[tuple[int, tuple[tuple[int, ...], tuple[float, ...]]]]:
+        """Yield (index of the prompt, (token ids, log-probs)) of each completion as soon as it is finished."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        prompts, sampling = payload
-        results = self.llm.generate(
-            [{"prompt_token_ids": list(p)} for p in prompts],
-            [SamplingParams(**s) for s in sampling],
-            lora_request=self.lora,
-            use_tqdm=False,
-        )
-        outputs = [r.outputs[0] for r in results]
-        return [(tuple(o.token_ids), _logprobs(o), o.finish_reason) for o in outputs]
+        engine = self.llm.llm_engine
+        for index, (prompt, settings) in enumerate(zip(*payload, strict=True)):
+            params = SamplingParams(**settings, output_kind=RequestOutputKind.FINAL_ONLY)
+            engine.add_request(str(index), {"prompt_token_ids": list(prompt)}, params, lora_request=self.lora)
+        while engine.has_unfinished_requests():
+            for result in engine.step():
+                if result.finished:
+                    (output,) = result.outputs
+                    yield int(result.request_id), (tuple(output.token_ids), _logprobs(output))
 
     def sleep(self, _: None) -> None:
         """Release GPU memory: move the weights to host memory and drop the cache."""

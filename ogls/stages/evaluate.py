@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ogls.config import SamplingConfig
 from ogls.evaluation.metrics import ends_in_loop, summarize
-from ogls.execution.work import ShardOutput
+from ogls.execution.work import Shard, ShardOutput
 from ogls.models.load import load_tokenizer
 from ogls.progress import Progress, no_progress
 from ogls.records import SCORES, SUMMARIES, Completion, Request, StageResult
 from ogls.records.schema import to_arrow
+from ogls.samplers.base import Batch
 from ogls.samplers.choose import resolve_engine
 from ogls.samplers.requests import build_requests
 from ogls.stages.base_model import BaseModel
@@ -74,8 +75,22 @@ class EvaluateWork:
 
     def compute(self, items: Sequence[_Job], progress: Progress) -> ShardOutput:
         """Rows of the table scores."""
+        return self._output(items, self.sampler.sample(*self._batch(items)))
+
+    def compute_all(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardOutput]]:
+        """The outputs of shards that the engine samples together: none waits for the longest completion of another."""
+        sampled = self.sampler.sample_batches([self._batch(shard.items) for shard in shards])
+        if self.base and self.base.takes_turns:
+            sampled = iter(list(sampled))  # the engine has to be done before the base model takes its memory
+        for index, completions in sampled:
+            yield shards[index], self._output(shards[index].items, completions)
+
+    def _batch(self, items: Sequence[_Job]) -> Batch:
+        """The requests of a shard, and how to sample them."""
         greedy = self.sampling.model_copy(update={"temperature": 0.0})
-        completions = self.sampler.sample([r for _, _, r in items], greedy if items[0][1] else self.sampling)
+        return [r for _, _, r in items], greedy if items[0][1] else self.sampling
+
+    def _output(self, items: Sequence[_Job], completions: Sequence[Completion]) -> ShardOutput:
         rows = _scores(self.run, items, completions, self.sampler.hash, self.base)
         return ShardOutput(to_arrow(SCORES, rows), {"tokens": sum(r["n_tokens"] for r in rows)})
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ogls.execution.work import ShardOutput
+from ogls.execution.work import Shard, ShardOutput
 from ogls.models.load import load_tokenizer
 from ogls.problems.splits import select_round_problems
 from ogls.progress import Progress, no_progress
@@ -44,7 +44,7 @@ def sample(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
         size = config.rollout.batch_size
         facts = carry_out_shards(run, SampleWork, writer, divide(requests, size), size, progress)
         restarts = sum(f["restarts"] for f in facts)
-        restarted = f"engine restarts: {restarts}; only the interrupted batches were sampled again"
+        restarted = f"engine restarts: {restarts}; only unfinished rollouts were sampled again"
         notice = restarted if restarts else ""
         return {"policy": policy_hash, "groups": len(chosen), "engine": resolve_engine(config), "notice": notice}
 
@@ -61,13 +61,23 @@ class SampleWork:
     def compute(self, items: Sequence[Request], progress: Progress) -> ShardOutput:
         """Rows of the table trajectories."""
         before = self.sampler.restarts
-        completions = self.sampler.sample(items, self.sampling)
+        return self._output(items, self.sampler.sample(items, self.sampling), before)
+
+    def compute_all(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardOutput]]:
+        """The outputs of shards that the engine samples together: none waits for the longest rollout of another."""
+        before = self.sampler.restarts
+        for index, completions in self.sampler.sample_batches([(s.items, self.sampling) for s in shards]):
+            yield shards[index], self._output(shards[index].items, completions, before)
+            before = self.sampler.restarts
+
+    def _output(self, items: Sequence[Request], completions: Sequence[Completion], restarts: int) -> ShardOutput:
+        """The rows of a shard. `restarts` is what the engine had counted before it."""
         rows = [trajectory_row(r, c, self.sampler.hash) for r, c in zip(items, completions, strict=True)]
         metrics = {
             "tokens": sum(len(c.token_ids) for c in completions),
             "truncated": sum(c.finish_reason == "length" for c in completions),
         }
-        return ShardOutput(to_arrow(TRAJECTORIES, rows), metrics, {"restarts": self.sampler.restarts - before})
+        return ShardOutput(to_arrow(TRAJECTORIES, rows), metrics, {"restarts": self.sampler.restarts - restarts})
 
     def close(self) -> None:
         """Release the memory of the engine, and of a kept model."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ogls.config import RunConfig
 from ogls.distillation import exemplars, teacher
-from ogls.execution.work import ShardOutput
+from ogls.execution.work import Shard, ShardOutput
 from ogls.models.adapter import Adapter
 from ogls.models.load import load_context_length, load_tokenizer
 from ogls.models.policy import Policy
@@ -124,6 +124,9 @@ class TeachWork:
                     for s in rollout
                 ]
                 yield to_arrow(TEACHER_STATES, rows)
+
+    def compute_all(self, shards: Sequence[Shard]) -> None:
+        """None: the shards are computed one after the other."""
 
     def close(self) -> None:
         """Release the memory of kept models; others are freed with this object."""

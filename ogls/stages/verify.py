@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ogls.execution.work import ShardOutput
+from ogls.execution.work import Shard, ShardOutput
 from ogls.progress import Progress, no_progress
 from ogls.records import VERDICTS, StageResult
 from ogls.records.schema import to_arrow
@@ -98,6 +98,9 @@ class VerifyWork:
     def _outcome(self, judgement: Judgement) -> str:
         failed = "failed" if judgement.verdict in self.run.config.verify.failed else "undecided"
         return "correct" if judgement.verdict == "correct" else failed
+
+    def compute_all(self, shards: Sequence[Shard]) -> None:
+        """None: the shards are computed one after the other."""
 
     def close(self) -> None:
         """Does nothing: the verifier keeps its processes."""

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/sampling.py OUT
 
-The ways sample the same number of tokens after the same prompts, in turns in one process, on one thread: `generate` with
-the adapter merged into the weights, this engine, and this engine with the adapter beside the weights. The models are the
-tiny one and, after `make real`, SmolLM2-135M (V = 49,152). Writes OUT/sampling.md and .parquet with medians over the
-repeats: tokens a second of CPU time, and shares of the CPU time of `generate`.
+The ways sample the same number of tokens after the same prompts, in turns in one process, on one thread: `generate`
+with the adapter merged into the weights, this engine, and this engine with the adapter beside the weights. The models
+are the tiny one and, after `make real`, SmolLM2-135M (V = 49,152). Writes OUT/sampling.md and .parquet with medians
+over the repeats: tokens a second of CPU time, and shares of the CPU time of `generate`.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -205,13 +206,13 @@ def test_an_engine_over_two_devices_starts_and_ends_with_its_workers(
     workers = psutil.Process(engine.process.pid).children(recursive=True)
     assert len([w for w in workers if "Worker_TP" in w.name()]) == 2
     sampling = [request_settings(r, SamplingConfig(max_tokens=8, temperature=0), sampler.stops) for r in requests[:2]]
-    sampled = engine.call("sample", ([r.prompt_ids for r in requests[:2]], sampling), 60)
+    sampled = dict(engine.stream("sample", ([r.prompt_ids for r in requests[:2]], sampling), 60))
     engine.close()
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not [w for w in alive if w.status() != psutil.STATUS_ZOMBIE]
     sampler.use_adapter(None)
     expected = sampler.sample(requests[:2], SamplingConfig(max_tokens=8, temperature=0))
-    assert [ids for ids, _, _ in sampled] == [c.token_ids for c in expected]
+    assert [sampled[i][0] for i in (0, 1)] == [c.token_ids for c in expected]
 
 
 def test_two_rounds_end_to_end(config: RunConfig, sampler) -> None:
@@ -234,30 +235,55 @@ def test_two_rounds_end_to_end(config: RunConfig, sampler) -> None:
         check_probe(run, fresh, prompter, 2)
 
 
-def test_an_engine_killed_in_a_stage_loses_only_its_batch(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("one_queue", [True, False])
+def test_an_engine_killed_in_a_stage_loses_only_what_it_had_not_finished(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_queue: bool
 ) -> None:
-    """The engine dies within the second shard: the result equals an undisturbed stage, and the notice reports it."""
-    runs = [Run(config.model_copy(update={"root": str(tmp_path / name)})) for name in ("undisturbed", "killed")]
+    """The engine dies within the stage: the result equals that of an undisturbed one, and the notice reports it."""
+    vllm = config.rollout.vllm.model_copy(update={"one_queue": one_queue})
+    rollout = config.rollout.model_copy(update={"vllm": vllm})
+    roots = [str(tmp_path / name) for name in ("undisturbed", "killed")]
+    runs = [Run(config.model_copy(update={"root": root, "rollout": rollout})) for root in roots]
     for run in runs:
         run.records.open(run.config)
         STAGES["prepare"](run, 0)
     undisturbed = STAGES["sample"](runs[0], 1)
-    original_call, calls = VllmProcess.call, []
+    original_stream, asked, received = VllmProcess.stream, [], []
 
-    def call(self: VllmProcess, command: str, payload: object, seconds: float) -> object:
-        calls.append(command)
-        if calls.count("sample") == 3 and command == "sample":  # after the probe and the first shard
-            os.kill(self.process.pid, signal.SIGSTOP)  # so that it cannot finish the batch before it dies
-            threading.Timer(0.1, self.process.kill).start()
-        return original_call(self, command, payload, seconds)
+    def stream(self: VllmProcess, command: str, payload: Any, seconds: float) -> Iterator[Any]:
+        asked.append(len(payload[0]))
+        for result in original_stream(self, command, payload, seconds):
+            received.append(result)
+            if len(asked) > 1 and len(received) == asked[0] + config.rollout.batch_size + 4:  # after the probe
+                os.kill(self.process.pid, signal.SIGSTOP)  # so that it cannot finish the shard before it dies
+                threading.Timer(0.1, self.process.kill).start()
+            yield result
 
-    monkeypatch.setattr(VllmProcess, "call", call)
+    monkeypatch.setattr(VllmProcess, "stream", stream)
     killed = STAGES["sample"](runs[1], 1)
     assert "engine restarts: 1;" in killed.notice
     assert undisturbed.notice == ""
-    assert calls.count("sample") == 4  # only the interrupted batch is repeated
-    assert runs[0].digest("trajectories", 1) == runs[1].digest("trajectories", 1)
+    rollouts, size = killed.rows, config.rollout.batch_size
+    if one_queue:
+        assert asked[1] == rollouts
+        assert asked[2] < rollouts - size  # one shard and a part of the next ones were finished
+        tokens = [r.records.read("trajectories", 1, ["token_ids"]).to_pylist() for r in runs]
+        assert tokens[0] == tokens[1]
+    else:
+        assert asked[1:4] == [size] * 3  # the first shard, and the second one twice
+        assert runs[0].digest("trajectories", 1) == runs[1].digest("trajectories", 1)
+
+
+def test_shards_are_sampled_as_one_queue(config: RunConfig, sampler, requests: list[Request]) -> None:
+    """A short batch is complete before a long one that was asked for first."""
+    sampler.use_adapter(None)
+    long, short = SAMPLING.model_copy(update={"max_tokens": 40}), SAMPLING.model_copy(update={"max_tokens": 1})
+    batches = [(requests[:3], long), (requests[3:5], short), (requests[5:8], long)]
+    sampled = dict(results := list(sampler.sample_batches(batches)))
+    assert results[0][0] == 1
+    assert {i: [c.token_ids for c in sampled[i]] for i in sampled} == {
+        i: [c.token_ids for c in sampler.sample(*batch)] for i, batch in enumerate(batches)
+    }
 
 
 def test_a_merged_export_in_vllm_equals_the_policy(config: RunConfig, requests: list[Request], tmp_path: Path) -> None:

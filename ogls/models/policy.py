@@ -51,7 +51,8 @@ class Policy:
                     parameter.data = parameter.data.float()  # as in peft; see _autocast
                     parameter.requires_grad_(True)
         self.find_parameters()
-        self._initial = {n: p.detach().clone() for n, p in self.parameters.items()}  # the base: LoRA's B is zero
+        # The base: LoRA's B is zero. On the CPU, as every Adapter, so that adapters can be averaged.
+        self._initial = {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
         self.hash = BASE
         check_continuations(self, model.dtype, len(self.head), model.path)
 

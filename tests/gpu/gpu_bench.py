@@ -60,7 +60,7 @@ QWEN = Sizes(
     prompt=256,
     steered=4096,
     sampled=(64, 128),
-    new_tokens=128,
+    new_tokens=96,
 )
 TINY_SHAPE = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 4608}
 SMALL = Sizes(
@@ -157,14 +157,24 @@ class Results:
         print(f"  {case}: {', '.join(shown)} {row['note']}", flush=True)
 
     def time(
-        self, part: str, case: str, call: Any, repeats: int, flop: float = 0, is_16_bit: bool = True, **known: Any
+        self,
+        part: str,
+        case: str,
+        call: Any,
+        repeats: int,
+        flop: float = 0,
+        is_16_bit: bool = True,
+        warm: bool = False,
+        **known: Any,
     ) -> None:
         """Record the seconds and the peak memory of a call; or that it does not fit.
 
-        With its operations `flop`, the rate too, and for 16-bit products its share of the peak of a known GPU.
+        With its operations `flop`, the rate too, and for 16-bit products its share of the peak of a known GPU. `warm`
+        says that an equal call has been made: otherwise a first one allocates buffers and tunes kernels.
         """
         try:
-            call()  # allocates buffers, tunes kernels
+            if not warm:
+                call()
             seconds = median_seconds(call, repeats)
             peak = peak_bytes(call) / GIB
         except torch.OutOfMemoryError:

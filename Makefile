@@ -68,7 +68,7 @@ soak: $(READY)  ## train 200 rounds with a fault every minute, about twenty minu
 # pydantic beside it. Where pytest and the packages of a whole round are there too, the tests marked gpu run as well.
 GPU_PYTHON ?= python3
 
-gpu:  ## check and measure on a CUDA GPU with $(GPU_PYTHON), less than ten minutes; writes docs/measured/gpu-*
+gpu:  ## check and measure on a CUDA GPU with $(GPU_PYTHON), ten minutes at most; writes docs/measured/gpu-*
 	$(GPU_PYTHON) tests/gpu/measure.py docs/measured
 	! $(GPU_PYTHON) -c 'import pytest, pytest_timeout, math_verify, pebble, obstore' 2>/dev/null || $(GPU_PYTHON) -m pytest -m gpu tests/gpu
 

@@ -1,4 +1,4 @@
-"""Every check and measurement that needs a GPU, in less than ten minutes on one card.
+"""Every check and measurement that needs a GPU, in ten minutes at most, on one card.
 
     python tests/gpu/measure.py OUT [--parts numerics,memory] [--device cpu --small]
 

@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: vllm setup quickstart test check fast nightly installed inspect real soak docs pictures bench bench-queries bench-history clean
+.PHONY: vllm setup quickstart test check fast nightly installed inspect real soak gpu docs pictures bench bench-queries bench-history clean
 
 setup: $(READY)
 
@@ -63,6 +63,14 @@ data/models/smollm2-135m: | $(READY)
 
 soak: $(READY)  ## train 200 rounds with a fault every minute, about twenty minutes; not in CI
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests:tests/flows $(BIN)/python tests/soak.py data/soak/$$(date +%s) 200
+
+# The Python of the GPU machine, not that of .venv: its torch must have CUDA. It needs transformers, peft, pyarrow and
+# pydantic beside it. Where pytest and the packages of a whole round are there too, the tests marked gpu run as well.
+GPU_PYTHON ?= python3
+
+gpu:  ## check and measure on a CUDA GPU with $(GPU_PYTHON), ten minutes at most; writes docs/measured/gpu-*
+	$(GPU_PYTHON) tests/gpu/measure.py docs/measured
+	! $(GPU_PYTHON) -c 'import pytest, pytest_timeout, math_verify, pebble, obstore' 2>/dev/null || $(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
 check: $(READY)
 	$(BIN)/ruff check .

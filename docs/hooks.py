@@ -44,6 +44,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     """
     for path in (REPO / "docs" / "measured").glob("*.md"):
         markdown = markdown.replace(f"{{{{ {path.stem} }}}}", path.read_text())
+    markdown = re.sub(r"\{\{ gpu-\w+ \}\}", "*No measurement of a GPU is recorded yet.*", markdown)
     markdown = re.sub(r"^```math\n(.*?)\n```$", lambda m: _block(m[1]), markdown, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"\$`(.+?)`\$", lambda m: f"<span>{_mathml(m[1], 'inline')}</span>", markdown)
 

@@ -1,18 +1,19 @@
-"""The version of the installed package, and the git revision of a source checkout."""
+"""The version of the package, and the git revision of a source checkout."""
 
 from __future__ import annotations
 
 import subprocess
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
+
+from ogls import __version__
 
 
 @cache
 def code_version() -> dict[str, str | None]:
     """`version`, and `revision`: the commit of the checkout (with a + if tracked files differ from it), or None
     outside a checkout."""
-    return {"version": version("ogls-sd"), "revision": _revision(Path(__file__).resolve().parents[1])}
+    return {"version": __version__, "revision": _revision(Path(__file__).resolve().parents[1])}
 
 
 def _revision(folder: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,36 @@ from typing import Any
 
 
 def median_seconds(call: Callable[[], object], repeats: int = 3) -> float:
-    """The median wall time of `repeats` calls, in seconds."""
+    """The median wall time of `repeats` calls, in seconds, each with all that it starts on a GPU."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         call()
+        wait_for_gpu()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def wait_for_gpu() -> None:
+    """Wait until the GPU has done what this process has started on it, if it has used one."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def device_name() -> str:
+    """The name of the GPU, or the number of CPU threads."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+def peak_flops(name: str) -> float | None:
+    """The peak FLOP/s of 16-bit matrix products in the data sheet of a GPU; None if `ogls plan` does not know it."""
+    from ogls.planning.gpus import GPUS
+
+    name = name.lower().replace(" ", "")
+    return next((g.flops for g in GPUS.values() if g.name != "cpu" and g.name.split("-")[0] in name), None)
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
@@ -50,11 +74,16 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def write_results(
-    out: Path, name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]
+    out: Path,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, tuple[str, str]],
+    show: bool = True,
 ) -> None:
     """Write the rows of a benchmark to OUT/NAME.parquet, and as a Markdown table for the docs to OUT/NAME.md.
 
     `columns` maps each field of the table to (heading, format specification); the Parquet file has all fields.
+    `show` prints the table.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -67,4 +96,5 @@ def write_results(
         cells = ("" if row[field] is None else format(row[field], format_) for field, (_, format_) in columns.items())
         lines.append("| " + " | ".join(cells) + " |")
     (out / f"{name}.md").write_text("\n".join(lines) + "\n")
-    print((out / f"{name}.md").read_text(), flush=True)
+    if show:
+        print((out / f"{name}.md").read_text(), flush=True)

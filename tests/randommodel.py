@@ -38,13 +38,16 @@ def shaped(folder: Path, **shape: int) -> Path:
     return folder
 
 
-def random_model(folder: Path, dtype: str = "float32", **shape: int) -> Path:
-    """Write a model as `shaped` does, with weights from the initialisation of the architecture at seed 0."""
+def random_model(folder: Path, dtype: str = "float32", device: str = "cpu", **shape: int) -> Path:
+    """Write a model as `shaped` does, with weights from the initialisation of the architecture at seed 0.
+
+    A large model is initialised faster on a GPU, with other weights than on the CPU.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     shaped(folder, **shape)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=getattr(torch, dtype))
     model.save_pretrained(folder)

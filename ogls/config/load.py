@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from ogls.config.redact import redact_credentials
@@ -154,4 +153,6 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
 
 def to_toml(config: RunConfig) -> str:
     """Return the resolved configuration as TOML. `load_config` reads it back to the same values."""
+    import tomli_w
+
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

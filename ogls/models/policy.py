@@ -51,7 +51,7 @@ class Policy:
                     parameter.data = parameter.data.float()  # as in peft; see _autocast
                     parameter.requires_grad_(True)
         self.find_parameters()
-        # The base model: LoRA's B is zero. On the CPU, because full weights would fill a GPU twice.
+        # The base model: LoRA's B is zero. On the CPU, as every Adapter; full weights would fill a GPU twice.
         self._initial = {n: p.detach().to("cpu", copy=True) for n, p in self.parameters.items()}
         self.hash = BASE
         check_continuations(self, model.dtype, len(self.head), model.path)

@@ -6,12 +6,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ogls import __version__
 from ogls.records.schema import RESULT_VERSION, Table, check_schema
 from ogls.store.manifest import FileEntry, Manifest, utc_now
 from ogls.store.run_store import RunStore
@@ -115,7 +115,7 @@ class StageWriter(ShardWriter):
         partial = run.read_json(f"{self.folder}/partial.json")
         run.void(f"{self.folder}/manifest.json")
         # Another release may split a stage into different shards.
-        if partial and partial.get("fingerprint") == fingerprint and partial.get("version") == version("ogls-sd"):
+        if partial and partial.get("fingerprint") == fingerprint and partial.get("version") == __version__:
             entries = {int(i): FileEntry(**entry) for i, entry in partial["shards"].items()}
             self.finished = {i: entry for i, entry in entries.items() if not run.find_damage(entry)}
             self._shard_size = partial.get("shard_size")
@@ -163,7 +163,7 @@ class StageWriter(ShardWriter):
     def _write_partial(self) -> None:
         partial = {
             "fingerprint": self.fingerprint,
-            "version": version("ogls-sd"),
+            "version": __version__,
             "shard_size": self._shard_size,
             "shards": {str(i): asdict(entry) for i, entry in sorted(self.finished.items())},
         }
@@ -198,7 +198,7 @@ class StageWriter(ShardWriter):
             rows=sum(entry.rows for entry in shards),
             metrics={**self.summed_metrics(), **metrics},
             written=utc_now(),
-            version=version("ogls-sd"),
+            version=__version__,
             result_version=RESULT_VERSION,
             numerics=self.numerics,
         )

@@ -146,6 +146,8 @@ class Trainer:
         scales = 1 / max(trained_weight, 1e-9), weight / max(tail_tokens, 1)
         batches, idle = self._own_batches(items)
         sums, means = [0.0, 0.0], MetricMeans()
+        for parameter in parameters:
+            parameter.grad = None  # of a step that ended in an error
         with self.policy.checkpointing(config.gradient_checkpointing):
             for micro in batches:
                 added = self._backward(collate(micro, self.policy.device), *scales, means)

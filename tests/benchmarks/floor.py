@@ -21,10 +21,11 @@ import torch
 
 sys.path[:0] = ["tests"]
 
-from measured import median_seconds, peak_bytes, write_results
+from measured import device_name, median_seconds, peak_bytes, peak_flops, write_results
 from randommodel import QWEN3_1_7B, random_model
+from workloads import teacher_pass, training_step
 
-GROUP, PROMPT, SUPPORT = 4, 32, 64
+GROUP, PROMPT = 4, 32
 EXEMPLAR = 4  # length of an exemplar, in rollout lengths
 
 
@@ -36,31 +37,36 @@ def main(out: Path, tokens: int, dtype: str) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         path = random_model(Path(folder) / "model", dtype, **QWEN3_1_7B)
+        prefix = PROMPT + EXEMPLAR * tokens
         sizes = {"micro_batch_tokens": GROUP * (tokens + PROMPT)}
         data = {"evaluate": {"benchmarks": [{}]}, "model": {"path": str(path), "dtype": dtype}, "train": sizes}
-        config = build_config(data | {"adapter": {"rank": 64}})
+        config = build_config(data | {"adapter": {"rank": 64}, "teacher": {"batch_tokens": GROUP * prefix}})
         policy, shape = Policy(config.model, config.adapter), read_shape(config)
     rates = flop_rate(policy), copy_rate(policy)
-    print(f"{rates[0] / 1e12:.2f} TFLOP/s, {rates[1] / 1e9:.0f} GB/s on {device_name(policy)}", flush=True)
+    print(f"{rates[0] / 1e12:.2f} TFLOP/s, {rates[1] / 1e9:.0f} GB/s on {device_name()}", flush=True)
     rows = []
-    for name, workload in (("teacher pass", teacher_pass), ("training step", training_step)):
-        flop, read, call, planned = workload(policy, config, shape, tokens)
-        call()  # warm-up: allocates buffers, tunes kernels
-        measured, peak = median_seconds(call), peak_bytes(call)
-        floor = max(flop / rates[0], read / rates[1])
-        mfu = flop / measured / peak_rate(policy) if peak_rate(policy) else None
+    workloads = {
+        "teacher pass": teacher_pass(policy, config, shape, GROUP, tokens, prefix),
+        "training step": training_step(policy, config, shape, GROUP, PROMPT, tokens),
+    }
+    peak_rate = None if dtype == "float32" else peak_flops(device_name())
+    for name, work in workloads.items():
+        work.call()  # warm-up: allocates buffers, tunes kernels
+        measured, peak = median_seconds(work.call), peak_bytes(work.call)
+        floor = max(work.flop / rates[0], work.passes * weight_bytes(policy) / rates[1])
+        mfu = work.flop / measured / peak_rate if peak_rate else None
         rows.append(
             {
                 "part": name,
-                "device": device_name(policy),
+                "device": device_name(),
                 "dtype": dtype,
-                "tflop": flop / 1e12,
+                "tflop": work.flop / 1e12,
                 "floor": floor,
                 "seconds": measured,
                 "reached": floor / measured,
                 "mfu": mfu,
                 "peak_gib": peak / 2**30,
-                "planned_gib": planned / 2**30,
+                "planned_gib": work.planned / 2**30,
             }
         )
     columns = {
@@ -76,64 +82,6 @@ def main(out: Path, tokens: int, dtype: str) -> None:
     write_results(out, "floor", rows, columns)
 
 
-def teacher_pass(policy: Any, config: Any, shape: Any, tokens: int) -> tuple[float, float, Any, float]:
-    """Scoring the rollouts of a group with each other as exemplars.
-
-    Returns (floating point operations, bytes of weights read, the call to measure, planned memory in bytes).
-    """
-    from ogls.distillation.exemplars import Context, ScoredRollout
-    from ogls.distillation.teacher import score_rollouts
-    from ogls.planning.memory import teaching_bytes
-
-    prefix = PROMPT + EXEMPLAR * tokens
-    contexts = [Context("frozen", random_tokens(prefix)) for _ in range(GROUP)]
-    rollouts = [random_tokens(tokens) for _ in range(GROUP)]
-    scored = [
-        ScoredRollout(
-            ("p", j), "correct", rollouts[j], tuple((c, 1 / (GROUP - 1)) for c in contexts if c is not contexts[j]), ()
-        )
-        for j in range(GROUP)
-    ]
-    pairs = GROUP * (GROUP - 1)
-    batch = GROUP * prefix
-    positions = GROUP * prefix + pairs * (tokens - 1)
-    keys = GROUP * prefix * prefix / 2 + pairs * (tokens - 1) * (prefix + tokens / 2)
-    flop = 2 * shape.body * positions + 4 * shape.layers * shape.heads * shape.head_dim * keys
-    passes = 1 + -(-pairs // max(1, batch // (prefix + tokens)))
-    planned_config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"batch_tokens": batch})})
-    planned = teaching_bytes(planned_config, shape)
-    return flop, passes * weight_bytes(policy), lambda: score_rollouts(policy, scored, batch), planned
-
-
-def training_step(policy: Any, config: Any, shape: Any, tokens: int) -> tuple[float, float, Any, float]:
-    """One optimizer step on the rollouts of a group, with targets on 64 tokens. Returns the same as `teacher_pass`."""
-    from ogls.planning.memory import training_bytes
-    from ogls.training.batching import TrainItem
-    from ogls.training.trainer import Trainer
-
-    items = []
-    for i in range(GROUP):
-        ids = torch.stack([torch.randperm(shape.vocabulary)[:SUPPORT] for _ in range(tokens)])
-        target = {"ids": ids, "logprobs": torch.randn(tokens, SUPPORT).log_softmax(-1)}
-        tail = torch.full((tokens,), 1e-3)
-        prompt, completion = random_tokens(PROMPT), random_tokens(tokens)
-        items.append(TrainItem(("p", i), prompt, completion, tokens, 0, **target, tail_mass=tail))
-    trainer = Trainer(policy, config.train)
-    positions, length = GROUP * (tokens + PROMPT), tokens + PROMPT
-    # Frozen weights: 2 P operations forward, 2 P backward. LoRA weights: 2 P forward, 4 P backward.
-    flop = 4 * shape.body * positions + 6 * shape.trained * positions
-    flop += 3 * 4 * shape.layers * shape.heads * shape.head_dim * GROUP * length * length / 2
-    flop += 4 * shape.vocabulary * shape.hidden * GROUP * tokens
-    # The adapter and the state of AdamW exist before the measured step.
-    planned = training_bytes(config, shape) - 12 * shape.trained
-    return flop, 2 * weight_bytes(policy), lambda: trainer.optimizer_step(items), planned
-
-
-def random_tokens(count: int) -> tuple[int, ...]:
-    """Random token ids without the three special tokens of the tokenizer."""
-    return tuple(torch.randint(3, QWEN3_1_7B["vocab_size"], (count,)).tolist())
-
-
 def weight_bytes(policy: Any) -> float:
     """Bytes of all parameters of the model."""
     return float(sum(p.numel() * p.element_size() for p in policy.model.parameters()))
@@ -142,41 +90,19 @@ def weight_bytes(policy: Any) -> float:
 def flop_rate(policy: Any, size: int = 4096) -> float:
     """FLOP/s of a square matrix product in the dtype of the model."""
     a, b = (torch.randn(size, size, device=policy.device).to(policy.head.dtype) for _ in range(2))
-    return 2 * size**3 / best_seconds(lambda: a @ b, policy)
+    return 2 * size**3 / best_seconds(lambda: a @ b)
 
 
 def copy_rate(policy: Any, size: int = 2**28) -> float:
     """Bytes/s of a copy, counting bytes read and bytes written."""
     a = torch.zeros(size, device=policy.device)
     b = torch.zeros_like(a)
-    return 2 * a.numel() * a.element_size() / best_seconds(lambda: b.copy_(a), policy)
+    return 2 * a.numel() * a.element_size() / best_seconds(lambda: b.copy_(a))
 
 
-def best_seconds(call: Any, policy: Any) -> float:
+def best_seconds(call: Any) -> float:
     """The shortest of six calls, in seconds."""
-
-    def run() -> None:
-        call()
-        if policy.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return min(median_seconds(run, 1) for _ in range(6))
-
-
-def device_name(policy: Any) -> str:
-    """The name of the GPU, or the number of CPU threads."""
-    if policy.device.type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def peak_rate(policy: Any) -> float | None:
-    """The peak FLOP/s of 16-bit matrix products in the data sheet of the GPU; None if `ogls plan` does not know it."""
-    from ogls.planning.gpus import GPUS
-
-    name = device_name(policy).lower().replace(" ", "")
-    known = [gpu.flops for gpu in GPUS.values() if gpu.name != "cpu" and gpu.name.split("-")[0] in name]
-    return known[0] if known and policy.head.dtype != torch.float32 else None
+    return min(median_seconds(call, 1) for _ in range(6))
 
 
 if __name__ == "__main__":

@@ -91,6 +91,26 @@ def test_a_non_finite_loss_names_its_rollout_and_changes_no_weight(fresh: Policy
     assert fresh.copy_adapter().hash == before
 
 
+def test_a_step_that_ends_in_an_error_leaves_no_gradient(fresh: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    items, config = random_items(), CONFIG.model_copy(update={"micro_batch_tokens": 64})
+    Trainer(fresh, config).optimizer_step(items)
+    expected = fresh.copy_adapter().hash
+    fresh.use_adapter(None)
+    run_body, calls = fresh.run_body, []
+
+    def fail_at_the_second(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run_body(*arguments, **options)
+
+    monkeypatch.setattr(fresh, "run_body", fail_at_the_second)
+    with pytest.raises(torch.OutOfMemoryError):
+        Trainer(fresh, config).optimizer_step(items)
+    Trainer(fresh, config).optimizer_step(items)
+    assert fresh.copy_adapter().hash == expected
+
+
 @pytest.mark.parametrize("rollouts", [1, 5, 12, 100])
 def test_every_item_is_trained_once_per_epoch(fresh: Policy, rollouts: int) -> None:
     items = random_items()

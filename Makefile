@@ -93,7 +93,7 @@ bench-history: $(READY)  ## count the requests and bytes of a resume and of publ
 
 bench: $(READY)  ## run the benchmarks (after make vllm: rollouts too), half an hour; not in CI
 	for name in training teacher floor sampling rounds workers; do $(BIN)/python tests/benchmarks/$$name.py docs/measured || exit 1; done
-	test ! -e $(VENV)/.vllm || $(BIN)/python tests/benchmarks/rollouts.py docs/measured
+	test ! -e $(VENV)/.vllm || for name in rollouts queue_of_shards; do $(BIN)/python tests/benchmarks/$$name.py docs/measured || exit 1; done
 	! $(BIN)/python -c 'import trl' 2>/dev/null || $(BIN)/python tests/benchmarks/against_trl.py docs/measured
 
 clean:  ## remove the environment and caches; runs in data/ are kept

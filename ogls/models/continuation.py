@@ -1,4 +1,7 @@
-"""Running many continuations of shared prefixes: each prefix is prefilled once, and its key-value cache is copied.
+"""Running many continuations of shared prefixes: each prefix is prefilled once, and its key-value cache is shared.
+
+The keys and values of a prefix are copied for its continuations one layer at a time, and not kept: attention needs them
+beside those of the continuation, but no two layers need them at once.
 
 Prefixes are padded on the left. So the tokens of a row have no gap between them, and the distance of two tokens in the
 cache is their distance in the text, which attention with a sliding window relies on.
@@ -38,7 +41,7 @@ def run_continuations(
     continuation).
     """
     import torch
-    from transformers import DynamicCache
+    from transformers import Cache, DynamicCache
 
     lengths = torch.tensor([len(p) for p in prefixes], device=body.device)
     ids, mask = _pad(prefixes, body.device, left=True)
@@ -53,9 +56,7 @@ def run_continuations(
         tokens, token_mask = _pad([t[:-1] for _, t in part], body.device, left=False)
         states = None
         if tokens.shape[1]:
-            cache = DynamicCache()
-            for number, layer in enumerate(out.past_key_values.layers):
-                cache.update(layer.keys[index], layer.values[index], number)
+            cache = Cache(layers=_share(out.past_key_values.layers, index))
             position = lengths[index, None] + torch.arange(tokens.shape[1], device=body.device)
             states = body.run_body(
                 tokens,
@@ -67,6 +68,25 @@ def run_continuations(
         for row, (i, sequence) in enumerate(part):
             rest = [states[row, : len(sequence) - 1]] if states is not None else []
             yield torch.cat([first[i][None], *rest])
+
+
+def _share(prefixes: Sequence[Any], rows: Tensor) -> list[Any]:
+    """Cache layers whose row i continues row `rows[i]` of the layers `prefixes`."""
+    import torch
+    from transformers.cache_utils import DynamicLayer
+
+    class SharedLayer(DynamicLayer):
+        def __init__(self, prefix: Any):
+            super().__init__()
+            self.prefix = prefix
+
+        def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            return torch.cat([self.prefix.keys[rows], keys], -2), torch.cat([self.prefix.values[rows], values], -2)
+
+        def get_seq_length(self) -> int:
+            return int(self.prefix.keys.shape[-2])
+
+    return [SharedLayer(prefix) for prefix in prefixes]
 
 
 def check_continuations(body: Body, dtype: str, vocabulary: int, path: str) -> None:

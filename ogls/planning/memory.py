@@ -53,11 +53,13 @@ def style_bytes(config: RunConfig, shape: Shape, width: int, tokens: float) -> f
 def teaching_bytes(config: RunConfig, shape: Shape) -> float:
     """Return the peak memory of a teacher pass in bytes, without the model's weights.
 
-    It consists of the keys and values of the prefixes, their copies for the continuations, and one layer's
-    activations.
+    It consists of the keys and values of the prefixes, their copies for the continuations in one layer (twice, while
+    they are put beside those of the continuations), and one layer's activations.
     """
     width, tokens = BYTES[config.model.dtype], config.teacher.batch_tokens
-    return 2 * shape.cache(tokens, width) + tokens * (6 * shape.hidden + 3 * shape.intermediate) * width
+    return (1 + 2 / shape.layers) * shape.cache(tokens, width) + tokens * (
+        6 * shape.hidden + 3 * shape.intermediate
+    ) * width
 
 
 def scoring_bytes(config: RunConfig, shape: Shape) -> float:

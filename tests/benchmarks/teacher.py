@@ -3,7 +3,8 @@
     python tests/benchmarks/teacher.py OUT
 
 1. Teacher pass: a group of 8 rollouts, each the exemplar of the 7 others; exemplars are 8 times as long as the scored
-   tokens; a random model with the Qwen3 architecture. Both ways give the same states.
+   tokens; a random model with the Qwen3 architecture. All ways give the same states; with shared prefixes, their keys
+   and values are copied layer by layer, or for all layers at once.
 2. Cache: bytes per token, and tokens written and read per second, at the hidden size and vocabulary of Qwen3-1.7B.
 3. Error: KL between targets steered from exact states and from stored states of each dtype, on the tiny world.
 
@@ -14,14 +15,16 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 sys.path[:0] = ["tests"]
 
-from measured import median_seconds, write_results
+from measured import median_seconds, peak_bytes, write_results
 from randommodel import QWEN3_1_7B, random_model
 
 GROUP, TARGET, EXEMPLAR, BATCH = 8, 64, 512, 16384
@@ -40,6 +43,7 @@ def measure_prefixes(out: Path) -> None:
     """Tokens and seconds of the teacher pass with full sequences and with shared prefixes."""
     from ogls.config import AdapterConfig, ModelConfig
     from ogls.distillation import exemplars, teacher
+    from ogls.models import continuation
     from ogls.models.policy import Policy
 
     with tempfile.TemporaryDirectory() as folder:
@@ -72,11 +76,18 @@ def measure_prefixes(out: Path) -> None:
     def shared() -> dict[Any, torch.Tensor]:
         return teacher.score_rollouts(policy, scored, BATCH)
 
+    def copied() -> dict[Any, torch.Tensor]:
+        with mock.patch.object(continuation, "_share", _copy_all):
+            return shared()
+
+    assert all(torch.equal(a, b) for a, b in zip(shared().values(), copied().values(), strict=True))
     shared_states, full_states = shared(), full()
     max_error = max((shared_states[key] - full_states[key]).abs().max().item() for key in full_states)
     assert max_error < 1e-3, max_error
-    seconds = {way: median_seconds(way) for way in (full, shared)}
-    tokens = {full: len(scored) * (EXEMPLAR + 64 + TARGET), shared: GROUP * (EXEMPLAR + 64) + len(scored) * TARGET}
+    ways = {full: "one full sequence a context", copied: "shared prefixes, all layers", shared: "shared prefixes"}
+    seconds = {way: median_seconds(way) for way in ways}
+    tokens = dict.fromkeys(ways, GROUP * (EXEMPLAR + 64) + len(scored) * TARGET)
+    tokens[full] = len(scored) * (EXEMPLAR + 64 + TARGET)
     rows = [
         {
             "way": name,
@@ -84,8 +95,9 @@ def measure_prefixes(out: Path) -> None:
             "seconds": seconds[way],
             "fewer": tokens[full] / tokens[way],
             "faster": seconds[full] / seconds[way],
+            "peak_mib": peak_bytes(way) / 2**20,
         }
-        for way, name in ((full, "one full sequence a context"), (shared, "shared prefixes"))
+        for way, name in ways.items()
     ]
     table_columns = {
         "way": ("teacher pass of a group", ""),
@@ -93,8 +105,19 @@ def measure_prefixes(out: Path) -> None:
         "seconds": ("seconds", ".2f"),
         "fewer": ("times fewer tokens", ".1f"),
         "faster": ("times less time", ".1f"),
+        "peak_mib": ("peak MiB", ",.0f"),
     }
     write_results(out, "teacher_pass", rows, table_columns)
+
+
+def _copy_all(prefixes: Sequence[Any], rows: torch.Tensor) -> list[Any]:
+    """What `continuation._share` gives, with the copies of all layers in memory together."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for number, layer in enumerate(prefixes):
+        cache.update(layer.keys[rows], layer.values[rows], number)
+    return cache.layers
 
 
 def measure_cache(out: Path) -> None:

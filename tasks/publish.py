@@ -96,6 +96,7 @@ def round_markdown(run: Run, round_: int, rows: Sequence[RoundRow], mlflow_page:
             report.rounds_markdown(rows),
             _left_out(rows),
             _curve(rows),
+            report.workers_markdown(run.records, round_) if run.config.execution.workers == "ray" else "",
             rollouts_markdown(report.sample_rollouts(run.records, round_)),
         ]
     )

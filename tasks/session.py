@@ -27,6 +27,7 @@ from ogls.stages.kept_models import drop_models
 from ogls.stages.resume import is_complete
 from ogls.stages.run import Run
 from ogls.stages.workers import end_workers
+from tasks.devices import take_gpu
 from tasks.progress import print_line
 from tasks.tracking import end_tracking
 
@@ -42,6 +43,8 @@ def session(config: RunConfig, purpose: str) -> Iterator[Run]:
     as Crashed. Raises RunLocked if another process holds the run (`RunStore.lock`), and StoreError if the run cannot be
     opened with this configuration (`RunStore.open`).
     """
+    if gpu := take_gpu(config):
+        get_run_logger().info(f"GPU {gpu} of this machine")
     run = Run(config)
     code_version()  # calls git, which is slow; the result is cached before the lock is taken
     with run.records.lock(purpose):

@@ -21,6 +21,7 @@ from ogls.records.stages import STAGES_BY_NAME
 from ogls.stages.kept_models import process_models
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
+from tasks.devices import limits_of
 from tasks.events import emit_redone
 from tasks.progress import print_line, stage_progress
 
@@ -30,12 +31,12 @@ _LEASE_SECONDS = 60.0  # a killed holder frees its slot after this time; a live 
 
 
 def _concurrency_slot(limit: str) -> AbstractContextManager[object]:
-    """Wait for a slot of a global concurrency limit and occupy it; do nothing if `limit` is empty."""
+    """Wait for a slot of a limit (of several GPUs: of that of each GPU), and occupy it; do nothing without a limit."""
     if not limit:
         return nullcontext()
     from prefect.concurrency.sync import concurrency
 
-    return concurrency(limit, occupy=1, lease_duration=_LEASE_SECONDS, strict=True)
+    return concurrency(limits_of(limit), occupy=1, lease_duration=_LEASE_SECONDS, strict=True)
 
 
 def may_succeed_on_retry(_task: Any, run: Any, state: State[Any]) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from conftest import content, small_config
 
 from flows import doctor
+from ogls.analysis.rounds import workers_markdown
 from ogls.errors import ClusterUnavailable, ConfigError, DataError, StoreError
 from ogls.execution.work import Job, Shard
 from ogls.stages import steer, workers
@@ -99,7 +100,11 @@ def test_workers_give_the_bits_of_one_process(cluster: Any, local: Run, tmp_path
     assert_same_bits(run, local)
     manifest = run.records.manifest("scores", 1)
     assert manifest
-    assert sum(manifest.metrics["workers"].values()) == len(manifest.files_of("scores"))
+    did = manifest.metrics["workers"].values()
+    assert sum(w["shards"] for w in did) == len(manifest.files_of("scores"))
+    assert all(w["tokens"] > 0 and w["seconds"] > 0 and w["device"].startswith("CPU") for w in did)
+    table = workers_markdown(run.records, 1).splitlines()
+    assert all(f"| evaluate | {name} | CPU" in "".join(table) for name in manifest.metrics["workers"])
     assert len(manifest.metrics["workers"]) == count
 
 

@@ -81,6 +81,21 @@ def rounds_markdown(rows: Sequence[RoundRow]) -> str:
     return "\n".join([*lines, "", f"*{LEGEND}*", "", *notices])
 
 
+def workers_markdown(run: RunStore, round_: int) -> str:
+    """Return a table of what each worker did in the stages of a round as Markdown; empty if no worker did anything."""
+    rows = []
+    for stage in _STAGES:
+        manifest = run.manifest(stage.table, round_)
+        for name, did in (manifest.metrics.get("workers", {}) if manifest else {}).items():
+            rate = f"{did['tokens'] / did['seconds']:,.0f}" if did["tokens"] else "-"
+            rows.append([stage.name, name, did["device"], str(did["shards"]), f"{did['seconds']:.1f}", rate])
+    if not rows:
+        return ""
+    heading = ["stage", "worker", "device", "shards", "seconds", "tokens a second"]
+    rule = ["---"] * 3 + ["---:"] * 3
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heading, rule, *rows))
+
+
 def sample_rollouts(run: RunStore, round_: int, count: int = 3) -> list[dict[str, Any]]:
     """Return up to `count` training rollouts of a round, at most one per problem, with their problems and verdicts."""
     if not run.manifest("verdicts", round_):

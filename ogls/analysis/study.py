@@ -64,7 +64,11 @@ class StudyConfig(Section):
     )
     seeds: tuple[int, ...] = setting((0, 1, 2), "Seeds. Every method runs once with each seed.", min_length=1)
     set: tuple[str, ...] = setting((), "Overrides for every method: section.key=value.")
-    at_once: int = setting(1, "Maximum number of runs at the same time, each in a separate process.", ge=1)
+    at_once: int = setting(
+        1,
+        "Maximum number of runs at the same time, each in a separate process, and spread over the GPUs of the machine.",
+        ge=1,
+    )
     reference: str = setting("ogls-sd", "The method that the other methods are compared with.")
     methods: tuple[Method, ...] = setting((Method(),), "The methods.", min_length=1)
     tune: Tuning | None = setting(None, "Tune one setting for each method before the study.")

@@ -13,7 +13,7 @@ import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ogls.errors import ClusterUnavailable, StoreError, UserError
@@ -212,7 +212,7 @@ class RayPool:
                 ) from error
             self._notice(f"{found}; the shard goes to another worker")
             return None
-        return FinishedShard(finished.index, finished.entry, finished.facts, str(member))
+        return replace(finished, worker=str(member), device=member.facts.device if member.facts else "")
 
     def _require_worker(self) -> None:
         """Raise ClusterUnavailable if there has been no worker for too long."""

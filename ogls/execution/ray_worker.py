@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ogls.execution.node_check import Expected, enter_folder, find_problems, require_token
@@ -55,12 +56,14 @@ class Worker:
 
     def carry_out(self, job: Job, shard: Shard) -> FinishedShard:
         """Compute a shard and write it to the store, unless the driver has lost the run."""
+        started = time.perf_counter()
         if self._work is None or self._job is None or self._job.id != job.id:
             self.rest()
             self._work, self._job = job.open_work(job.config, job.round, self.kept), job
         records = Store(job.config.root).run(job.config.name)
         writer = ShardWriter(records, TABLES[job.table], job.round, job.epoch)
-        return write_shard(self._work, writer, shard, no_progress, lambda: require_token(self.expected))
+        finished = write_shard(self._work, writer, shard, no_progress, lambda: require_token(self.expected))
+        return replace(finished, seconds=time.perf_counter() - started)
 
     def rest(self) -> None:
         """Release memory after a stage; the models are kept."""

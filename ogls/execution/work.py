@@ -41,12 +41,14 @@ class ShardOutput:
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """A shard that is in the store, the facts of its output, and the worker that computed it (host/process)."""
+    """A shard that is in the store, the facts of its output, and the worker (host/process) that computed it."""
 
     index: int
     entry: FileEntry
     facts: Mapping[str, Any]
-    worker: str = ""  # empty: this process
+    worker: str = ""  # empty: this process, which says nothing of its device and its time
+    device: str = ""
+    seconds: float = 0.0  # to compute and to write
 
 
 class ShardWork(Protocol):

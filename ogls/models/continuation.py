@@ -80,8 +80,9 @@ def _share(prefixes: Sequence[Any], rows: Tensor) -> list[Any]:
             super().__init__()
             self.prefix = prefix
 
-        def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-            return torch.cat([self.prefix.keys[rows], keys], -2), torch.cat([self.prefix.values[rows], values], -2)
+        def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            keys = torch.cat([self.prefix.keys[rows], key_states], -2)
+            return keys, torch.cat([self.prefix.values[rows], value_states], -2)
 
         def get_seq_length(self) -> int:
             return int(self.prefix.keys.shape[-2])

@@ -66,7 +66,9 @@ def carry_out_shards(
         for shard in finished:
             writer.record_shard(shard.index, shard.entry)
             if shard.worker:
-                writer.workers[shard.worker] += 1
+                did = writer.workers.setdefault(shard.worker, {"device": shard.device})
+                added = {"shards": 1, "seconds": shard.seconds, "tokens": shard.entry.metrics.get("tokens", 0)}
+                did |= {name: did.get(name, 0) + amount for name, amount in added.items()}
             facts.append(shard.facts)
             done += sizes[shard.index]
             progress(done, total)

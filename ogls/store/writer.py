@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
@@ -108,7 +107,7 @@ class StageWriter(ShardWriter):
         self._shard_size: int | None = None
         self.folder = run.folder(table.name, round_)
         self.finished: dict[int, FileEntry] = {}
-        self.workers: Counter[str] = Counter()  # shards of this attempt by worker (host/process); empty: no workers
+        self.workers: dict[str, dict[str, Any]] = {}  # what each worker (host/process) did in this attempt
         self.notices: list[str] = []  # what happened to workers
         self.checkpoint: Checkpoint | None = None
         self._extra: list[FileEntry] = []

@@ -6,7 +6,9 @@ from __future__ import annotations
 import collections
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from conftest import content, small_config
 from flows import doctor
 from ogls.analysis.rounds import workers_markdown
 from ogls.errors import ClusterUnavailable, ConfigError, DataError, StoreError
-from ogls.execution.work import Job, Shard
+from ogls.execution.work import Job, Shard, ShardOutput
+from ogls.records import VERDICTS
+from ogls.records.schema import to_arrow
 from ogls.stages import steer, workers
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
@@ -216,3 +220,37 @@ def test_an_error_of_a_shard_is_the_error_of_the_stage(cluster: Any, tmp_path: P
 
     with pytest.raises(DataError, match=r"^problems.jsonl: 1 malformed line$"):
         list(workers.shared_pool(run).carry_out(*job_of(run, refuse), nothing))
+
+
+def test_shards_that_a_worker_had_together_go_to_others_when_it_dies(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
+    class Together:  # pickled by value, because it is local
+        """Work of an engine that has all of its shards at once; a shard is finished every .3 s."""
+
+        def compute(self, items: Any, progress: Any) -> ShardOutput:
+            time.sleep(0.3)
+            verdict = {"verdict": "correct", "outcome": "correct", "answer": "1", "feedback": None, "reward": None}
+            return ShardOutput(to_arrow(VERDICTS, [{"problem_id": "p", "sample": n, **verdict} for n in items]))
+
+        def compute_all(self, shards: Any) -> Any:
+            for shard in reversed(shards):
+                yield shard, self.compute(shard.items, None)
+
+        def close(self) -> None:
+            pass
+
+    run = Run(small_config(tmp_path, *SETTINGS, "execution.workers=ray", "execution.worker_count=2"))
+    job, _ = job_of(run, lambda *_: Together())
+    pool, told, seen = workers.shared_pool(run), [], []
+    pool.await_workers(2)
+    for finished in pool.carry_out(replace(job, together=True), [Shard(i, [i]) for i in range(8)], told.append):
+        seen.append(finished.index)
+        if len(seen) == 1:
+            hands = [[shard.index for shard in member.shards] for member in pool._busy.values()]
+            assert sum(map(len, hands)) == 5  # of three each, one shard is finished; two more wait
+            ray.kill(next(m.actor for m in pool._busy.values() if len(m.shards) == 3))
+    assert sorted(seen) == [*range(8)]
+    (notice,) = told
+    assert notice.startswith("shard ")
+    assert "was lost" in notice

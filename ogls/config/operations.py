@@ -279,7 +279,7 @@ class ExecutionConfig(Section):
     limit: str = setting(
         "",
         "Name of a Prefect global concurrency limit. Stages that run the model wait for a slot of it, so that runs can "
-        "share a GPU. `ogls up` creates ogls-gpu with one slot. On a machine with several GPUs, each has a limit of its "
-        "own, NAME-HOST-GPU. Empty: no limit.",
+        "share a GPU. `ogls up` creates ogls-gpu with one slot. On a machine with several GPUs, each has its own "
+        "limit NAME-HOST-GPU. Empty: no limit.",
         operational=True,
     )

@@ -56,7 +56,7 @@ class VllmConfig(Section):
         True,
         "Give the engine the requests of all shards of a stage at once, so that none waits for the longest completion "
         "of another. Off: one shard after the other; then a stage that was interrupted has the same bits as one that "
-        "was not, also where rounding depends on what the engine runs together. A worker on Ray takes one at a time.",
+        "was not, also where rounding depends on what the engine runs together.",
         numerics=True,
     )
     tensor_parallel: int = setting(1, "Number of GPUs that one engine is split over.", ge=1, numerics=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 
-from ogls.execution.work import FinishedShard, Shard, ShardWork, write_output, write_shard
+from ogls.execution.work import FinishedShard, Shard, ShardWork, write_shards
 from ogls.store.writer import ShardWriter
 
 
@@ -18,9 +18,5 @@ def carry_out(
     if not shards:
         return
     work = open_work()
-    together = work.compute_all(shards) if len(shards) > 1 else None
-    for shard, output in together or ():
-        yield write_output(writer, shard, output)
-    for shard in () if together else shards:
-        yield write_shard(work, writer, shard, lambda done, total, shard=shard: progress(shard, done, total))  # type: ignore[misc]
+    yield from write_shards(work, writer, shards, progress)
     work.close()

@@ -4,16 +4,17 @@ A worker is an actor that stays until the process that holds the run (the driver
 between stages and rounds; Ray Data's pools of actors end with every execution. Ray places the actors and says when one
 has died. What is done then is decided here: with Ray's own restarts, a call waits for ever when no node has room. A
 shard of a dead worker goes to another one, at most three times. A worker that is only cut off, and still writes its
-shard, writes the same bytes.
+shard, writes the same bytes. A worker has one shard at a time, or several where its engine works on them together.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ogls.errors import ClusterUnavailable, StoreError, UserError
@@ -24,6 +25,7 @@ from ogls.execution.ray_worker import Worker, WorkerFacts
 from ogls.execution.work import FinishedShard, Job, Shard
 
 Notice = Callable[[str], None]
+_HAND = 0.75  # of its share of the waiting shards; the rest goes to the workers that are done first
 _ATTEMPTS = 4  # at one shard: the first, and three after the death of a worker
 _START_ATTEMPTS = 3  # failed starts of workers in a row
 _LOOK_SECONDS = 1.0  # between two looks at the nodes of the cluster
@@ -36,7 +38,7 @@ class _Member:
 
     actor: Any
     facts: WorkerFacts | None = None
-    shard: Shard | None = None
+    shards: list[Shard] = field(default_factory=list)  # that it has and that are not finished
 
     def __str__(self) -> str:
         return self.facts.name if self.facts else "a worker that had not started"
@@ -57,7 +59,7 @@ class RayPool:
         self.room = find_room(expected.config, nodes)
         self.limit = execution.worker_count
         self._idle: list[_Member] = []
-        self._busy: dict[Any, _Member] = {}  # by the reference to the result of the shard
+        self._busy: dict[Any, _Member] = {}  # by the generator of its finished shards
         self._starting: dict[Any, _Member] = {}
         self._refused: dict[str, str] = {}  # by node: why it cannot carry out shards; it joined after the check
         self._failed_starts = 0
@@ -93,16 +95,14 @@ class RayPool:
                     if reference in self._starting:
                         self._welcome(reference)
                         continue
-                    member = self._busy.pop(reference)
-                    shard, member.shard = member.shard, None
-                    assert shard
-                    finished = self._result(reference, member, shard, deaths)
+                    finished = self._next(reference, deaths)
                     if finished is None:
-                        waiting.appendleft(shard)
-                    else:
-                        self._idle.append(member)
+                        waiting.extendleft(reversed(self._busy.pop(reference).shards))
+                        continue
+                    if not self._busy[reference].shards:
+                        self._idle.append(self._busy.pop(reference))
                         self._deal(job, waiting)  # the worker goes on while the driver records the shard
-                        yield finished
+                    yield finished
             self._rest()
         finally:  # after an error, nothing of this attempt is written any more
             for member in self._busy.values():
@@ -184,34 +184,39 @@ class RayPool:
         self._idle.append(member)
 
     def _deal(self, job: Job, waiting: deque[Shard]) -> None:
-        """Give a shard to every idle worker."""
+        """Give every idle worker a shard, or most of its share of what waits, if its engine works on them together."""
+        hand = math.ceil(_HAND * len(waiting) / max(len(self.members), 1)) if job.together else 1
         while waiting and self._idle:
-            member, shard = self._idle.pop(0), waiting.popleft()
-            member.shard = shard
-            self._busy[member.actor.carry_out.remote(job, shard)] = member
+            member = self._idle.pop(0)
+            member.shards = [waiting.popleft() for _ in range(min(hand, len(waiting)))]
+            call = member.actor.carry_out.options(num_returns="streaming")
+            self._busy[call.remote(job, member.shards)] = member
 
-    def _result(self, reference: Any, member: _Member, shard: Shard, deaths: Counter[int]) -> FinishedShard | None:
-        """The finished shard; None if its worker has died. Raises what the shard has raised."""
+    def _next(self, generator: Any, deaths: Counter[int]) -> FinishedShard | None:
+        """The next finished shard of a worker; None if it has died. Raises what a shard has raised."""
         import ray
 
+        member = self._busy[generator]
         try:
-            finished: FinishedShard = ray.get(reference)
+            finished: FinishedShard = ray.get(next(generator))
         except ray.exceptions.RayTaskError as error:
-            self._idle.append(member)
+            self._idle.append(self._busy.pop(generator))
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise
         except ray.exceptions.RayError as error:  # the worker, its node, or the result is lost
             self._end(member)
-            deaths[shard.index] += 1
-            found = f"shard {shard.index}: {member} was lost ({reason_of(error)})"
-            if deaths[shard.index] >= _ATTEMPTS:
+            deaths.update(shard.index for shard in member.shards)
+            lost = ", ".join(str(shard.index) for shard in member.shards)
+            found = f"shard {lost}: {member} was lost ({reason_of(error)})"
+            if max(deaths[shard.index] for shard in member.shards) >= _ATTEMPTS:
                 raise ClusterUnavailable(
                     f"{found}; it was the worker number {_ATTEMPTS} that this shard has lost. If they ran out of "
                     "memory, lower the batch size of the stage, or give a worker more room (execution.worker_devices)"
                 ) from error
             self._notice(f"{found}; the shard goes to another worker")
             return None
+        member.shards = [shard for shard in member.shards if shard.index != finished.index]
         return replace(finished, worker=str(member), device=member.facts.device if member.facts else "")
 
     def _require_worker(self) -> None:

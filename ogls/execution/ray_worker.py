@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ogls.execution.node_check import Expected, enter_folder, find_problems, require_token
-from ogls.execution.work import FinishedShard, Job, Shard, ShardWork, write_shard
-from ogls.progress import no_progress
+from ogls.execution.work import FinishedShard, Job, Shard, ShardWork, write_shards
 from ogls.records import TABLES
 from ogls.store import Store
 from ogls.store.writer import ShardWriter
@@ -54,16 +54,17 @@ class Worker:
         """Respond, if the process is alive."""
         return True
 
-    def carry_out(self, job: Job, shard: Shard) -> FinishedShard:
-        """Compute a shard and write it to the store, unless the driver has lost the run."""
+    def carry_out(self, job: Job, shards: Sequence[Shard]) -> Iterator[FinishedShard]:
+        """Compute shards, and yield each when it is in the store. Writes nothing if the driver has lost the run."""
         started = time.perf_counter()
         if self._work is None or self._job is None or self._job.id != job.id:
             self.rest()
             self._work, self._job = job.open_work(job.config, job.round, self.kept), job
         records = Store(job.config.root).run(job.config.name)
         writer = ShardWriter(records, TABLES[job.table], job.round, job.epoch)
-        finished = write_shard(self._work, writer, shard, no_progress, lambda: require_token(self.expected))
-        return replace(finished, seconds=time.perf_counter() - started)
+        for finished in write_shards(self._work, writer, shards, before_write=lambda: require_token(self.expected)):
+            yield replace(finished, seconds=time.perf_counter() - started)
+            started = time.perf_counter()
 
     def rest(self) -> None:
         """Release memory after a stage; the models are kept."""

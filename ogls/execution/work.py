@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -80,31 +81,37 @@ class Job:
     table: str
     epoch: int
     open_work: Callable[[RunConfig, int, dict[str, Any]], ShardWork]
-
+    together: bool = False  # whether a worker gets several shards at a time, because its engine batches by itself
     id: str = field(default_factory=lambda: uuid4().hex)  # two attempts at a stage differ
 
 
-def write_shard(
+def write_shards(
     work: ShardWork,
     writer: ShardWriter,
-    shard: Shard,
-    progress: Progress,
+    shards: Sequence[Shard],
+    progress: Callable[[Shard, int, int], None] = lambda shard, done, total: None,
     before_write: Callable[[], None] = lambda: None,
-) -> FinishedShard:
-    """Compute a shard and write it to the store; `before_write` raises an error if it must not be written any more."""
-    return write_output(writer, shard, work.compute(shard.items, progress), before_write)
+) -> Iterator[FinishedShard]:
+    """Compute shards, one after the other or together, and yield each when it is in the store.
+
+    `progress(shard, done, total)` is called within a shard. `before_write` raises an error if nothing must be written
+    any more.
+    """
+    together = work.compute_all(shards) if len(shards) > 1 else None
+    for shard, output in together or _in_turn(work, shards, progress):
+        data = output.data
+        if isinstance(data, pa.Table):
+            before_write()
+        else:
+            data = _then(data, before_write)
+        yield FinishedShard(shard.index, writer.write(shard.index, data, output.metrics), output.facts)
 
 
-def write_output(
-    writer: ShardWriter, shard: Shard, output: ShardOutput, before_write: Callable[[], None] = lambda: None
-) -> FinishedShard:
-    """Write the output of a shard to the store; `before_write` as for `write_shard`."""
-    data = output.data
-    if isinstance(data, pa.Table):
-        before_write()
-    else:
-        data = _then(data, before_write)
-    return FinishedShard(shard.index, writer.write(shard.index, data, output.metrics), output.facts)
+def _in_turn(
+    work: ShardWork, shards: Sequence[Shard], progress: Callable[[Shard, int, int], None]
+) -> Iterator[tuple[Shard, ShardOutput]]:
+    for shard in shards:
+        yield shard, work.compute(shard.items, partial(progress, shard))
 
 
 def _then(tables: Iterable[pa.Table], before_write: Callable[[], None]) -> Iterator[pa.Table]:

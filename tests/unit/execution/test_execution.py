@@ -90,7 +90,8 @@ def test_a_worker_keeps_its_model_between_stages_and_rounds(
         stored = run.records.manifest(table, round_)
         assert stored
         job = Job(expected.config, round_, table, 0, workers.partial(workers._open_work, work))
-        entry = worker.carry_out(job, divide(items, len(items))[0]).entry
+        (finished,) = worker.carry_out(job, divide(items, len(items)))
+        entry = finished.entry
         assert entry.sha256 == stored.files_of(table)[0].sha256
 
     for round_ in (1, 2):

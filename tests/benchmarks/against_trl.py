@@ -1,15 +1,18 @@
-"""The time of a self-distillation step: OGLS-SD compared with the SDPO trainer of TRL, on the same rollouts.
+"""Time and memory of a self-distillation step: OGLS-SD compared with the SDPO trainer of TRL, on the same rollouts.
 
-    python tests/benchmarks/against_trl.py OUT     # needs TRL 1.16
+    python tests/benchmarks/against_trl.py OUT [real]     # needs TRL 1.16
 
-One optimizer step on 256 rollouts (32 problems x 8) of the tiny world's seed model, with a LoRA adapter of rank 32. The
-teacher (the base model) reads a correct rollout of the same group; reverse KL on its top 64 tokens and a tail bucket.
-TRL's sampling is replaced by the same rollouts, so that neither time includes sampling.
+One optimizer step on 256 rollouts (32 problems x 8) of the tiny world's seed model, with a LoRA adapter of rank 32;
+with `real`, on 32 rollouts (4 problems x 8) of SmolLM2-135M after its warm-up (V = 49,152; data/models/smollm2-words,
+see deployments/runs/smollm2-words.toml). The teacher (the base model) reads a correct rollout of the same group;
+reverse KL on its top 64 tokens and a tail bucket. TRL's sampling is replaced by the same rollouts, so that neither time
+includes sampling. Memory is the peak size of the process beyond its size before the first step.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -18,20 +21,33 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
+from ogls.stages.run import Run
 from ogls.training.items import distillation_items
 
 sys.path[:0] = ["tests"]
 
 from measured import write_results
 
-STEPS, SUPPORT, RANK = 6, 64, 32
-RATE = 5e-4
+SUPPORT, RATE = 64, 5e-4
+STEPS = {"tiny": 6, "real": 3}  # the first one of each process is not counted
+PROBLEMS = {"tiny": 32, "real": 4}
 
 
-def time_ogls(root: str) -> list[float]:
-    """Seconds of each step of OGLS-SD."""
+def size_mib() -> float:
+    """The size of this process in memory."""
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def peak_mib() -> float:
+    """The largest size that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def time_ogls(root: str, count: int) -> tuple[list[float], float]:
+    """Seconds of each of `count` steps of OGLS-SD, and the size of the process before them in MiB."""
     from ogls.distillation import exemplars, teacher
     from ogls.distillation.steering import steer_tokens
     from ogls.stages import columns
@@ -45,8 +61,8 @@ def time_ogls(root: str) -> list[float]:
     groups = columns.to_rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
     problems_by_id = {p.problem_id: p for p in run.problems("train")}
     recipe = config.steer.to_recipe()
-    seconds = []
-    for _ in range(STEPS):
+    seconds, before = [], size_mib()
+    for _ in range(count):
         start = time.perf_counter()
         student = policy.copy_adapter()
         planner = exemplars.ContextPlanner(config, run.prompter(policy.tokenizer), policy.context)
@@ -69,11 +85,11 @@ def time_ogls(root: str) -> list[float]:
         items = distillation_items(groups, columns.concat_targets(tables), None, config.train)
         trainer.optimizer_step(items)
         seconds.append(time.perf_counter() - start)
-    return seconds
+    return seconds, before
 
 
-def time_trl(root: str) -> list[float]:
-    """Seconds of each training step of TRL."""
+def time_trl(root: str, count: int) -> tuple[list[float], float]:
+    """Seconds of each of `count` training steps of TRL, and the size of the process before them in MiB."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
@@ -88,7 +104,8 @@ def time_trl(root: str) -> list[float]:
     problems_by_id = {p.problem_id: p for p in run.problems("train")}
     completions_by_prompt = {group[0].prompt_ids: [list(r.token_ids) for r in group] for group in groups.values()}
     correct = {tuple(r.token_ids) for group in groups.values() for r in group if r.outcome == "correct"}
-    rows = [{"prompt": [{"role": "user", "content": problems_by_id[name].problem}]} for name in groups]
+    system = [{"role": "system", "content": config.prompts.system}] if config.prompts.system else []
+    rows = [{"prompt": [*system, {"role": "user", "content": problems_by_id[name].problem}]} for name in groups]
 
     def reward(prompts: Any, completions: Any, completion_ids: Any = None, **_: Any) -> list[float]:
         return [float(tuple(ids) in correct) for ids in completion_ids]
@@ -103,7 +120,7 @@ def time_trl(root: str) -> list[float]:
             gradient_accumulation_steps=1,
             num_generations=8,
             max_completion_length=config.rollout.max_tokens,
-            max_steps=STEPS,
+            max_steps=count,
             learning_rate=RATE,
             lr_scheduler_type="constant",
             distillation_mode="topk_logits",
@@ -117,13 +134,15 @@ def time_trl(root: str) -> list[float]:
             disable_tqdm=True,
             shuffle_dataset=False,
         )
+        adapter = config.adapter
+        lora = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(adapter.modules))
         trainer = SDPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(config.model.path),
             reward_funcs=reward,
             args=settings,
             train_dataset=Dataset.from_list(rows),
             processing_class=run.prompter(run.load_policy().tokenizer).tokenizer,
-            peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(config.adapter.modules)),
+            peft_config=lora,
         )
 
         def stored_rollouts(prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
@@ -147,43 +166,73 @@ def time_trl(root: str) -> list[float]:
             return out
 
         trainer.training_step = timed_step
+        before = size_mib()
         trainer.train()
-    return seconds
+    return seconds, before
 
 
-def main(out: Path) -> None:
-    """Measure both in separate processes, and write OUT/against_trl.md and .parquet."""
+def draw(root: str, world: str) -> None:
+    """Sample and verify the rollouts."""
     from conftest import carry_out, small_config
 
+    from ogls.config import load_config
     from ogls.stages.registry import STAGES
 
+    sdpo = ("steer.recipe=sdpo", "train.rollouts=all", "train.divergence=reverse_kl", f"steer.support={SUPPORT}")
+    sizes = (f"problems.per_round={PROBLEMS[world]}", "rollout.samples=8", "rollout.batch_size=256")
+    own = ("name=drawn", "teacher.pools=[]", "teacher.max_exemplars=1", "train.batch_rollouts=256", "adapter.rank=32")
+    settings = (*sdpo, *sizes, *own, "adapter.alpha=64")
+    if world == "real":
+        settings += ("teacher.reference_exemplar=false", "evaluate.samples=1", "steer.temperature=1.0", f"root={root}")
+        config = load_config("deployments/runs/smollm2-words.toml", settings)
+        carry = Run(config)
+        carry.open()
+        STAGES["prepare"](carry, 0)
+    else:
+        carry = carry_out(small_config(root, *settings), rounds=0)
+    for stage in ("sample", "verify"):
+        STAGES[stage](carry, 1)
+
+
+def main(out: Path, world: str = "tiny") -> None:
+    """Measure both in separate processes, and write OUT/against_trl.md and .parquet (against_trl_real with `real`)."""
     with tempfile.TemporaryDirectory() as root:
-        sdpo = ("steer.recipe=sdpo", "train.rollouts=all", "train.divergence=reverse_kl", f"steer.support={SUPPORT}")
-        sizes = ("problems.per_round=32", "rollout.samples=8", "rollout.batch_size=256", "teacher.pools=[]")
-        config = small_config(root, "name=drawn", *sdpo, *sizes, "train.batch_rollouts=256", "teacher.max_exemplars=1")
-        run = carry_out(config, rounds=0)
-        for stage in ("sample", "verify"):
-            STAGES[stage](run, 1)
-        seconds = {}
+        draw(root, world)
+        seconds: dict[str, list[float]] = {}
+        peaks: dict[str, list[float]] = {}
         for way in ("theirs", "ours", "theirs", "ours"):  # alternating, because other processes share the machine
-            command = [sys.executable, __file__, "--measure", root, way]
+            command = [sys.executable, __file__, "--measure", root, way, str(STEPS[world])]
             result = subprocess.run(command, check=True, capture_output=True, text=True)
-            _warm_up, *steps = json.loads(result.stdout.splitlines()[-1])
+            (_, *steps), before, peak = json.loads(result.stdout.splitlines()[-1])
             seconds.setdefault(way, []).extend(steps)
-            print(way, seconds[way], flush=True)
-    ogls, trl = (statistics.median(seconds[way]) for way in ("ours", "theirs"))
-    ways = {"TRL's SDPO trainer": trl, "teacher pass, steering and training step": ogls}
-    rows = [{"way": name, "seconds": time_, "share": time_ / trl} for name, time_ in ways.items()]
+            peaks.setdefault(way, []).append(peak - before)
+            print(way, seconds[way], peaks[way], flush=True)
+    names = {"theirs": "TRL's SDPO trainer", "ours": "teacher pass, steering and training step"}
+    time_, peak_ = ({way: statistics.median(values[way]) for way in names} for values in (seconds, peaks))
+    rows = [
+        {
+            "way": name,
+            "seconds": time_[way],
+            "share": time_[way] / time_["theirs"],
+            "peak_mib": peak_[way],
+            "peak_share": peak_[way] / peak_["theirs"],
+        }
+        for way, name in names.items()
+    ]
     table_columns = {
-        "way": ("a step of self-distillation, 256 rollouts", ""),
+        "way": (f"a step of self-distillation, {PROBLEMS[world] * 8} rollouts", ""),
         "seconds": ("seconds", ".2f"),
         "share": ("share", ".2f"),
+        "peak_mib": ("peak MiB", ",.0f"),
+        "peak_share": ("share", ".2f"),
     }
-    write_results(out, "against_trl", rows, table_columns)
+    write_results(out, "against_trl" if world == "tiny" else "against_trl_real", rows, table_columns)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--measure":
-        print(json.dumps({"ours": time_ogls, "theirs": time_trl}[sys.argv[3]](sys.argv[2])))
+        root, way, count = sys.argv[2:]
+        seconds, before = {"ours": time_ogls, "theirs": time_trl}[way](root, int(count))
+        print(json.dumps([seconds, before, peak_mib()]))
     else:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), *sys.argv[2:])

@@ -25,10 +25,13 @@ sys.path[:0] = ["tests"]
 from measured import write_results
 
 PROMPT, TOKENS, REPEATS = 60, 24, 5
-MODELS = {"data/tiny/model": 256, "data/models/smollm2-135m": 32}  # rollouts that are sampled together
+MODELS = {  # path, and rollouts that are sampled together
+    "tiny": ("data/tiny/model", 256),
+    "SmolLM2-135M": ("data/models/smollm2-135m", 32),
+}
 
 
-def measure(path: str, rollouts: int) -> list[dict[str, Any]]:
+def measure(name: str, path: str, rollouts: int) -> list[dict[str, Any]]:
     """One row per way."""
     import torch
 
@@ -72,8 +75,7 @@ def measure(path: str, rollouts: int) -> list[dict[str, Any]]:
     medians = {way: statistics.median(times[1:]) for way, times in seconds.items()}  # the first one warms up
     reference = next(iter(medians.values()))
     return [
-        {"model": Path(path).name, "way": way, "rate": rollouts * TOKENS / s, "share": s / reference}
-        for way, s in medians.items()
+        {"model": name, "way": way, "rate": rollouts * TOKENS / s, "share": s / reference} for way, s in medians.items()
     ]
 
 
@@ -82,7 +84,7 @@ def main(out: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    rows = [row for path, rollouts in MODELS.items() if Path(path).exists() for row in measure(path, rollouts)]
+    rows = [row for name, model in MODELS.items() if Path(model[0]).exists() for row in measure(name, *model)]
     columns = {
         "model": ("model", ""),
         "way": ("way", ""),

@@ -37,7 +37,9 @@ def write_report(config: RunConfig) -> None:
         return
     try:
         with terminal_progress("report", config.rounds) as progress:
-            path = htmlreport.write_report(Run(config, process_models(config)), progress)
+            run = Run(config, process_models(config))
+            path = htmlreport.write_report(run, progress)
+            run.release_memory()
     except Exception as error:  # the adapter is saved, and `ogls report` can write the report later
         message = f"the report was not written ({type(error).__name__}: {error}); `ogls report {config.name}` writes it"
         get_run_logger().warning(message)

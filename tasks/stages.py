@@ -18,7 +18,7 @@ from ogls.config import RunConfig
 from ogls.errors import UserError
 from ogls.records import StageResult
 from ogls.records.stages import STAGES_BY_NAME
-from ogls.stages.kept_models import process_models
+from ogls.stages.kept_models import drop_models, process_models
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
 from tasks.devices import limits_of
@@ -72,8 +72,9 @@ def _stage_task(work: Callable[..., StageResult]) -> StageTask:
         with _concurrency_slot(limit), stage_progress(config.name, name, round_) as progress:
             try:
                 result = work(Run(config, process_models(config)), round_, progress)
-            except Exception as error:
-                if not STAGES_BY_NAME[name].diagnostic:
+            except BaseException as error:
+                drop_models()  # the slot goes to other runs, and an interrupted pass may have left them half changed
+                if not STAGES_BY_NAME[name].diagnostic or not isinstance(error, Exception):
                     raise
                 notice = (
                     f"{name} r{round_:03d} was skipped ({type(error).__name__}: {error}); training goes on without it"

@@ -87,6 +87,8 @@ def workers_markdown(run: RunStore, round_: int) -> str:
     for stage in _STAGES:
         manifest = run.manifest(stage.table, round_)
         for name, did in (manifest.metrics.get("workers", {}) if manifest else {}).items():
+            if isinstance(did, int):  # 0.3.0 counted the shards alone
+                did = {"device": "-", "shards": did, "seconds": 0.0, "tokens": 0}
             rate = f"{did['tokens'] / did['seconds']:,.0f}" if did["tokens"] else "-"
             rows.append([stage.name, name, did["device"], str(did["shards"]), f"{did['seconds']:.1f}", rate])
     if not rows:

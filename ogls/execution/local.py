@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 
-from ogls.execution.work import FinishedShard, Shard, ShardWork, write_shards
+from ogls.execution.work import FinishedShard, Shard, ShardProgress, ShardWork, write_shards
 from ogls.store.writer import ShardWriter
 
 
@@ -12,7 +12,7 @@ def carry_out(
     open_work: Callable[[], ShardWork],
     writer: ShardWriter,
     shards: Sequence[Shard],
-    progress: Callable[[Shard, int, int], None],
+    progress: ShardProgress,
 ) -> Generator[FinishedShard]:
     """Yield each shard when it is in the store. `progress(shard, done, total)` is called within a shard."""
     if not shards:

@@ -3,8 +3,9 @@
 A worker is an actor that stays until the process that holds the run (the driver) ends, because its model stays loaded
 between stages and rounds; Ray Data's pools of actors end with every execution. Ray places the actors and says when one
 has died. What is done then is decided here: with Ray's own restarts, a call waits for ever when no node has room. A
-shard of a dead worker goes to another one, at most three times. A worker that is only cut off, and still writes its
-shard, writes the same bytes. A worker has one shard at a time, or several where its engine works on them together.
+shard of a dead worker goes to another one, at most three times. A worker has one shard at a time, or several where its
+engine decodes them together. A worker that is only cut off, and still writes its shard, writes the same bytes; only the
+rounding of an engine that decodes shards together may differ, and then the checksum of the shard says so.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ogls.execution.ray_worker import Worker, WorkerFacts
 from ogls.execution.work import FinishedShard, Job, Shard
 
 Notice = Callable[[str], None]
-_HAND = 0.75  # of its share of the waiting shards; the rest goes to the workers that are done first
+_FIRST_PART = 0.75  # of its share of the shards, for a worker that gets several at once; the rest balances the workers
 _ATTEMPTS = 4  # at one shard: the first, and three after the death of a worker
 _START_ATTEMPTS = 3  # failed starts of workers in a row
 _LOOK_SECONDS = 1.0  # between two looks at the nodes of the cluster
@@ -62,6 +63,7 @@ class RayPool:
         self._busy: dict[Any, _Member] = {}  # by the generator of its finished shards
         self._starting: dict[Any, _Member] = {}
         self._refused: dict[str, str] = {}  # by node: why it cannot carry out shards; it joined after the check
+        self._deaths: Counter[int] = Counter()  # workers that each shard of the stage has lost
         self._failed_starts = 0
         self._looked = self._had_worker = 0.0
         self._notice: Notice = lambda _: None
@@ -80,7 +82,7 @@ class RayPool:
         import ray
 
         self._notice, self._had_worker, self._looked = notice, time.monotonic(), 0.0
-        waiting, deaths = deque(shards), Counter[int]()
+        waiting, self._deaths = deque(shards), Counter()
         self._drop_dead()
         try:
             while waiting or self._busy:
@@ -95,7 +97,7 @@ class RayPool:
                     if reference in self._starting:
                         self._welcome(reference)
                         continue
-                    finished = self._next(reference, deaths)
+                    finished = self._next(reference)
                     if finished is None:
                         waiting.extendleft(reversed(self._busy.pop(reference).shards))
                         continue
@@ -184,15 +186,29 @@ class RayPool:
         self._idle.append(member)
 
     def _deal(self, job: Job, waiting: deque[Shard]) -> None:
-        """Give every idle worker a shard, or most of its share of what waits, if its engine works on them together."""
-        hand = math.ceil(_HAND * len(waiting) / max(len(self.members), 1)) if job.together else 1
+        """Give every idle worker a shard, or a part of its share if its engine decodes several together.
+
+        A shard that has lost a worker is given out alone, so that it takes no others with it.
+        """
+        share = len(waiting) / max(len(self.members) + len(self._starting), 1)
+        count = math.ceil(_FIRST_PART * share) if job.together else 1
         while waiting and self._idle:
             member = self._idle.pop(0)
-            member.shards = [waiting.popleft() for _ in range(min(hand, len(waiting)))]
+            member.shards = [waiting.popleft()]
+            while (
+                waiting
+                and len(member.shards) < count
+                and not self._deaths.keys()
+                & {
+                    member.shards[0].index,
+                    waiting[0].index,
+                }
+            ):
+                member.shards.append(waiting.popleft())
             call = member.actor.carry_out.options(num_returns="streaming")
             self._busy[call.remote(job, member.shards)] = member
 
-    def _next(self, generator: Any, deaths: Counter[int]) -> FinishedShard | None:
+    def _next(self, generator: Any) -> FinishedShard | None:
         """The next finished shard of a worker; None if it has died. Raises what a shard has raised."""
         import ray
 
@@ -206,15 +222,16 @@ class RayPool:
             raise
         except ray.exceptions.RayError as error:  # the worker, its node, or the result is lost
             self._end(member)
-            deaths.update(shard.index for shard in member.shards)
-            lost = ", ".join(str(shard.index) for shard in member.shards)
-            found = f"shard {lost}: {member} was lost ({reason_of(error)})"
-            if max(deaths[shard.index] for shard in member.shards) >= _ATTEMPTS:
+            numbers = [shard.index for shard in member.shards]
+            self._deaths.update(numbers)
+            listed = f"shard{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+            found = f"{listed}: {member} was lost ({reason_of(error)})"
+            if any(self._deaths[number] >= _ATTEMPTS for number in numbers):
                 raise ClusterUnavailable(
                     f"{found}; it was the worker number {_ATTEMPTS} that this shard has lost. If they ran out of "
                     "memory, lower the batch size of the stage, or give a worker more room (execution.worker_devices)"
                 ) from error
-            self._notice(f"{found}; the shard goes to another worker")
+            self._notice(f"{found}; {'they go' if len(numbers) > 1 else 'the shard goes'} to another worker")
             return None
         member.shards = [shard for shard in member.shards if shard.index != finished.index]
         return replace(finished, worker=str(member), device=member.facts.device if member.facts else "")

@@ -56,12 +56,12 @@ class Worker:
 
     def carry_out(self, job: Job, shards: Sequence[Shard]) -> Iterator[FinishedShard]:
         """Compute shards, and yield each when it is in the store. Writes nothing if the driver has lost the run."""
-        started = time.perf_counter()
         if self._work is None or self._job is None or self._job.id != job.id:
             self.rest()
             self._work, self._job = job.open_work(job.config, job.round, self.kept), job
         records = Store(job.config.root).run(job.config.name)
         writer = ShardWriter(records, TABLES[job.table], job.round, job.epoch)
+        started = time.perf_counter()
         for finished in write_shards(self._work, writer, shards, before_write=lambda: require_token(self.expected)):
             yield replace(finished, seconds=time.perf_counter() - started)
             started = time.perf_counter()

@@ -6,10 +6,12 @@ on the run, the round and the items of the shard alone, so any process that read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -49,23 +51,38 @@ class FinishedShard:
     facts: Mapping[str, Any]
     worker: str = ""  # empty: this process, which says nothing of its device and its time
     device: str = ""
-    seconds: float = 0.0  # to compute and to write
+    seconds: float = 0.0  # to compute and to write, without loading a model
 
 
-class ShardWork(Protocol):
-    """What a stage computes for a shard. It has loaded what all shards of the stage need."""
+ShardProgress = Callable[[Shard, int, int], None]  # (shard, done, total), within a shard
 
-    def compute(self, items: Sequence[Any], progress: Progress) -> ShardOutput:
-        """The output of a shard. It depends on the items and not on the shards before it."""
-        ...
 
-    def compute_all(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardOutput]] | None:
-        """The outputs of all shards, in any order, if it is faster to work on them together; else None."""
-        ...
+class ShardWork(ABC):
+    """What a stage computes for its shards. It has loaded what all of them need."""
 
+    @abstractmethod
+    def outputs(self, shards: Sequence[Shard], progress: ShardProgress) -> Generator[tuple[Shard, ShardOutput]]:
+        """Yield each shard with its output, in any order. An output depends on the items of its shard alone.
+
+        The only exception is an engine that decodes several shards together: then its rounding may depend on them.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Release memory that is not needed until the next stage."""
-        ...
+
+
+class OneByOne(ShardWork):
+    """Work that computes one shard after the other."""
+
+    @abstractmethod
+    def compute(self, items: Sequence[Any], progress: Progress) -> ShardOutput:
+        """The output of a shard with these items."""
+
+    def outputs(self, shards: Sequence[Shard], progress: ShardProgress) -> Generator[tuple[Shard, ShardOutput]]:
+        """Yield each shard with its output, in order."""
+        for shard in shards:
+            yield shard, self.compute(shard.items, partial(progress, shard))
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ class Job:
     table: str
     epoch: int
     open_work: Callable[[RunConfig, int, dict[str, Any]], ShardWork]
-    together: bool = False  # whether a worker gets several shards at a time, because its engine batches by itself
+    together: bool = False  # whether a worker gets several shards at once, because its engine decodes them together
     id: str = field(default_factory=lambda: uuid4().hex)  # two attempts at a stage differ
 
 
@@ -89,29 +106,21 @@ def write_shards(
     work: ShardWork,
     writer: ShardWriter,
     shards: Sequence[Shard],
-    progress: Callable[[Shard, int, int], None] = lambda shard, done, total: None,
+    progress: ShardProgress = lambda shard, done, total: None,
     before_write: Callable[[], None] = lambda: None,
-) -> Iterator[FinishedShard]:
-    """Compute shards, one after the other or together, and yield each when it is in the store.
+) -> Generator[FinishedShard]:
+    """Compute shards, and yield each when it is in the store.
 
-    `progress(shard, done, total)` is called within a shard. `before_write` raises an error if nothing must be written
-    any more.
+    `before_write` raises an error if nothing must be written any more.
     """
-    together = work.compute_all(shards) if len(shards) > 1 else None
-    for shard, output in together or _in_turn(work, shards, progress):
-        data = output.data
-        if isinstance(data, pa.Table):
-            before_write()
-        else:
-            data = _then(data, before_write)
-        yield FinishedShard(shard.index, writer.write(shard.index, data, output.metrics), output.facts)
-
-
-def _in_turn(
-    work: ShardWork, shards: Sequence[Shard], progress: Callable[[Shard, int, int], None]
-) -> Iterator[tuple[Shard, ShardOutput]]:
-    for shard in shards:
-        yield shard, work.compute(shard.items, partial(progress, shard))
+    with closing(work.outputs(shards, progress)) as outputs:
+        for shard, output in outputs:
+            data = output.data
+            if isinstance(data, pa.Table):
+                before_write()
+            else:
+                data = _then(data, before_write)
+            yield FinishedShard(shard.index, writer.write(shard.index, data, output.metrics), output.facts)
 
 
 def _then(tables: Iterable[pa.Table], before_write: Callable[[], None]) -> Iterator[pa.Table]:

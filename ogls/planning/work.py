@@ -133,9 +133,13 @@ def _sampling(round_: Round, stage: str, sizes: Sequence[int], engine: str, para
         at_once = min(config.rollout.vllm.max_sequences, (share - weights) // sequence_cache)
     own = _DRAW_PASSES * shape.vocabulary * 4 if engine == "transformers" else 0
 
+    # A server, and vLLM with one queue, decode the completions of several shards together.
+    together = engine == "server" or (engine == "vllm" and config.rollout.vllm.one_queue)
+
     def seconds(completions: int) -> float:
         # A decoding step reads the weights once, and the cache of each running sequence.
-        read = weights / max(min(completions, at_once), 1) + sequence_cache + own
+        running = min(sum(sizes) if together else completions, at_once)
+        read = weights / max(running, 1) + sequence_cache + own
         decode = max(read / gpu.bandwidth, round_.seconds(2 * shape.parameters / parallel))
         prefill = round_.seconds((2 * shape.body * prompt + _attention(shape, prompt, prompt / 2)) / parallel)
         return completions * (mean * decode + prefill)

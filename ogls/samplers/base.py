@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from typing import Protocol
 
 from ogls.config import SamplingConfig
@@ -34,10 +34,11 @@ class Sampler(Protocol):
         """One completion a request, in the order of the requests."""
         ...
 
-    def sample_batches(self, batches: Sequence[Batch]) -> Iterator[tuple[int, list[Completion]]]:
+    def sample_batches(self, batches: Sequence[Batch]) -> Generator[tuple[int, list[Completion]]]:
         """Yield the index of each batch with its completions as soon as it is complete, in any order.
 
-        An engine that batches by itself works on all of them, so no batch waits for the longest completion of another.
+        An engine that decodes several batches together has all of them, so none waits for the longest completion of
+        another. Take all of them, or close the generator.
         """
         ...
 
@@ -46,7 +47,7 @@ class Sampler(Protocol):
         ...
 
 
-def sample_in_turn(sampler: Sampler, batches: Sequence[Batch]) -> Iterator[tuple[int, list[Completion]]]:
+def sample_in_turn(sampler: Sampler, batches: Sequence[Batch]) -> Generator[tuple[int, list[Completion]]]:
     """`sample_batches` for an engine that is full with one batch."""
     for index, (requests, sampling) in enumerate(batches):
         yield index, sampler.sample(requests, sampling)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,6 +21,7 @@ from ogls.models.adapter import BASE, Adapter, adapter_files
 from ogls.models.load import load_stop_ids, load_tokenizer
 from ogls.records import Completion, Request
 from ogls.samplers.base import Batch, make_completion
+from ogls.samplers.open_batches import OpenBatches, Output
 from ogls.samplers.vllm import request_settings
 
 _ATTEMPTS, _WAIT_SECONDS = 5, 2.0  # attempts at a request; 20 s of waiting between them in total
@@ -65,18 +66,18 @@ class ServerSampler:
         ((_, completions),) = self.sample_batches([(requests, sampling)])
         return completions
 
-    def sample_batches(self, batches: Sequence[Batch]) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield the completions of the batches in order; the requests of later ones are under way in the meantime."""
+    def sample_batches(self, batches: Sequence[Batch]) -> Generator[tuple[int, list[Completion]]]:
+        """Yield each batch when its last request is finished. The requests of all batches wait for the server."""
+        open_batches = OpenBatches([len(requests) for requests, _ in batches])
         pool = ThreadPoolExecutor(self.settings.at_once)
         try:
-            under_way = [[pool.submit(self._complete, r, sampling) for r in requests] for requests, sampling in batches]
-            for index, futures in enumerate(under_way):
-                completions = [future.result() for future in futures]
-                texts = self.tokenizer.batch_decode([ids for ids, _ in completions], skip_special_tokens=True)
-                yield (
-                    index,
-                    [make_completion(*c, text, set(self.stops)) for c, text in zip(completions, texts, strict=True)],
-                )
+            asked = [(request, sampling) for requests, sampling in batches for request in requests]
+            numbers = {pool.submit(self._complete, *one): number for number, one in enumerate(asked)}
+            for future in as_completed(numbers):
+                for index, outputs in open_batches.add(numbers[future], future.result()):
+                    texts = self.tokenizer.batch_decode([ids for ids, _ in outputs], skip_special_tokens=True)
+                    stops = set(self.stops)
+                    yield index, [make_completion(*o, text, stops) for o, text in zip(outputs, texts, strict=True)]
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -101,12 +102,12 @@ class ServerSampler:
                 shutil.rmtree(own)
         return folder
 
-    def _complete(self, request: Request, sampling: SamplingConfig) -> tuple[list[int], list[float]]:
+    def _complete(self, request: Request, sampling: SamplingConfig) -> Output:
         settings = request_settings(request, sampling, self.stops)
         settings.pop("detokenize")
         body = {"model": self.model, "prompt": list(request.prompt_ids), "return_token_ids": True, **settings}
         (choice,) = self._request("POST", "/v1/completions", body)["choices"]
-        return choice["token_ids"], choice["logprobs"]["token_logprobs"]
+        return tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"])
 
     def _find_base(self) -> str:
         """The name under which the server serves the base model. Raises ModelError if it serves another model."""

@@ -6,7 +6,7 @@ neither the batch nor its order affects the result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,7 +49,7 @@ class TransformersSampler:
         with self.policy.merged():
             return [completion for batch in batches for completion in self._batch(batch, sampling)]
 
-    def sample_batches(self, batches: Sequence[Batch]) -> Iterator[tuple[int, list[Completion]]]:
+    def sample_batches(self, batches: Sequence[Batch]) -> Generator[tuple[int, list[Completion]]]:
         """Yield the completions of one batch after the other."""
         return sample_in_turn(self, batches)
 

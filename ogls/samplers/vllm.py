@@ -10,7 +10,8 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +48,8 @@ class VllmSampler:
     def use_adapter(self, adapter: Adapter | None) -> None:
         """Sample from this adapter from now on, without a restart; None selects the base model."""
         self.adapter = adapter
-        list(self._with_restarts())
+        for _ in self._with_restarts(lambda: ()):
+            pass
 
     def sample(self, requests: Sequence[Request], sampling: SamplingConfig) -> list[Completion]:
         """One completion a request, in the order of the requests."""
@@ -56,12 +58,12 @@ class VllmSampler:
         ((_, completions),) = self.sample_batches([(requests, sampling)])
         return completions
 
-    def sample_batches(self, batches: Sequence[Batch]) -> Iterator[tuple[int, list[Completion]]]:
+    def sample_batches(self, batches: Sequence[Batch]) -> Generator[tuple[int, list[Completion]]]:
         """Yield each batch when its last request is finished.
 
         The engine has the requests of all batches at once, unless `rollout.vllm.one_queue` is off.
 
-        If the engine dies, a new one samples what was not finished: requests of that queue, or else batches.
+        If the engine dies, a new one samples the unfinished requests; without one queue, the whole batch.
         """
         vllm = self.config.rollout.vllm
         if len(batches) > 1 and not vllm.one_queue:
@@ -77,8 +79,9 @@ class VllmSampler:
                 open_batches.drop_outputs()
             numbers = open_batches.unfinished
             prompts, settings = ([asked[n][part] for n in numbers] for part in (0, 1))
-            for position, output in self._engine().stream("sample", (prompts, settings), vllm.stall_seconds):
-                yield from open_batches.add(numbers[position], output)
+            with closing(self._engine().stream("sample", (prompts, settings), vllm.stall_seconds)) as outputs:
+                for position, output in outputs:
+                    yield from open_batches.add(numbers[position], output)
 
         for index, outputs in self._with_restarts(sample_unfinished):
             yield index, self._completions(outputs)
@@ -104,7 +107,7 @@ class VllmSampler:
                 f"most {max_prompt}, plus {sampling.max_tokens} to sample; raise rollout.vllm.prompt_tokens"
             )
 
-    def _with_restarts(self, work: Callable[[], Iterator[T]] = lambda: iter(())) -> Iterator[T]:
+    def _with_restarts(self, work: Callable[[], Iterable[T]]) -> Iterator[T]:
         """Yield what `work` yields with the right weights loaded; restart the engine if it dies.
 
         Raises EngineDied if that happens `_ATTEMPTS` times before `work` has yielded anything more.

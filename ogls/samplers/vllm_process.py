@@ -1,7 +1,8 @@
 """vLLM in a separate process that can be killed: the code of that process, and the parent's handle.
 
 Two concurrent calls on one engine can spin forever, an engine that raised once is not reliable, and a hanging engine
-ignores SIGTERM. So the engine handles one call at a time, each with a time limit, and any failure ends the process.
+ignores SIGTERM. So the engine handles one call at a time, each result has a time limit, and any failure ends the
+process.
 
 With tensor parallelism an engine has child processes, so its process is no daemon. It leads a process group, which is
 killed as a whole: by the parent, or by a thread of its own once the parent has ended.
@@ -15,7 +16,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -35,6 +36,7 @@ class VllmProcess:
     weights = "base"  # hash of the weights in use
     asleep = False  # whether GPU memory is released
     swaps = 0  # how many times weights were loaded
+    _streaming = False  # whether results of a stream are left
 
     def __init__(self, settings: dict[str, Any]):
         from multiprocessing import get_context
@@ -54,17 +56,19 @@ class VllmProcess:
         self._send(command, payload)
         return self._receive(command, seconds)[1]
 
-    def stream(self, command: str, payload: Any, seconds: float) -> Iterator[Any]:
+    def stream(self, command: str, payload: Any, seconds: float) -> Generator[Any]:
         """Run a command in the engine and yield its results one by one; each has the time limit in seconds.
 
-        The caller takes all results: to stop before the end kills the process.
+        If the caller stops before the last result, the engine process is killed: the others would reach the next call.
         """
         self._send(command, payload)
+        self._streaming = True
         try:
             while (message := self._receive(command, seconds))[0] == "part":
                 yield message[1]
+            self._streaming = False
         except GeneratorExit:
-            self.close()  # it would send the other results to the next call
+            self.close()
             raise
 
     def alive(self) -> bool:
@@ -76,6 +80,8 @@ class VllmProcess:
         self._finalizer()
 
     def _send(self, command: str, payload: Any) -> None:
+        if self._streaming:
+            self._fail(f"cannot receive {command}: the results of an earlier command were not taken")
         try:
             self.connection.send((command, payload))
         except OSError:

@@ -20,7 +20,7 @@ class BaseModel:
 
     def __init__(self, run: Run, sampler: Sampler):
         self.run, self.sampler = run, sampler
-        self.takes_turns = not hasattr(sampler, "policy")  # with an engine that has a model of its own
+        self.takes_turns = getattr(sampler, "cuda", False)  # with an engine that has a model of its own on a GPU
         self._own: Policy | None = None
         self._device: Any = None
 

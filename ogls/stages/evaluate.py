@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 from ogls.config import SamplingConfig
 from ogls.evaluation.metrics import ends_in_loop, summarize
-from ogls.execution.work import Shard, ShardOutput
+from ogls.execution.work import Shard, ShardOutput, ShardProgress, ShardWork
 from ogls.models.load import load_tokenizer
 from ogls.progress import Progress, no_progress
 from ogls.records import SCORES, SUMMARIES, Completion, Request, StageResult
@@ -65,7 +66,7 @@ def evaluate(run: Run, round_: int, progress: Progress = no_progress) -> StageRe
     return run.carry_out("scores", round_, inputs, work)
 
 
-class EvaluateWork:
+class EvaluateWork(ShardWork):
     """Samples completions of the benchmarks with the policy that the round ended with, and verifies them."""
 
     def __init__(self, run: Run, round_: int):
@@ -73,17 +74,13 @@ class EvaluateWork:
         self.sampler, _ = sampler_for_round(run, round_)
         self.base = BaseModel(run, self.sampler) if self.sampling.base_kl else None
 
-    def compute(self, items: Sequence[_Job], progress: Progress) -> ShardOutput:
-        """Rows of the table scores."""
-        return self._output(items, self.sampler.sample(*self._batch(items)))
-
-    def compute_all(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardOutput]]:
-        """The outputs of shards that the engine samples together: none waits for the longest completion of another."""
-        sampled = self.sampler.sample_batches([self._batch(shard.items) for shard in shards])
-        if self.base and self.base.takes_turns:
-            sampled = iter(list(sampled))  # the engine has to be done before the base model takes its memory
-        for index, completions in sampled:
-            yield shards[index], self._output(shards[index].items, completions)
+    def outputs(self, shards: Sequence[Shard], progress: ShardProgress) -> Generator[tuple[Shard, ShardOutput]]:
+        """Rows of the table scores. The engine may sample shards together: none waits for another's longest."""
+        with closing(self.sampler.sample_batches([self._batch(shard.items) for shard in shards])) as batches:
+            # The base model takes the memory of an engine on the same GPU, which then must be done with all shards.
+            sampled = list(batches) if self.base and self.base.takes_turns else batches
+            for index, completions in sampled:
+                yield shards[index], self._output(shards[index].items, completions)
 
     def _batch(self, items: Sequence[_Job]) -> Batch:
         """The requests of a shard, and how to sample them."""

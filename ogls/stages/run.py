@@ -109,7 +109,8 @@ class Run:
     def load_policy(self, round_: int | None = None, model: ModelConfig | None = None) -> Policy:
         """The model with the weights that `round_` ended with; None loads the base model.
 
-        `model` are settings in place of those of the run, as for another device; a model with others is not kept.
+        `model` are settings in place of those of the run, as for another device; a model with such settings is not
+        kept.
         """
         settings = model or self.config.model
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
-from ogls.execution.work import Shard, ShardOutput
+from ogls.execution.work import Shard, ShardOutput, ShardProgress, ShardWork
 from ogls.models.load import load_tokenizer
 from ogls.problems.splits import select_round_problems
 from ogls.progress import Progress, no_progress
@@ -51,24 +52,21 @@ def sample(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
     return run.carry_out("trajectories", round_, inputs, work)
 
 
-class SampleWork:
+class SampleWork(ShardWork):
     """Samples the requests of a shard from the policy that the round starts from."""
 
     def __init__(self, run: Run, round_: int):
         self.run, self.sampling = run, run.config.rollout
         self.sampler, _ = sampler_for_round(run, run.start_point(round_).round)
 
-    def compute(self, items: Sequence[Request], progress: Progress) -> ShardOutput:
-        """Rows of the table trajectories."""
+    def outputs(self, shards: Sequence[Shard], progress: ShardProgress) -> Generator[tuple[Shard, ShardOutput]]:
+        """Rows of the table trajectories. The engine may sample shards together: none waits for another's longest."""
         before = self.sampler.restarts
-        return self._output(items, self.sampler.sample(items, self.sampling), before)
-
-    def compute_all(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardOutput]]:
-        """The outputs of shards that the engine samples together: none waits for the longest rollout of another."""
-        before = self.sampler.restarts
-        for index, completions in self.sampler.sample_batches([(s.items, self.sampling) for s in shards]):
-            yield shards[index], self._output(shards[index].items, completions, before)
-            before = self.sampler.restarts
+        batches = [(shard.items, self.sampling) for shard in shards]
+        with closing(self.sampler.sample_batches(batches)) as sampled:
+            for index, completions in sampled:
+                yield shards[index], self._output(shards[index].items, completions, before)
+                before = self.sampler.restarts
 
     def _output(self, items: Sequence[Request], completions: Sequence[Completion], restarts: int) -> ShardOutput:
         """The rows of a shard. `restarts` is what the engine had counted before it."""

@@ -7,6 +7,7 @@ from contextlib import closing
 from itertools import accumulate
 from typing import Any, TypeVar
 
+from ogls.errors import StoreError
 from ogls.execution import local
 from ogls.execution.work import Shard, ShardWork
 from ogls.progress import Progress
@@ -66,10 +67,16 @@ def carry_out_shards(
         for shard in finished:
             writer.record_shard(shard.index, shard.entry)
             if shard.worker:
-                did = writer.workers.setdefault(shard.worker, {"device": shard.device})
-                added = {"shards": 1, "seconds": shard.seconds, "tokens": shard.entry.metrics.get("tokens", 0)}
-                did |= {name: did.get(name, 0) + amount for name, amount in added.items()}
+                nothing = {"device": shard.device, "shards": 0, "seconds": 0.0, "tokens": 0}
+                total_of_worker = writer.workers.setdefault(shard.worker, nothing)
+                total_of_worker["shards"] += 1
+                total_of_worker["seconds"] += shard.seconds
+                total_of_worker["tokens"] += shard.entry.metrics.get("tokens", 0)
             facts.append(shard.facts)
             done += sizes[shard.index]
             progress(done, total)
+    if len(facts) < len(unfinished):
+        raise StoreError(
+            f"{len(unfinished) - len(facts)} of {len(unfinished)} shards were not computed; run the same command again"
+        )
     return facts

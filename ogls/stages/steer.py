@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ogls.config import Pool, Recipe, RunConfig
 from ogls.distillation.steering import steer_tokens
 from ogls.distillation.style import classify, substance_only
-from ogls.execution.work import Shard, ShardOutput
+from ogls.execution.work import OneByOne, ShardOutput
 from ogls.models.load import load_tokenizer
 from ogls.planning.memory import STEER_SHARD_STATES
 from ogls.progress import Progress, no_progress
@@ -63,7 +63,7 @@ def steer(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
     return run.carry_out("targets", round_, inputs, work)
 
 
-class SteerWork:
+class SteerWork(OneByOne):
     """Computes the targets of the states in some files. Loads only the heads of the models."""
 
     def __init__(self, run: Run, round_: int):
@@ -90,9 +90,6 @@ class SteerWork:
                 sums["kl_sum"] += target.kl.sum().item()
                 sums["direction_sum"] += target.direction_norm.sum().item()
         return ShardOutput(columns.concat_targets(tables), sums)
-
-    def compute_all(self, shards: Sequence[Shard]) -> None:
-        """None: the shards are computed one after the other."""
 
     def close(self) -> None:
         """Does nothing: the heads are freed with this object."""

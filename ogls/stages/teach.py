@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ogls.config import RunConfig
 from ogls.distillation import exemplars, teacher
-from ogls.execution.work import Shard, ShardOutput
+from ogls.execution.work import OneByOne, ShardOutput
 from ogls.models.adapter import Adapter
 from ogls.models.load import load_context_length, load_tokenizer
 from ogls.models.policy import Policy
@@ -86,7 +86,7 @@ def _split(items: Sequence[T], size: Callable[[T], int], limit: int) -> Iterator
         yield part
 
 
-class TeachWork:
+class TeachWork(OneByOne):
     """Runs the teacher: the run's model with any of its weights, and other models."""
 
     def __init__(self, run: Run, round_: int):
@@ -124,9 +124,6 @@ class TeachWork:
                     for s in rollout
                 ]
                 yield to_arrow(TEACHER_STATES, rows)
-
-    def compute_all(self, shards: Sequence[Shard]) -> None:
-        """None: the shards are computed one after the other."""
 
     def close(self) -> None:
         """Release the memory of kept models; others are freed with this object."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ogls.execution.work import Shard, ShardOutput
+from ogls.execution.work import OneByOne, ShardOutput
 from ogls.progress import Progress, no_progress
 from ogls.records import VERDICTS, StageResult
 from ogls.records.schema import to_arrow
@@ -66,7 +66,7 @@ def verify(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
     return run.carry_out("verdicts", round_, inputs, work)
 
 
-class VerifyWork:
+class VerifyWork(OneByOne):
     """Judges the rollouts of some files of trajectories."""
 
     def __init__(self, run: Run, round_: int):
@@ -98,9 +98,6 @@ class VerifyWork:
     def _outcome(self, judgement: Judgement) -> str:
         failed = "failed" if judgement.verdict in self.run.config.verify.failed else "undecided"
         return "correct" if judgement.verdict == "correct" else failed
-
-    def compute_all(self, shards: Sequence[Shard]) -> None:
-        """None: the shards are computed one after the other."""
 
     def close(self) -> None:
         """Does nothing: the verifier keeps its processes."""

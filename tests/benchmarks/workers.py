@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ogls.execution.work import Job, Shard, ShardOutput
+from ogls.execution.work import Job, OneByOne, Shard, ShardOutput
 from ogls.records import VERDICTS
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
@@ -93,7 +93,12 @@ def measure(count: int) -> Iterator[dict[str, Any]]:
             workers = STAGES[stage](run, 1).metrics["workers"]
             seconds = time.perf_counter() - started
             assert len(workers) == count
-            yield {"stage": stage, "seconds": seconds, "shards": sum(workers.values()), "load": load}
+            yield {
+                "stage": stage,
+                "seconds": seconds,
+                "shards": sum(w["shards"] for w in workers.values()),
+                "load": load,
+            }
         end_workers()
 
 
@@ -102,7 +107,7 @@ def waiting(run: Run, count: int) -> dict[str, Any]:
     pool, load, shards = shared_pool(run), os.getloadavg()[0], [Shard(i, [0.5]) for i in range(40)]
 
     def open_work(*_: Any) -> Any:
-        class Waiting:
+        class Waiting(OneByOne):
             def compute(self, items: Sequence[float], progress: Any) -> ShardOutput:
                 time.sleep(items[0])
                 return ShardOutput(VERDICTS.schema.empty_table())

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from conftest import REPO, small_config
 
+from ogls.analysis.rounds import workers_markdown
 from ogls.config import RunConfig, build_config
 from ogls.errors import ClusterUnavailable, ConfigError, StoreError
 from ogls.execution import node_check, ray_cluster
 from ogls.execution.node_check import find_problems, remove_token, require_token
 from ogls.execution.ray_cluster import Node, find_room, require_ray
 from ogls.execution.ray_worker import Worker
-from ogls.execution.work import FinishedShard, Job, Shard
+from ogls.execution.work import FinishedShard, Job, OneByOne, Shard, ShardOutput
 from ogls.models.policy import Policy
 from ogls.records import VERDICTS
 from ogls.stages import sample, teach, workers
@@ -217,3 +218,33 @@ def test_an_error_ends_the_shards_that_are_under_way(
     assert pool.ended
     assert pool.closed == lost  # a retry of the stage connects to the cluster anew
     assert workers._pool is (None if lost else pool)
+
+
+def test_a_stage_with_a_shard_that_nobody_computed_is_not_done(tmp_path: Path) -> None:
+    class Forgetful(OneByOne):
+        def compute(self, items: Sequence[Any], progress: Any) -> ShardOutput:
+            return ShardOutput(VERDICTS.schema.empty_table())
+
+        def outputs(self, shards: Any, progress: Any) -> Any:
+            return super().outputs(shards[1:], progress)
+
+        def close(self) -> None:
+            pass
+
+    run = Run(small_config(tmp_path))
+    with pytest.raises(StoreError, match="1 of 2 shards were not computed; run the same command again"):
+        carry_out_shards(
+            run, lambda *_: Forgetful(), StageWriter(run.records, VERDICTS, 1, "f"), divide([1, 2], 1), 1, print
+        )
+
+
+@pytest.mark.parametrize(("recorded", "row"), [(4, "| - | 4 | 0.0 | - |"), (None, "| CPU | 4 | 2.0 | 50 |")])
+def test_what_workers_did_is_shown_also_as_older_releases_recorded_it(
+    finished: Run, monkeypatch: pytest.MonkeyPatch, recorded: int | None, row: str
+) -> None:
+    manifest = finished.records.manifest("trajectories", 1)
+    assert manifest
+    did = recorded or {"device": "CPU", "shards": 4, "seconds": 2.0, "tokens": 100}
+    changed = replace(manifest, metrics={**manifest.metrics, "workers": {"host/1": did}})
+    monkeypatch.setattr(type(finished.records), "manifest", lambda self, table, _: changed)
+    assert f"| sample | host/1 {row}" in workers_markdown(finished.records, 1)

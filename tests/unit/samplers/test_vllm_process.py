@@ -21,7 +21,7 @@ from ogls.samplers.vllm import VllmSampler, engine_settings
 from ogls.samplers.vllm_process import EngineDied, VllmProcess
 
 _FAKE_VLLM = """
-import multiprocessing, os, pathlib, subprocess, time
+import multiprocessing, os, pathlib, subprocess, sys, time, types
 
 class LLM:
     def __init__(self, pids, **_):
@@ -33,6 +33,25 @@ class LLM:
         while True: pass
     def wake_up(self):
         raise ValueError("out of order")
+    def collective_rpc(self, *_, **__):
+        pass
+    def reset_prefix_cache(self):
+        pass
+    class llm_engine:
+        left = 3
+        def add_request(*_, **__):
+            pass
+        def has_unfinished_requests():
+            return LLM.llm_engine.left > 0
+        def step():
+            LLM.llm_engine.left -= 1
+            output = types.SimpleNamespace(token_ids=[7], logprobs=[{7: types.SimpleNamespace(logprob=-1.0)}])
+            return [types.SimpleNamespace(finished=True, request_id=str(LLM.llm_engine.left), outputs=[output])]
+
+SamplingParams = dict
+sampling_params = types.ModuleType("vllm.sampling_params")
+sampling_params.RequestOutputKind = types.SimpleNamespace(FINAL_ONLY=2)
+sys.modules["vllm.sampling_params"] = sampling_params
 """
 
 
@@ -74,6 +93,23 @@ def test_an_engine_may_have_children_and_they_die_with_it(settings: dict, end: s
             engine.call("wake", None, 10.0)
     assert_ended(family)
     assert not folder.exists()
+
+
+def test_results_that_were_not_taken_reach_no_later_call(settings: dict) -> None:
+    whole = VllmProcess(settings)
+    assert list(whole.stream("sample", ([[1]] * 3, [{}] * 3), 10.0)) == [(n, ((7,), (-1.0,))) for n in (2, 1, 0)]
+    whole.call("reload", "folder", 10.0)
+    whole.close()
+    stopped = VllmProcess(settings)
+    stream = stopped.stream("sample", ([[1]] * 3, [{}] * 3), 10.0)
+    next(stream)
+    with pytest.raises(EngineDied, match="the results of an earlier command were not taken"):
+        stopped.call("reload", "folder", 10.0)
+    closed = VllmProcess(settings)
+    stream = closed.stream("sample", ([[1]] * 3, [{}] * 3), 10.0)
+    next(stream)
+    stream.close()
+    assert not closed.alive()
 
 
 @pytest.mark.parametrize("end", ["SIGKILL", "exit"])

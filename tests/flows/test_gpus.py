@@ -43,11 +43,12 @@ def test_each_run_takes_the_gpu_that_the_fewest_others_use(tmp_path: Path) -> No
     config = small_config(tmp_path)
     processes = [start(config, tmp_path) for _ in range(4)]
     try:
-        assert sorted(took(p)[0] for p in processes) == ["0", "0", "1", "1"]
-        processes[0].communicate("")  # its place is free again
+        taken = [took(p)[0] for p in processes]
+        assert sorted(taken) == ["0", "0", "1", "1"]
+        for process in (p for p, gpu in zip(processes, taken, strict=True) if gpu == "1"):
+            process.communicate("")
         processes.append(start(config, tmp_path))
-        fifth = took(processes[-1])
-        assert fifth == [fifth[0]] * 3  # asked again, it stays, and its children see no other
+        assert took(processes[-1]) == ["1"] * 3  # asked again, it stays, and its children see no other
     finally:
         for process in processes:
             process.kill()
@@ -56,7 +57,14 @@ def test_each_run_takes_the_gpu_that_the_fewest_others_use(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("visible", "settings"),
-    [("0", ()), ("", ()), ("0,1", ("train.parallel=ddp",)), ("0,1", ("execution.workers=ray",))],
+    [
+        ("0", ()),
+        ("", ()),
+        ("0,1", ("train.parallel=ddp",)),
+        ("0,1", ("execution.workers=ray",)),
+        ("0,1", ("rollout.engine=auto", "rollout.vllm.tensor_parallel=2")),
+        ("0,1", ("model.device=cpu",)),
+    ],
 )
 def test_nothing_changes_with_one_gpu_or_for_a_run_that_uses_several(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str, settings: tuple[str, ...]
@@ -64,6 +72,14 @@ def test_nothing_changes_with_one_gpu_or_for_a_run_that_uses_several(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert devices.take_gpu(small_config(tmp_path, *settings)) == ""
     assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
+def test_a_run_on_several_gpus_sees_them_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert devices.take_gpu(small_config(tmp_path)) == os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+    assert devices.take_gpu(small_config(tmp_path, "train.parallel=ddp")) == ""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
 
 
 def test_a_stage_waits_for_its_own_gpu(monkeypatch: pytest.MonkeyPatch, prefect_server: None) -> None:
@@ -74,7 +90,8 @@ def test_a_stage_waits_for_its_own_gpu(monkeypatch: pytest.MonkeyPatch, prefect_
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     both = [f"test-gpu-{socket.gethostname()}-{gpu}" for gpu in "01"]
     assert devices.limits_of("test-gpu") == both  # of a run that uses all of them
-    monkeypatch.setattr(devices, "_taken", ("1", None))
-    assert devices.limits_of("test-gpu") == both[1:]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr(devices, "machine_gpus", lambda: ["0", "1"])
+    assert devices.limits_of("test-gpu") == both[1:]  # also if it was restricted by hand
     with get_client(sync_client=True) as client:
         assert client.read_global_concurrency_limit_by_name(both[1]).limit == 1

@@ -313,11 +313,7 @@ def search_and_open(page: Any, url: str) -> list[str]:
     page.locator("[data-search] [name=round]").select_option("2")
     page.locator("[data-search] [name=sort]").select_option("longest")
     page.get_by_role("searchbox", name="Search all 64 rollouts").fill("BOXED")
-    page.get_by_role("status").filter(has_text="found").wait_for()
-    previous = ""
-    while (now := page.locator("[data-list]").inner_text()) != previous:  # the answer to the last question has come
-        previous = now
-        page.wait_for_timeout(800)
+    page.locator("[data-list][aria-busy=false]").wait_for()
     status = page.get_by_role("status").inner_text()
     listed = page.locator("[data-list] button").all_inner_texts()
     assert len(listed) == int(status.split(" of ")[0]) > 0

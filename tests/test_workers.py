@@ -25,7 +25,7 @@ from ogls.stages import steer, workers
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SHARDED = ("sample", "verify", "teach", "steer", "evaluate")
 SETTINGS = (
     "rounds=1",

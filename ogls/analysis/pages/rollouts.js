@@ -97,6 +97,7 @@
     query("more").hidden = !on || found.total <= state.shown;
     query("clear").hidden = !on;
     query("count").textContent = status;
+    query("list").setAttribute("aria-busy", "false");
   };
   const drawFilters = () => {
     query("filters").replaceChildren(...FILTERS.map(([name, label]) => {
@@ -174,7 +175,12 @@
 
   // --- events ---
   let timer = 0;
-  const searchSoon = () => { clearTimeout(timer); state.shown = PAGE; timer = setTimeout(drawList, served ? 250 : 0); };
+  const searchSoon = () => {
+    clearTimeout(timer);
+    query("list").setAttribute("aria-busy", "true"); // until the rollouts of this question are listed
+    state.shown = PAGE;
+    timer = setTimeout(drawList, served ? 250 : 0);
+  };
   for (const event of ["input", "change"]) form.addEventListener(event, searchSoon);
   form.addEventListener("submit", (e) => { e.preventDefault(); searchSoon(); });
   query("clear").addEventListener("click", () => { form.reset(); drawList(); });

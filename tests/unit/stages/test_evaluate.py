@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,14 @@ def test_an_engine_sleeps_while_the_base_model_runs(
     inner, prompter = sampler_for_round(trained, 1)
 
     class Engine:
-        """An engine of its own, with the numbers of the transformers engine."""
+        """An engine on the same GPU, with the numbers of the transformers engine."""
 
-        restarts, hash = 0, inner.hash
+        restarts, hash, cuda = 0, inner.hash, True
 
-        def sample(self, requests: Sequence[Any], sampling: Any) -> list[Completion]:
-            events.append("sample")
-            return inner.sample(requests, sampling)
+        def sample_batches(self, batches: Sequence[Any]) -> Generator[tuple[int, list[Completion]]]:
+            for index, (requests, sampling) in enumerate(batches):
+                events.append("sample")
+                yield index, inner.sample(requests, sampling)
 
         def release_memory(self) -> None:
             events.append("release")
@@ -65,5 +66,5 @@ def test_an_engine_sleeps_while_the_base_model_runs(
     STAGES["evaluate"](trained, 1)
     shards = len(trained.records.manifest("scores", 1).files_of("scores"))
     assert shards > 1
-    assert events == ["sample", "release", "to cpu", "base"] * shards + ["release"]
+    assert events == [*["sample"] * shards, *["release", "to cpu", "base"] * shards, "release"]
     assert trained.records.read("scores", 1).equals(finished.records.read("scores", 1))

@@ -24,6 +24,7 @@ class Method(Section):
     name: str = setting("ogls-sd", "Name in tables and figures.", pattern=r"^[a-z0-9][a-z0-9._-]*$")
     config: str = setting("tiny.toml", "Configuration file (TOML), relative to the folder of the study file.")
     set: tuple[str, ...] = setting((), "Overrides for this method: section.key=value.")
+    seeds: tuple[int, ...] = setting((), "Seeds of this method; empty: those of the study.")
 
 
 class Tuning(Section):
@@ -87,7 +88,8 @@ class StudyConfig(Section):
             raise ValueError(f"method names must be unique; used twice: {', '.join(duplicates)}")
         if self.reference not in names:
             raise ValueError(f"the reference {self.reference} is not a method; methods: {', '.join(names)}")
-        if self.tune and (shared := sorted(set(self.tune.seeds) & set(self.seeds))):
+        used = {*self.seeds, *(seed for m in self.methods for seed in m.seeds)}
+        if self.tune and (shared := sorted(used.intersection(self.tune.seeds))):
             raise ValueError(f"seeds {shared} are used by the study and by tuning: tune on other seeds")
         return self
 
@@ -123,7 +125,7 @@ def load_study(path: str | Path) -> StudyRuns:
             of_run = [f"name={study.name}-{prefix}{method.name}-s{seed}", f"root={study.root}", f"seed={seed}"]
             return load_config(path.parent / method.config, [*study.set, *method.set, *of_run, *extra])
 
-        for seed in study.seeds:
+        for seed in method.seeds or study.seeds:
             runs[method.name, seed] = config("", seed)
         tune = study.tune
         for index, value in enumerate(tune.values if tune else ()):

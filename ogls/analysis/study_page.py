@@ -169,6 +169,8 @@ def _markdown(study: StudyConfig, results: list[dict[str, Any]], first: RunConfi
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     lines += ["| " + " | ".join(_cells(r)) + " |" for r in results]
     table, seeds = "\n".join(lines), ", ".join(map(str, study.seeds))
+    for own in dict.fromkeys(m.seeds for m in study.methods if m.seeds):
+        seeds += f" ({', '.join(map(str, own))} for {', '.join(m.name for m in study.methods if m.seeds == own)})"
     return f"""# Study {study.name}
 
 {len(results)} methods, seeds {seeds}; {first.rounds} rounds of {rollouts_per_round} rollouts. All methods use the same

@@ -80,7 +80,7 @@ def time_ogls(root: str, count: int) -> tuple[list[float], float]:
         tokens = [torch.tensor(rollouts[k].token_ids) for k in keys]
         pools = {p: torch.cat([states[k][p] for k in keys]) for p in states[keys[0]]}
         pools["base"] = pools["correct"]  # used only for the reported KL to the base; not part of the loss
-        target = steer_tokens(pools, torch.cat(tokens), recipe, head, SUPPORT)
+        target = steer_tokens(pools, torch.cat(tokens), recipe, head, SUPPORT, config.steer.batch_tokens)
         tables.append(columns.target_rows(keys, tokens, target, policy.tokenizer))
         items = distillation_items(groups, columns.concat_targets(tables), None, config.train)
         trainer.optimizer_step(items)

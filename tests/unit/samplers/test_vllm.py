@@ -38,6 +38,7 @@ from ogls.samplers.vllm_process import VllmProcess
 from ogls.stages.engine import check_probe
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
+from ogls.stages.workers import end_workers
 from ogls.tinyworld.seedmodel import PROMPTS
 
 pytestmark = [
@@ -347,3 +348,21 @@ def test_a_server_samples_from_the_loaded_adapter(
         assert tokens_by_hash.setdefault(remote.hash, tokens) == tokens  # the base is restored unchanged
     assert len({str(tokens) for tokens in tokens_by_hash.values()}) == 3
     policy.use_adapter(None)
+
+
+@pytest.mark.nightly
+def test_two_workers_on_ray_have_an_engine_each(config: RunConfig, tmp_path: Path) -> None:
+    """Two rounds: each worker samples and evaluates from the adapter that the driver has trained."""
+    settings = ("execution.workers=ray", "execution.address=local", "execution.worker_count=2", "model.device=cpu")
+    sizes = ("execution.worker_devices=1", "rollout.batch_size=8", "evaluate.batch_size=16")
+    two = small_config(tmp_path, "rollout.engine=vllm", f"model.path={config.model.path}", *settings, *sizes)
+    try:
+        run = carry_out(two, rounds=2)
+    finally:
+        end_workers()
+    for round_ in (1, 2):
+        for table, policy in (("trajectories", round_ - 1), ("scores", round_)):
+            manifest = run.records.manifest(table, round_)
+            assert manifest
+            assert len(manifest.metrics["workers"]) == 2
+            assert set(run.records.read(table, round_)["policy"].to_pylist()) == {run.policy_hash(policy)}

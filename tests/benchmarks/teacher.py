@@ -27,7 +27,7 @@ sys.path[:0] = ["tests"]
 from measured import median_seconds, peak_bytes, write_results
 from randommodel import QWEN3_1_7B, random_model
 
-GROUP, TARGET, EXEMPLAR, BATCH = 8, 64, 512, 16384
+GROUP, TARGET, EXEMPLAR, BATCH, LAYERS = 8, 64, 512, 16384, 12
 VOCABULARY, WIDTH = QWEN3_1_7B["vocab_size"], QWEN3_1_7B["hidden_size"]
 POOLS, CONTEXTS, TOP_K, TOKENS = 3, 14, 128, 64  # 14 contexts per token: 7 correct, 7 incorrect
 
@@ -47,7 +47,8 @@ def measure_prefixes(out: Path) -> None:
     from ogls.models.policy import Policy
 
     with tempfile.TemporaryDirectory() as folder:
-        policy = Policy(ModelConfig(path=str(random_model(Path(folder) / "model"))), AdapterConfig(rank=4))
+        model = random_model(Path(folder) / "model", num_hidden_layers=LAYERS)
+        policy = Policy(ModelConfig(path=str(model)), AdapterConfig(rank=4))
     generator = torch.Generator().manual_seed(0)
 
     def random_tokens(count: int) -> tuple[int, ...]:

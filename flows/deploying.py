@@ -47,15 +47,14 @@ def create_pool_and_limit() -> None:
     """Create the work pool, and the concurrency limit that allows one GPU stage at a time on this machine."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+    from prefect.exceptions import ObjectAlreadyExists
+
+    from tasks.devices import create_limit
 
     with get_client(sync_client=True) as client:
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        try:
-            client.read_global_concurrency_limit_by_name(GPU_LIMIT)  # keep a limit that was raised
-        except ObjectNotFound:
-            client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, 1)
+        create_limit(client, GPU_LIMIT)
 
 
 def _deploy(file: Path) -> None:

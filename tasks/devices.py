@@ -11,9 +11,10 @@ import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ogls.config import RunConfig
 
@@ -32,6 +33,7 @@ class _Taken:
 _taken: _Taken | None = None
 
 
+@cache
 def machine_gpus() -> list[str]:
     """The numbers of the GPUs of the machine, without starting CUDA in this process."""
     command = shutil.which("nvidia-smi")
@@ -113,14 +115,20 @@ def limits_of(limit: str) -> list[str]:
     if len(gpus) < 2 and len(machine_gpus()) < 2:
         return [limit]
     from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
     names = [f"{limit}-{socket.gethostname()}-{gpu}" for gpu in gpus]
     with get_client(sync_client=True) as client:
         for name in names:
-            try:
-                client.read_global_concurrency_limit_by_name(name)
-            except ObjectNotFound:
-                with suppress(ObjectAlreadyExists):  # another run was faster
-                    client.upsert_global_concurrency_limit_by_name(name, 1)
+            create_limit(client, name)
     return names
+
+
+def create_limit(client: Any, name: str) -> None:
+    """Create a concurrency limit with one slot, unless it exists: a limit that was raised is kept."""
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+    try:
+        client.read_global_concurrency_limit_by_name(name)
+    except ObjectNotFound:
+        with suppress(ObjectAlreadyExists):  # another process was faster
+            client.upsert_global_concurrency_limit_by_name(name, 1)

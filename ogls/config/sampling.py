@@ -101,3 +101,7 @@ class RolloutConfig(SamplingConfig):
     )
     vllm: VllmConfig = setting(VllmConfig(), "The vLLM engine.")
     server: ServerConfig = setting(ServerConfig(), "A running vLLM server.")
+
+    def decodes_together(self, engine: str) -> bool:
+        """Whether an engine, by its name, works on the requests of several shards together."""
+        return engine == "server" or (engine == "vllm" and self.vllm.one_queue)

@@ -81,7 +81,6 @@ class Policy:
                         f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
                     )
                 parameter.copy_(weights[name])
-                parameter.grad = None
         self.hash = adapter.hash if adapter else BASE
 
     @contextmanager

@@ -133,8 +133,7 @@ def _sampling(round_: Round, stage: str, sizes: Sequence[int], engine: str, para
         at_once = min(config.rollout.vllm.max_sequences, (share - weights) // sequence_cache)
     own = _DRAW_PASSES * shape.vocabulary * 4 if engine == "transformers" else 0
 
-    # A server, and vLLM with one queue, decode the completions of several shards together.
-    together = engine == "server" or (engine == "vllm" and config.rollout.vllm.one_queue)
+    together = config.rollout.decodes_together(engine)
 
     def seconds(completions: int) -> float:
         # A decoding step reads the weights once, and the cache of each running sequence.

@@ -18,12 +18,6 @@ def resolve_engine(config: RunConfig) -> str:
     return "vllm" if has_vllm else "transformers"
 
 
-def batches_by_itself(config: RunConfig) -> bool:
-    """Whether the engine of a run works on several batches of requests together (`Sampler.sample_batches`)."""
-    engine = resolve_engine(config)
-    return engine == "server" or (engine == "vllm" and config.rollout.vllm.one_queue)
-
-
 def create_sampler(engine: str, policy: Policy | None, config: RunConfig | None = None) -> Sampler:
     """Create an engine by name. transformers samples from `policy`; the others load the model of `config` themselves.
 

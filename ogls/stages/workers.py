@@ -14,7 +14,7 @@ from ogls.errors import ClusterUnavailable, UserError
 from ogls.execution.node_check import Expected, write_token
 from ogls.execution.work import FinishedShard, Job, Shard, ShardWork
 from ogls.revision import code_version
-from ogls.samplers.choose import batches_by_itself, resolve_engine
+from ogls.samplers.choose import resolve_engine
 from ogls.stages.contents import local_paths, worker_contents
 from ogls.stages.kept_models import KeptModels
 from ogls.stages.run import Run
@@ -39,7 +39,7 @@ def carry_out_on_ray(
     try:
         pool = shared_pool(run)
         config, table = pool.expected.config, writer.table.name
-        together = table in ("trajectories", "scores") and batches_by_itself(config)
+        together = table in ("trajectories", "scores") and config.rollout.decodes_together(config.rollout.engine)
         job = Job(config, writer.round, table, writer.epoch, partial(_open_work, work), together)
         yield from pool.carry_out(job, shards, writer.notices.append)
     except Exception as error:

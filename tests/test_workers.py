@@ -89,6 +89,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def assert_same_bits(run: Run, local: Run) -> None:
+    assert run.records.read("verdicts", 1).to_pylist() == local.records.read("verdicts", 1).to_pylist()
     assert content(run) == content(local)
     for table in ("trajectories", "verdicts", "teacher_states", "targets", "updates", "scores"):
         ours, theirs = run.records.manifest(table, 1), local.records.manifest(table, 1)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import suppress
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-_INNER_SECONDS = 1  # math-verify's alarm for each parse and comparison: cheaper than killing a worker
+_CPU_SECONDS = 2.0  # for one answer, about a hundred times what a usual one needs; cheaper than killing a worker
+
+
+class OutOfTime(Exception):
+    """An answer took too much CPU time."""
 
 
 def init_worker(memory_mb: int) -> None:
@@ -23,19 +28,43 @@ def init_worker(memory_mb: int) -> None:
 
 
 def answers_match(answer: str, expected: str) -> bool:
-    """Whether math-verify finds the answer equal to the expected one. An answer that cannot be parsed is not equal."""
+    """Whether math-verify finds the answer equal to the expected one. An answer that cannot be parsed is not equal.
+
+    Raises OutOfTime after two seconds of CPU time. Main thread of a process only.
+    """
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
     from math_verify.errors import TimeoutException
 
     def parse_answer(text: str) -> Any:
         latex = LatexExtractionConfig(boxed_match_priority=0)
         boxed = rf"\boxed{{{text}}}"
-        return parse(boxed, [latex, ExprExtractionConfig()], parsing_timeout=_INNER_SECONDS, raise_on_error=True)
+        return parse(boxed, [latex, ExprExtractionConfig()], parsing_timeout=None, raise_on_error=True)
 
     try:
-        gold = parse_answer(expected)
-        return bool(gold) and verify(gold, parse_answer(answer), timeout_seconds=_INNER_SECONDS, raise_on_error=True)
+        with _cpu_limit(TimeoutException):
+            gold = parse_answer(expected)
+            return bool(gold) and verify(gold, parse_answer(answer), timeout_seconds=None, raise_on_error=True)
     except TimeoutException:
-        raise FutureTimeout from None
+        raise OutOfTime from None
     except (MemoryError, RecursionError):
         os._exit(1)  # the caches of this worker are unreliable now; a new worker replaces it
+
+
+@contextmanager
+def _cpu_limit(error: type[BaseException]) -> Iterator[None]:
+    """Raise `error` after _CPU_SECONDS of CPU time.
+
+    math-verify's own limits are alarms of the wall clock: on a busy machine they stop answers that need milliseconds,
+    and the verdicts of a round then depend on what else ran.
+    """
+
+    def stop(signum: int, frame: Any) -> None:
+        raise error
+
+    previous = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)

@@ -1,8 +1,8 @@
 """Judging completions in guarded worker processes.
 
-math-verify limits its time with SIGALRM, which fails outside the main thread and cancels other alarms of the process;
-sympy can spend hours or gigabytes on a short string. So each judgement runs in a spawned worker with a memory limit
-that is killed at a time limit. Timeouts and errors are separate verdicts: a failure of the verifier is never counted as
+sympy can spend hours or gigabytes on a short string, and what stops it in its own process needs the main thread. So
+each judgement runs in a spawned worker with a memory limit and a limit of CPU time, and a worker that exceeds the limit
+of the wall clock is killed. Timeouts and errors are separate verdicts: a failure of the verifier is never counted as
 a wrong answer.
 """
 
@@ -26,7 +26,7 @@ from ogls.progress import Progress, no_progress
 from ogls.verifiers.answers import find_answer
 from ogls.verifiers.custom import load_checker, run_checker
 from ogls.verifiers.guard import require_main_guard
-from ogls.verifiers.math import answers_match, init_worker
+from ogls.verifiers.math import OutOfTime, answers_match, init_worker
 from ogls.verifiers.score import Score, describe_failure
 
 _TASKS_PER_WORKER = 5000  # sympy's caches grow
@@ -130,7 +130,7 @@ class Verifier:
         """One verdict for each pair.
 
         A pair whose worker was killed by a signal or timed out is judged again after all others, because a stalled
-        machine is no evidence about the answer. Two timeouts give the verdict `timeout`.
+        machine is no evidence about the answer. Two timeouts, or too much CPU time, give the verdict `timeout`.
         """
         verdicts: dict[tuple[str, str], Verdict] = {}
         timed_out: set[tuple[str, str]] = set()
@@ -163,7 +163,7 @@ class Verifier:
                     self.scores[pair] = result
                     result = result.passes(self.config.threshold)
                 verdicts[pair] = "correct" if result else "incorrect"
-            except FutureTimeout:  # math-verify's alarm, the time limit, or a lost worker
+            except FutureTimeout:  # the limit of the wall clock, or a lost worker
                 if not future.done():
                     self._renew_pool()
                     return [*retry, *pairs[index:]]
@@ -172,6 +172,8 @@ class Verifier:
                 else:
                     timed_out.add(pair)
                     retry.append(pair)
+            except OutOfTime:
+                verdicts[pair] = "timeout"
             except (CancelledError, BrokenExecutor):
                 retry.append(pair)
             except ProcessExpired as error:

@@ -9,7 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPO
@@ -113,11 +116,11 @@ def test_hostile_completions_get_a_verdict_within_the_limit(verifier: Verifier, 
     assert time.monotonic() - started < 2 * LIMIT + 25  # two attempts, and the restart of a worker
 
 
-def test_a_worker_that_ignores_alarms_is_killed_and_replaced(verifier: Verifier, monkeypatch) -> None:
-    """The time limit of the worker stops what math-verify's alarm cannot; the next case is judged normally."""
+def test_a_worker_that_ignores_signals_is_killed_and_replaced(verifier: Verifier, monkeypatch) -> None:
+    """The time limit of the worker stops what the limit of CPU time cannot; the next case is judged normally."""
     import ogls.verifiers.pool as module
 
-    monkeypatch.setattr(module, "answers_match", _ignore_alarms)
+    monkeypatch.setattr(module, "answers_match", _ignore_signals)
     started = time.monotonic()
     assert verifier.judge([Case(r"\boxed{1}", "stop", "2")])[0].verdict == "timeout"
     assert time.monotonic() - started < 2 * LIMIT + 25
@@ -125,6 +128,26 @@ def test_a_worker_that_ignores_alarms_is_killed_and_replaced(verifier: Verifier,
     assert verifier.judge([Case(r"\boxed{1}", "stop", "3")])[0].verdict == "error"
     monkeypatch.undo()
     assert verifier.judge([Case(r"\boxed{7}", "stop", "7")])[0].verdict == "correct"
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_limit_of_an_answer_is_cpu_time(monkeypatch: pytest.MonkeyPatch, busy: bool) -> None:
+    """Waiting for a busy machine does not count: verdicts must not depend on what else runs."""
+    import math_verify
+
+    from ogls.verifiers import math
+
+    def parse_slowly(*args: Any, **kwargs: Any) -> list[str]:
+        deadline = time.monotonic() + 60
+        while busy and time.monotonic() < deadline:
+            pass
+        time.sleep(0.4)
+        return ["7"]
+
+    monkeypatch.setattr(math, "_CPU_SECONDS", 0.2)
+    monkeypatch.setattr(math_verify, "parse", parse_slowly)
+    with pytest.raises(math.OutOfTime) if busy else nullcontext():
+        assert math.answers_match("7", "7")
 
 
 def test_a_timeout_is_judged_again(verifier: Verifier, tmp_path: Path, monkeypatch) -> None:
@@ -137,18 +160,16 @@ def test_a_timeout_is_judged_again(verifier: Verifier, tmp_path: Path, monkeypat
 
 
 def _time_out_once(answer: str, expected: str) -> bool:
-    from concurrent.futures import TimeoutError as FutureTimeout
-
     if not Path(answer).exists():
         Path(answer).touch()
-        raise FutureTimeout  # as math-verify's alarm does
+        raise FutureTimeout  # as a wait for a stalled machine does
     return True
 
 
-def _ignore_alarms(answer: str, expected: str) -> bool:
+def _ignore_signals(answer: str, expected: str) -> bool:
     import signal
 
-    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         time.sleep(1)

@@ -32,7 +32,7 @@ def train_flow(config: RunConfig) -> None:
                         style(config, r)  # how much of the steering is style, how much substance
                 train(config, r)  # minimise D(target, student): the policy of round r
             if r % config.evaluate.every == 0 or r == config.rounds:
-                evaluate(config, r)
+                evaluate(config, r, ahead=True)  # several devices sample the rollouts of round r + 1 beside it
                 health(config, r)  # continue, warn, stop, or roll back to the best round
             if is_last_round(run, r):
                 write_report(config)  # one HTML page about the run

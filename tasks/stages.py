@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
@@ -25,7 +25,12 @@ from tasks.devices import limits_of
 from tasks.events import emit_redone
 from tasks.progress import print_line, stage_progress
 
-StageTask = Callable[[RunConfig, int], StageResult]
+
+class StageTask(Protocol):
+    """A stage of a round, as a task. Options go to the function of the stage."""
+
+    def __call__(self, config: RunConfig, round_: int, **options: bool) -> StageResult: ...
+
 
 _LEASE_SECONDS = 60.0  # a killed holder frees its slot after this time; a live one renews it
 
@@ -66,12 +71,12 @@ def _stage_task(work: Callable[..., StageResult]) -> StageTask:
         retry_condition_fn=may_succeed_on_retry,
         retry_jitter_factor=0.5,
     )
-    def run_stage(config: RunConfig, round_: int) -> Any:
+    def run_stage(config: RunConfig, round_: int, **options: bool) -> Any:
         limit = config.execution.limit if STAGES_BY_NAME[name].on_device else ""
         logger = get_run_logger()
         with _concurrency_slot(limit), stage_progress(config.name, name, round_) as progress:
             try:
-                result = work(Run(config, process_models(config)), round_, progress)
+                result = work(Run(config, process_models(config)), round_, progress, **options)
             except BaseException as error:
                 drop_models()  # the slot goes to other runs, and an interrupted pass may have left them half changed
                 if not STAGES_BY_NAME[name].diagnostic or not isinstance(error, Exception):
@@ -93,14 +98,14 @@ def _stage_task(work: Callable[..., StageResult]) -> StageTask:
         logger.info(f"{name} r{round_:03d}: {result.rows} rows in {result.seconds:.1f} s")
         return result
 
-    def run_task(config: RunConfig, round_: int) -> StageResult:
+    def run_task(config: RunConfig, round_: int, **options: bool) -> StageResult:
         limits = config.execution
         configured: Task[..., Any] = run_stage.with_options(
             retries=limits.retries,
             retry_delay_seconds=exponential_backoff(limits.retry_seconds) if limits.retry_seconds else 0,
             timeout_seconds=limits.timeout_seconds,
         )
-        return cast(StageResult, configured(config, round_))
+        return cast(StageResult, configured(config, round_, **options))
 
     run_task.__name__, run_task.__doc__ = name, work.__doc__
     return run_task

@@ -97,7 +97,9 @@ def small_config(root: Path | str, *overrides: str) -> RunConfig:
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"benchmarks": benchmarks})})
 
 
-def carry_out(config: RunConfig, rounds: int | None = None, models: KeptModels | None = None) -> Run:
+def carry_out(
+    config: RunConfig, rounds: int | None = None, models: KeptModels | None = None, ahead: bool = False
+) -> Run:
     """Start or resume a run, as the train flow does, without Prefect, up to `rounds` (None: all rounds)."""
     run = Run(config, models)
     run.open()
@@ -106,7 +108,7 @@ def carry_out(config: RunConfig, rounds: int | None = None, models: KeptModels |
         stages = ROUND[-2:] if is_trained(run, round_) else ROUND
         for name in stages:
             if config.has_teacher or name not in ("teach", "steer", "style"):
-                STAGES[name](run, round_)
+                STAGES[name](run, round_, **({"ahead": ahead} if name == "evaluate" else {}))
     return run
 
 

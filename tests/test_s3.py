@@ -16,6 +16,7 @@ from conftest import REPO, UNGRADED, again, carry_out, content, small_config
 from s3server import CREDENTIALS, S3Server
 from survivor import attempt
 
+from ogls.config.sampling import RolloutConfig
 from ogls.errors import ConfigError, RunLocked, StoreError, StoreUnavailable, UserError
 from ogls.records import VERDICTS
 from ogls.records.schema import to_arrow
@@ -42,11 +43,17 @@ def root(server: S3Server) -> str:
     return server.bucket(f"bucket-{uuid4().hex[:12]}")
 
 
-def test_a_run_through_a_failing_server_ends_with_the_same_bits(finished: Run, server: S3Server, root: str) -> None:
+def test_a_run_through_a_failing_server_ends_with_the_same_bits(
+    finished: Run, server: S3Server, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.fault_rate = 0.04
+    monkeypatch.setattr(RolloutConfig, "decodes_together", lambda *_: True)  # so that round 2 is sampled ahead
     config = small_config(root)
     with Run(config).records.lock("train"):
-        run = carry_out(config)
+        run = carry_out(config, ahead=True)
+    sampled = run.records.manifest("trajectories", 2)
+    assert sampled
+    assert sampled.metrics["seconds_beside"] > 0
     assert {"slow down", "server error", "cut"} <= set(server.counts)
     without_epoch = {name: [f.replace("/e1/", "/") for f in files] for name, files in content(run).items()}
     assert without_epoch == content(finished)

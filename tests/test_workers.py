@@ -28,7 +28,7 @@ from ogls.stages.run import Run
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SHARDED = ("sample", "verify", "teach", "steer", "evaluate")
 SETTINGS = (
-    "rounds=1",
+    "rounds=2",
     "problems.per_round=6",
     "rollout.batch_size=4",
     "verify.shard_rollouts=4",
@@ -62,14 +62,17 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def run_once(root: Path, disturb: Callable[[str], Progress], *overrides: str) -> Run:
-    """A run of one round; `disturb` gives the progress callback of a stage."""
+def run_once(root: Path, disturb: Callable[[str], Progress], *overrides: str, ahead: bool = False) -> Run:
+    """A run of one round; `disturb` gives the progress callback of a stage. With `ahead`, round 2 is sampled too."""
     run = Run(small_config(root, *SETTINGS, *overrides))
     run.open()
     if run.config.execution.workers == "ray":
         workers.shared_pool(run).await_workers(run.config.execution.worker_count or 2)
     for name, round_ in [("prepare", 0), *((n, 1) for n in (*SHARDED[:4], "train", "evaluate"))]:
-        notices.append(STAGES[name](run, round_, disturb(name)).notice)
+        options = {"ahead": ahead} if name == "evaluate" else {}
+        notices.append(STAGES[name](run, round_, disturb(name), **options).notice)
+    if ahead:
+        STAGES["sample"](run, 2)
     return run
 
 
@@ -85,12 +88,13 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(Path(__file__).parents[1])
-        return run_once(tmp_path_factory.mktemp("local"), nothing)
+        return run_once(tmp_path_factory.mktemp("local"), nothing, ahead=True)
 
 
 def assert_same_bits(run: Run, local: Run) -> None:
     assert run.records.read("verdicts", 1).to_pylist() == local.records.read("verdicts", 1).to_pylist()
-    assert content(run) == content(local)
+    theirs, ours = content(local), content(run)
+    assert ours == {name: theirs[name] for name in ours}
     for table in ("trajectories", "verdicts", "teacher_states", "targets", "updates", "scores"):
         ours, theirs = run.records.manifest(table, 1), local.records.manifest(table, 1)
         assert ours
@@ -128,9 +132,13 @@ def test_a_worker_killed_in_each_stage_changes_no_bit(cluster: Any, local: Run, 
         return kill_one
 
     notices.clear()
-    run = run_once(tmp_path, disturb, "execution.workers=ray")
+    run = run_once(tmp_path, disturb, "execution.workers=ray", ahead=True)
     assert killed == [*SHARDED]
     assert_same_bits(run, local)
+    sampled = run.records.manifest("trajectories", 2)  # beside the evaluation
+    assert sampled
+    assert sampled.metrics["seconds_beside"] > 0
+    assert sum(w["shards"] for w in sampled.metrics["workers"].values()) == len(sampled.files)
     assert sum("was lost" in notice and "goes to another worker" in notice for notice in notices) == len(SHARDED)
 
 
@@ -244,7 +252,7 @@ def test_shards_that_a_worker_had_together_go_to_others_when_it_dies(cluster: An
     job, _ = job_of(run, lambda *_: Together())
     pool, told, seen = workers.shared_pool(run), [], []
     for finished in pool.carry_out(replace(job, together=True), [Shard(i, [i]) for i in range(8)], told.append):
-        seen.append(finished.index)
+        seen.append(finished.shard[1])
         if len(seen) == 1:  # the first one to join got three quarters of its half, although it was alone then
             (busy,) = (m for m in pool._busy.values() if finished.worker == str(m))
             assert len(busy.shards) == 2

@@ -258,6 +258,13 @@ class ExecutionConfig(Section):
         ge=0,
         operational=True,
     )
+    sample_ahead: bool = setting(
+        True,
+        "Sample the rollouts of the next round beside an evaluation, so that no device waits for the longest "
+        "completions of either. Only with workers on Ray, or an engine that decodes shards together. A rollback "
+        "discards them.",
+        operational=True,
+    )
     worker_start_seconds: float = setting(
         600.0,
         "How long a stage waits for its first worker, in seconds. Longer waits for a busy cluster need a larger value.",

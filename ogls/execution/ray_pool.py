@@ -63,7 +63,7 @@ class RayPool:
         self._busy: dict[Any, _Member] = {}  # by the generator of its finished shards
         self._starting: dict[Any, _Member] = {}
         self._refused: dict[str, str] = {}  # by node: why it cannot carry out shards; it joined after the check
-        self._deaths: Counter[int] = Counter()  # workers that each shard of the stage has lost
+        self._deaths: Counter[tuple[bool, int]] = Counter()  # workers that each shard of the stage has lost
         self._failed_starts = 0
         self._looked = self._had_worker = 0.0
         self._notice: Notice = lambda _: None
@@ -200,8 +200,8 @@ class RayPool:
                 and len(member.shards) < count
                 and not self._deaths.keys()
                 & {
-                    member.shards[0].index,
-                    waiting[0].index,
+                    member.shards[0].key,
+                    waiting[0].key,
                 }
             ):
                 member.shards.append(waiting.popleft())
@@ -222,18 +222,19 @@ class RayPool:
             raise
         except ray.exceptions.RayError as error:  # the worker, its node, or the result is lost
             self._end(member)
-            numbers = [shard.index for shard in member.shards]
-            self._deaths.update(numbers)
-            listed = f"shard{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+            keys = [shard.key for shard in member.shards]
+            self._deaths.update(keys)
+            numbers = [f"{index}{' of the next round' * ahead}" for ahead, index in keys]
+            listed = f"shard{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
             found = f"{listed}: {member} was lost ({reason_of(error)})"
-            if any(self._deaths[number] >= _ATTEMPTS for number in numbers):
+            if any(self._deaths[key] >= _ATTEMPTS for key in keys):
                 raise ClusterUnavailable(
                     f"{found}; it was the worker number {_ATTEMPTS} that this shard has lost. If they ran out of "
                     "memory, lower the batch size of the stage, or give a worker more room (execution.worker_devices)"
                 ) from error
             self._notice(f"{found}; {'they go' if len(numbers) > 1 else 'the shard goes'} to another worker")
             return None
-        member.shards = [shard for shard in member.shards if shard.index != finished.index]
+        member.shards = [shard for shard in member.shards if shard.key != finished.shard]
         return replace(finished, worker=str(member), device=member.facts.device if member.facts else "")
 
     def _require_worker(self) -> None:

@@ -24,10 +24,19 @@ from ogls.store.writer import ShardWriter
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of the work of a stage: its number, and its items, which can be pickled."""
+    """A part of the work of a stage: its number, and its items, which can be pickled.
+
+    `ahead`: it is a shard of the stage `sample` of the next round, carried out beside those of this stage.
+    """
 
     index: int
     items: Sequence[Any]
+    ahead: bool = False
+
+    @property
+    def key(self) -> tuple[bool, int]:
+        """What no other shard of the same work has."""
+        return self.ahead, self.index
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class ShardOutput:
 class FinishedShard:
     """A shard that is in the store, the facts of its output, and the worker (host/process) that computed it."""
 
-    index: int
+    shard: tuple[bool, int]  # its key
     entry: FileEntry
     facts: Mapping[str, Any]
     worker: str = ""  # empty: this process, which says nothing of its device and its time
@@ -120,7 +129,8 @@ def write_shards(
                 before_write()
             else:
                 data = _then(data, before_write)
-            yield FinishedShard(shard.index, writer.write(shard.index, data, output.metrics), output.facts)
+            target = writer.ahead() if shard.ahead else writer
+            yield FinishedShard(shard.key, target.write(shard.index, data, output.metrics), output.facts)
 
 
 def _then(tables: Iterable[pa.Table], before_write: Callable[[], None]) -> Iterator[pa.Table]:

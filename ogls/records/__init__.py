@@ -7,6 +7,7 @@ Does not belong here: how and where it is stored (`store`), and how it is comput
 from ogls.records.diagnostics import HEALTH, STYLE, SWEEP_AGREEMENT, SWEEP_CLASSES, SWEEP_POSITIONS, SWEEPS
 from ogls.records.imported import IMPORTED
 from ogls.records.tables import (
+    AHEAD,
     ALL_TABLES,
     CONTEXTS,
     PROBLEMS,
@@ -23,6 +24,7 @@ from ogls.records.tables import (
 from ogls.records.types import Completion, Key, Problem, Request, Rollout, StageResult
 
 __all__ = [
+    "AHEAD",
     "ALL_TABLES",
     "CONTEXTS",
     "HEALTH",

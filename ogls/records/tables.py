@@ -6,6 +6,8 @@ Every table is partitioned by `round`, which is read from the path of the file; 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 
 from ogls.records.diagnostics import HEALTH, STYLE, SWEEP_AGREEMENT, SWEEP_CLASSES, SWEEP_POSITIONS, SWEEPS
@@ -287,6 +289,7 @@ SUMMARIES = Table(
 )
 
 
+AHEAD = replace(TRAJECTORIES, name="ahead")  # before `sample` takes them over; no table to query
 ALL_TABLES = (
     *(PROBLEMS, TRAJECTORIES, VERDICTS, TEACHER_STATES, CONTEXTS, TARGETS, STEERED, UPDATES, SCORES, SUMMARIES),
     *(STYLE, HEALTH, SWEEPS, SWEEP_POSITIONS, SWEEP_AGREEMENT, SWEEP_CLASSES, IMPORTED),

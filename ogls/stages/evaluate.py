@@ -20,7 +20,7 @@ from ogls.stages.base_model import BaseModel
 from ogls.stages.engine import sampler_for_round
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.run import Run
-from ogls.stages.sample import trajectory_row
+from ogls.stages.sample import SampleWork, next_samples, trajectory_row
 from ogls.stages.shards import carry_out_shards, divide
 from ogls.stages.verify import judge_rows
 from ogls.store.writer import StageWriter
@@ -29,8 +29,11 @@ from ogls.verifiers.pool import Judgement
 _Job = tuple[str, bool, Request]  # benchmark, greedy, request
 
 
-def evaluate(run: Run, round_: int, progress: Progress = no_progress) -> StageResult:
-    """Sample the benchmarks with the policy that the round ended with (0: the base model); verify the completions."""
+def evaluate(run: Run, round_: int, progress: Progress = no_progress, ahead: bool = False) -> StageResult:
+    """Sample the benchmarks with the policy that the round ended with (0: the base model); verify the completions.
+
+    With `ahead`, the rollouts of the next round are sampled beside them, where that keeps devices busy.
+    """
     config = run.config
     sampling = config.evaluate
     inputs = {
@@ -52,7 +55,8 @@ def evaluate(run: Run, round_: int, progress: Progress = no_progress) -> StageRe
             jobs += [(name, False, r) for r in requests] + [(name, True, r) for r in requests if r.sample == 0]
         jobs.sort(key=lambda job: job[1])  # one shard has one temperature
         shards = divide(jobs, sampling.batch_size, by=lambda job: job[1])
-        carry_out_shards(run, EvaluateWork, writer, shards, sampling.batch_size, progress)
+        beside = next_samples(run, round_) if ahead else None
+        carry_out_shards(run, EvaluateWork, writer, shards, sampling.batch_size, progress, beside)
         rows = [row for _, e in sorted(writer.finished.items()) for row in run.records.read_shard(e).to_pylist()]
         seed = run.seed("bootstrap")
         summaries = [
@@ -73,19 +77,29 @@ class EvaluateWork(ShardWork):
         self.run, self.sampling = run, run.config.evaluate
         self.sampler, _ = sampler_for_round(run, round_)
         self.base = BaseModel(run, self.sampler) if self.sampling.base_kl else None
+        self.rollouts = SampleWork(run, round_ + 1, self.sampler)
 
     def outputs(self, shards: Sequence[Shard], progress: ShardProgress) -> Generator[tuple[Shard, ShardOutput]]:
-        """Rows of the table scores. The engine may sample shards together: none waits for another's longest."""
-        with closing(self.sampler.sample_batches([self._batch(shard.items) for shard in shards])) as batches:
+        """Rows of the table scores, or of trajectories for a shard of the next round.
+
+        The engine may sample shards together: none waits for another's longest.
+        """
+        with closing(self.sampler.sample_batches([self._batch(shard) for shard in shards])) as batches:
             # The base model takes the memory of an engine on the same GPU, which then must be done with all shards.
             sampled = list(batches) if self.base and self.base.takes_turns else batches
             for index, completions in sampled:
-                yield shards[index], self._output(shards[index].items, completions)
+                shard = shards[index]
+                if shard.ahead:
+                    yield shard, self.rollouts.output(shard.items, completions, self.sampler.restarts)
+                else:
+                    yield shard, self._output(shard.items, completions)
 
-    def _batch(self, items: Sequence[_Job]) -> Batch:
+    def _batch(self, shard: Shard) -> Batch:
         """The requests of a shard, and how to sample them."""
+        if shard.ahead:
+            return shard.items, self.rollouts.sampling
         greedy = self.sampling.model_copy(update={"temperature": 0.0})
-        return [r for _, _, r in items], greedy if items[0][1] else self.sampling
+        return [r for _, _, r in shard.items], greedy if shard.items[0][1] else self.sampling
 
     def _output(self, items: Sequence[_Job], completions: Sequence[Completion]) -> ShardOutput:
         rows = _scores(self.run, items, completions, self.sampler.hash, self.base)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -219,8 +218,7 @@ class Run:
         Imported rollouts exist before round 0 is evaluated; it is closed when round 1 is trained.
         """
         begins = "updates" if round_ == 0 and self.config.rollout.imported else "trajectories"
-        folder = self.records.folder(begins, round_ + 1)
-        return bool(self.records.storage.list_names(f"{self.records.name}/{folder}"))
+        return self.records.has_files(begins, round_ + 1)
 
     def digest(self, table: str, round_: int) -> str:
         """The digest of the output of a finished stage, for the fingerprint of the next one.
@@ -242,6 +240,10 @@ class Run:
         readers += ["updates"] if self.config.train.support == "full" else []
         return all(self.records.is_intact(table, round_) for table in readers)
 
+    def fingerprint(self, table: str, inputs: Mapping[str, Any]) -> str:
+        """The fingerprint of the stage that writes `table` from `inputs`."""
+        return fingerprint(TABLES[table].stage, RESULT_VERSION, inputs)
+
     def carry_out(
         self, table: str, round_: int, inputs: Mapping[str, Any], work: Callable[[StageWriter], dict[str, Any]]
     ) -> StageResult:
@@ -255,7 +257,7 @@ class Run:
         """
         started = time.perf_counter()
         name = TABLES[table].stage
-        stage_fingerprint = fingerprint(name, RESULT_VERSION, inputs)
+        stage_fingerprint = self.fingerprint(table, inputs)
         hash_states = table == "teacher_states" and not self._is_past_states(round_)
         status = self.records.status(table, round_, stage_fingerprint, hash_states)
         if status.manifest:
@@ -276,14 +278,13 @@ class Run:
             metrics["workers"] = dict(sorted(writer.workers.items()))
         if writer.kept and not notice:
             notice = f"{name} r{round_:03d} continued after {writer.kept} finished shards"
-        seconds = time.perf_counter() - started
+        seconds = writer.seconds + time.perf_counter() - started
         manifest = writer.commit(name, {**metrics, "seconds": seconds})
         if closed:  # evaluated later: nobody publishes the round again
             record_round(self.records, round_)
-        result = StageResult(name, round_, manifest.rows, seconds, manifest.metrics)
         lost = "; ".join(dict.fromkeys(writer.notices))
         notices = " ".join(n for n in (notice, lost, metrics.get("notice", "")) if n)
-        return replace(result, notice=notices, redone=status.why)
+        return StageResult(name, round_, manifest.rows, seconds, manifest.metrics, notice=notices, redone=status.why)
 
 
 def open_run(root: str, name: str) -> Run:

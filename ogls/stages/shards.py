@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
 
 from ogls.errors import StoreError
 from ogls.execution import local
-from ogls.execution.work import Shard, ShardWork
+from ogls.execution.work import FinishedShard, Shard, ShardWork
 from ogls.progress import Progress
 from ogls.stages.run import Run
 from ogls.stages.workers import carry_out_on_ray
@@ -40,19 +43,35 @@ def divide_files(entries: Sequence[FileEntry], size: int, weigh: Callable[[FileE
     return divide(entries, len(entries), by=lambda entry: number[entry.path])
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """Shards of the stage `sample` of the next round, to carry out beside those of this one."""
+
+    writer: StageWriter
+    shards: Sequence[Shard]
+
+
 def carry_out_shards(
-    run: Run, work: Work, writer: StageWriter, shards: Sequence[Shard], size: int, progress: Progress
+    run: Run,
+    work: Work,
+    writer: StageWriter,
+    shards: Sequence[Shard],
+    size: int,
+    progress: Progress,
+    ahead: Ahead | None = None,
 ) -> list[Mapping[str, Any]]:
     """Have every shard that is not finished carried out, where `execution.workers` says. Returns their facts.
 
     `size` is the number of items per shard. Finished shards of an interrupted attempt are kept if it was the same.
+    Those of `ahead` come after the others; the time is divided between the two stages by their tokens.
     """
     writer.divide(size)
-    total = sum(len(shard.items) for shard in shards)
-    unfinished = [shard for shard in shards if shard.index not in writer.finished]
+    started, writers = time.perf_counter(), {False: writer, **({True: ahead.writer} if ahead else {})}
+    every = {shard.key: shard for shard in (*shards, *(ahead.shards if ahead else ()))}
+    unfinished = [shard for shard in every.values() if shard.index not in writers[shard.ahead].finished]
+    total = sum(len(shard.items) for shard in every.values())
     done = total - sum(len(shard.items) for shard in unfinished)
-    sizes = {shard.index: len(shard.items) for shard in unfinished}
-    facts = []
+    facts, tokens = [], Counter[bool]()
     if done:
         progress(done, total)
 
@@ -65,18 +84,27 @@ def carry_out_shards(
         finished = local.carry_out(lambda: work(run, writer.round), writer, unfinished, within)
     with closing(finished):  # an error here ends what is under way
         for shard in finished:
-            writer.record_shard(shard.index, shard.entry)
-            if shard.worker:
-                nothing = {"device": shard.device, "shards": 0, "seconds": 0.0, "tokens": 0}
-                total_of_worker = writer.workers.setdefault(shard.worker, nothing)
-                total_of_worker["shards"] += 1
-                total_of_worker["seconds"] += shard.seconds
-                total_of_worker["tokens"] += shard.entry.metrics.get("tokens", 0)
+            is_ahead, index = shard.shard
+            _count(writers[is_ahead], shard)
+            writers[is_ahead].record_shard(index, shard.entry)
+            tokens[is_ahead] += int(shard.entry.metrics.get("tokens", 0))
             facts.append(shard.facts)
-            done += sizes[shard.index]
+            done += len(every[shard.shard].items)
             progress(done, total)
     if len(facts) < len(unfinished):
         raise StoreError(
             f"{len(unfinished) - len(facts)} of {len(unfinished)} shards were not computed; run the same command again"
         )
+    if ahead and tokens[True]:
+        writer.lend_seconds(ahead.writer, (time.perf_counter() - started) * tokens[True] / tokens.total())
     return facts
+
+
+def _count(writer: StageWriter, shard: FinishedShard) -> None:
+    """Add a shard to what its worker did."""
+    if shard.worker:
+        nothing = {"device": shard.device, "shards": 0, "seconds": 0.0, "tokens": 0}
+        of_worker = writer.workers.setdefault(shard.worker, nothing)
+        of_worker["shards"] += 1
+        of_worker["seconds"] += shard.seconds
+        of_worker["tokens"] += shard.entry.metrics.get("tokens", 0)

@@ -159,6 +159,10 @@ class RunStore:
         manifests = (self.manifest(table, n) for n in reversed(self.started_rounds(table)))
         return next(filter(None, manifests), None)
 
+    def has_files(self, table: str, round_: int) -> bool:
+        """Whether the folder of a round of a table has files, of a finished stage or not."""
+        return bool(self.storage.list_names(f"{self.name}/{self.folder(table, round_)}"))
+
     def started_rounds(self, table: str) -> list[int]:
         """Rounds for which the table has a folder, sorted. Reads no manifest."""
         names = self.storage.list_names(f"{self.name}/{TABLES[table].manifest_table}")

@@ -3,6 +3,7 @@
     <root>/<run>/<table>/round=003/part-0000.parquet    shards, written to a temporary name and renamed
     <root>/<run>/<table>/round=003/manifest.json        written last: the only proof that a stage is done
     <root>/<run>/<table>/round=003/partial.json         the finished shards of a stage that is running
+    <root>/<run>/ahead/round=004/                       rollouts of the next round, sampled beside an evaluation
 
 `root` is a directory or the URL of an object store. Object stores write an object completely or not at all, so they
 need no rename; there, shards are in a folder of the epoch of their writer (`round=003/e7/part-0000.parquet`).

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ogls import __version__
+from ogls.records import AHEAD
 from ogls.records.schema import RESULT_VERSION, Table, check_schema
 from ogls.store.manifest import FileEntry, Manifest, utc_now
 from ogls.store.run_store import RunStore
@@ -35,6 +36,10 @@ class ShardWriter:
     def epoch(self) -> int:
         """The epoch of the lease under which files are written; 0 on a local disk."""
         return self._epoch
+
+    def ahead(self) -> ShardWriter:
+        """A writer of the rollouts of the next round that are sampled beside this stage."""
+        return ShardWriter(self.run, AHEAD, self.round + 1, self.epoch)
 
     def write(
         self, index: int, data: pa.Table | Iterable[pa.Table], metrics: Mapping[str, float] | None = None
@@ -93,9 +98,8 @@ class StageWriter(ShardWriter):
 
     Keeps undamaged shards of an interrupted attempt with the same fingerprint: `finished` maps the index of a shard to
     its entry, `checkpoint` is the newest one within a shard. `commit` removes all other files in the folder and records
-    `numerics`, the numerics settings. In an
-    object store, files are in a folder of the epoch of the lease (`e7/part-0000.parquet`), so that no two holders of
-    the run write the same file.
+    `numerics`, the numerics settings. In an object store, files are in a folder of the epoch of the lease
+    (`e7/part-0000.parquet`), so that no two holders of the run write the same file.
     """
 
     def __init__(
@@ -107,7 +111,8 @@ class StageWriter(ShardWriter):
         self._shard_size: int | None = None
         self.folder = run.folder(table.name, round_)
         self.finished: dict[int, FileEntry] = {}
-        self.workers: dict[str, dict[str, Any]] = {}  # what each worker (host/process) did in this attempt
+        self.workers: dict[str, dict[str, Any]] = {}  # what each worker (host/process) did
+        self.seconds = 0.0  # for which its shards were computed beside another stage; negative in that stage
         self.notices: list[str] = []  # what happened to workers
         self.checkpoint: Checkpoint | None = None
         self._extra: list[FileEntry] = []
@@ -118,6 +123,7 @@ class StageWriter(ShardWriter):
             entries = {int(i): FileEntry(**entry) for i, entry in partial["shards"].items()}
             self.finished = {i: entry for i, entry in entries.items() if not run.find_damage(entry)}
             self._shard_size = partial.get("shard_size")
+            self.workers, self.seconds = partial.get("workers", {}), partial.get("seconds", 0.0)
             self.checkpoint = self._read_checkpoint(partial.get("checkpoint"))
         self.kept = len(self.finished)  # shards of the interrupted attempt
 
@@ -125,7 +131,8 @@ class StageWriter(ShardWriter):
         """Declare the number of items per shard. Discards the shards of an attempt that used another number."""
         if self._shard_size != shard_size:
             self.finished.clear()
-            self.kept, self._shard_size = 0, shard_size
+            self.workers.clear()
+            self.kept, self.seconds, self._shard_size = 0, 0.0, shard_size
 
     def write_shard(
         self, index: int, data: pa.Table | Iterable[pa.Table], metrics: Mapping[str, float] | None = None
@@ -137,6 +144,27 @@ class StageWriter(ShardWriter):
         """Record a shard that is in the store as finished."""
         self.finished[index] = entry
         self._write_partial()
+
+    def lend_seconds(self, other: StageWriter, seconds: float) -> None:
+        """Count `seconds` of this stage as those of another one, which was carried out beside it."""
+        self.seconds -= seconds
+        other.seconds += seconds
+        other._write_partial()
+
+    def take_over(self, other: StageWriter) -> None:
+        """Take the finished shards of `other`, which has the same fingerprint and schema, and remove them there."""
+        self.seconds, self.workers = self.seconds or other.seconds, self.workers or other.workers
+        for index, entry in sorted(other.finished.items()):
+            content, damage = self.run.read_verified(entry)
+            if index not in self.finished and not damage:
+                name = f"part-{index:04d}.parquet"
+                self.record_shard(index, self._put(name, self.table.name, entry.rows, content, entry.metrics))
+        other.discard()
+
+    def discard(self) -> None:
+        """Remove all files of the stage."""
+        self.run.void(f"{self.folder}/partial.json")
+        self._remove_unlisted(set())
 
     def write_checkpoint(self, kind: str, state: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """Record how far the current shard has come, in place of the checkpoint before.
@@ -164,6 +192,8 @@ class StageWriter(ShardWriter):
             "fingerprint": self.fingerprint,
             "version": __version__,
             "shard_size": self._shard_size,
+            "workers": self.workers,
+            "seconds": self.seconds,
             "shards": {str(i): asdict(entry) for i, entry in sorted(self.finished.items())},
         }
         if self.checkpoint:

@@ -193,7 +193,7 @@ class FakePool:
             if self.lost:
                 raise ClusterUnavailable("no worker has started")
             while True:
-                yield FinishedShard(0, FileEntry("verdicts/x", "verdicts", 1, 1, "0"), {})
+                yield FinishedShard((False, 0), FileEntry("verdicts/x", "verdicts", 1, 1, "0"), {})
         finally:
             self.ended = True
 

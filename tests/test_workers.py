@@ -117,13 +117,16 @@ def test_workers_give_the_bits_of_one_process(cluster: Any, local: Run, tmp_path
     assert len(manifest.metrics["workers"]) == count
 
 
-def test_a_worker_killed_in_each_stage_changes_no_bit(cluster: Any, local: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stages", [("sample", "teach", "evaluate"), pytest.param(SHARDED, marks=pytest.mark.nightly)])
+def test_a_worker_killed_in_each_stage_changes_no_bit(
+    cluster: Any, local: Run, tmp_path: Path, stages: tuple[str, ...]
+) -> None:
     killed = []
 
     def disturb(stage: str) -> Progress:
         def kill_one(done: int, total: int) -> None:
             pool = workers._pool
-            if stage in SHARDED and stage not in killed and pool and pool._busy and done < total:
+            if stage in stages and stage not in killed and pool and pool._busy and done < total:
                 (member, *_) = pool._busy.values()
                 assert member.facts
                 os.kill(int(member.facts.name.partition("/")[2]), signal.SIGKILL)
@@ -133,13 +136,13 @@ def test_a_worker_killed_in_each_stage_changes_no_bit(cluster: Any, local: Run, 
 
     notices.clear()
     run = run_once(tmp_path, disturb, "execution.workers=ray", ahead=True)
-    assert killed == [*SHARDED]
+    assert killed == [*stages]
     assert_same_bits(run, local)
     sampled = run.records.manifest("trajectories", 2)  # beside the evaluation
     assert sampled
     assert sampled.metrics["seconds_beside"] > 0
     assert sum(w["shards"] for w in sampled.metrics["workers"].values()) == len(sampled.files)
-    assert sum("was lost" in notice and "goes to another worker" in notice for notice in notices) == len(SHARDED)
+    assert sum("was lost" in notice and "goes to another worker" in notice for notice in notices) == len(stages)
 
 
 def test_nodes_that_leave_and_join_in_a_stage_change_no_bit(cluster: Any, local: Run, tmp_path: Path) -> None:

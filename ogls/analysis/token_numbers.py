@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ogls.config import SteerConfig
 from ogls.distillation.steering import centred_norm, entropy
 from ogls.distillation.sweep import RECIPES, STRENGTHS, recipe_grid
+from ogls.models.head import head_logits
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -104,7 +105,7 @@ def _append_numbers(
     recipes: Sequence[ShownRecipe],
     head: Tensor,
 ) -> None:
-    logprobs = {d: (s.float() @ head.T).log_softmax(-1) for d, s in states.items()}
+    logprobs = {d: head_logits(s, head).log_softmax(-1) for d, s in states.items()}
     top_ids = [lp.topk(min(_TOP, lp.shape[-1]), -1).indices for lp in logprobs.values()]
     for recipe in recipes:
         mixed = sum((w * logprobs[d] for d, w in recipe.weights.items()), start=0 * logprobs["base"])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ogls.config import Pool, Recipe
 from ogls.distillation.concatenate import concatenate
+from ogls.models.head import head_logits
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -67,7 +68,8 @@ def steer_tokens(
 ) -> Target:
     """Compute the target over the whole vocabulary and keep its K = min(support, V) most likely tokens.
 
-    `states` has the pool base and the pools of the recipe, in any floating-point dtype; the computation is in fp32.
+    `states` has the pool base and the pools of the recipe. They and the head have any floating-point dtype; logits are
+    accumulated in fp32 (`models.head`).
     `token_ids` are the T >= 1 sampled tokens. `temperature` divides the logits of the target and not those of the base.
     The support comes from the steered distribution: top-K lists of different contexts have different supports, so
     their average is not a distribution. With `classes`, the target is projected (`project_substance`). Logits [*, V] of
@@ -75,16 +77,15 @@ def steer_tokens(
 
     Raises KeyError with the name of the pool if `states` lacks a pool.
     """
-    head = head.float()
     parts = []
     for start in range(0, len(token_ids), batch_tokens):
         part = slice(start, start + batch_tokens)
         part_states = {pool: pool_states[part] for pool, pool_states in states.items()}
-        base = (part_states["base"].float() @ head.T).log_softmax(-1)
-        target = (combine_states(part_states, recipe, temperature) @ head.T).log_softmax(-1)
+        base = head_logits(part_states["base"], head).log_softmax(-1)
+        target = head_logits(combine_states(part_states, recipe, temperature), head).log_softmax(-1)
         if classes is not None:
             target = project_substance(target, base, classes)
-        norm = centred_norm(direction(part_states, recipe) @ head.T)
+        norm = centred_norm(head_logits(direction(part_states, recipe), head))
         parts.append(_summarize(base, target, norm, token_ids[part], support))
     return concatenate(parts)
 

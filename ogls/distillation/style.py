@@ -22,6 +22,7 @@ import numpy as np
 from ogls.config import POOLS, Pool, Recipe, TokenClass
 from ogls.distillation.concatenate import concatenate
 from ogls.distillation.steering import centred_norm, combine_states
+from ogls.models.head import head_logits
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -108,16 +109,17 @@ def measure_shifts(
 ) -> dict[str, Shift]:
     """Return the shift of every signal from the base pool, by the name of the signal.
 
-    `states` may have any floating-point dtype; `head` must be fp32. `temperature` applies to the signal `target`; all
+    `states` and `head` may have any floating-point dtype. `temperature` applies to the signal `target`; all
     other signals use temperature 1. Logits [batch_tokens, V] of the base pool and of one signal are in memory at once.
     Raises KeyError with the name of the pool if `states` lacks a pool.
     """
     parts: dict[str, list[Shift]] = {name: [] for name in recipes}
     for start in range(0, len(states["base"]), batch_tokens):
         part_states = {pool: pool_states[start : start + batch_tokens] for pool, pool_states in states.items()}
-        base = part_states["base"].float() @ head.T
+        base = head_logits(part_states["base"], head)
         for name, recipe in recipes.items():
-            logits = combine_states(part_states, recipe, temperature if name == "target" else 1.0) @ head.T
+            combined = combine_states(part_states, recipe, temperature if name == "target" else 1.0)
+            logits = head_logits(combined, head)
             kl, style = split_kl(logits.log_softmax(-1), base.log_softmax(-1), classes)
             norm = centred_norm(logits - base)
             parts[name].append(Shift(*(v.cpu().numpy() for v in (kl, style, norm))))

@@ -21,6 +21,7 @@ from ogls.distillation.auc import auc, group_auc
 from ogls.distillation.concatenate import concatenate
 from ogls.distillation.steering import combine_states, entropy, project_substance
 from ogls.distillation.style import REST
+from ogls.models.head import head_logits
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -88,7 +89,7 @@ def measure_points(
 ) -> list[Measures]:
     """Return the measures of every point on the same T tokens, in the order of `points`.
 
-    `states` has the pool base and the pools of all points, in any floating-point dtype; `head` must be fp32.
+    `states` has the pool base and the pools of all points. They and the head have any floating-point dtype.
     `temperature` divides the logits of the targets and not those of the base, as in `steer_tokens`. `classes` are those
     of the projection; without them the projected target is the base. Logits
     [batch_tokens, V] of the base pool and of one point are in memory at once.
@@ -96,10 +97,10 @@ def measure_points(
     parts: list[list[Measures]] = [[] for _ in points]
     for start in range(0, len(token_ids), batch_tokens):
         part = slice(start, start + batch_tokens)
-        base = (states["base"][part].float() @ head.T).log_softmax(-1)
+        base = head_logits(states["base"][part], head).log_softmax(-1)
         for index, point in enumerate(points):
             combined = combine_states({p: s[part] for p, s in states.items()}, point.weights, temperature)
-            target = (combined @ head.T).log_softmax(-1)
+            target = head_logits(combined, head).log_softmax(-1)
             projected = base if classes is None else project_substance(target, base, classes)
             parts[index].append(_measure(base, target, projected, token_ids[part]))
     return [concatenate(p) for p in parts]

@@ -1,7 +1,8 @@
 """Logits of the head, and log-probs on a support without keeping all logits for the backward pass.
 
 Logits are accumulated in fp32 from the operands as they are stored, whatever the type of the model: in bfloat16 a logit
-of 20 would be rounded to a multiple of 0.125, which is more than the signals that are distilled.
+of 20 would be rounded to a multiple of 0.125, which is more than the signals that are distilled. On CUDA, fp32 states
+and a bfloat16 head are multiplied on the tensor cores without rounding either: the states are a sum of bfloat16 terms.
 
 A divergence on a support of K tokens plus one bin for the rest needs K logits a token and the log-sum-exp of all other
 logits. Both are computed from one buffer [N, V], which the backward pass overwrites with the gradient of the logits.
@@ -54,10 +55,24 @@ def _logits(states: Float[Tensor, "N D"], head: Float[Tensor, "V D"]) -> Float[T
         return states.float() @ head.T
     if head.is_cuda and states.dtype == head.dtype:
         return torch.mm(states, head.T, out_dtype=torch.float32)
-    logits = torch.empty(len(states), len(head), device=head.device)
+    on_tensor_cores = head.is_cuda and head.dtype == torch.bfloat16
+    terms = bfloat16_terms(states) if on_tensor_cores else [states.float()]
+    logits = torch.zeros(len(states), len(head), device=head.device)
     for part, block in zip(logits.split(HEAD_BLOCK, -1), head.split(HEAD_BLOCK), strict=True):
-        part.copy_(states.float() @ block.float().T)
+        for term in terms:
+            part += torch.mm(term, block.T, out_dtype=torch.float32) if on_tensor_cores else term @ block.float().T
     return logits
+
+
+def bfloat16_terms(states: Float[Tensor, "N D"]) -> list[Float[Tensor, "N D"]]:
+    """States as a sum of bfloat16 tensors: exact for fp16 (two terms); to 2^-24 of each number for fp32 (three)."""
+    import torch
+
+    rest, terms = states.float(), []
+    for _ in range(2 if states.dtype == torch.float16 else 3):
+        terms.append(rest.to(torch.bfloat16))
+        rest = rest - terms[-1].float()
+    return terms
 
 
 def _states_gradient(grad: Float[Tensor, "N V"], head: Float[Tensor, "V D"]) -> Float[Tensor, "N D"]:

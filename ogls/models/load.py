@@ -50,7 +50,7 @@ def load_causal(model: ModelConfig) -> Any:
 
 
 def load_head(model: ModelConfig) -> Tensor:
-    """The LM head alone [V, D] in fp32 on the model's device, for steering from cached states.
+    """The LM head alone [V, D] in the model's type on its device, for steering from cached states.
 
     Only its tensor is read from the safetensors files, if they have it under the name that the model gives it; else the
     whole model is loaded. `prepare` has checked that the head is a plain matrix. Raises ModelError if the model cannot
@@ -61,7 +61,7 @@ def load_head(model: ModelConfig) -> Tensor:
     weight = _read_head(model)
     if weight is None:
         weight = load_causal(model).get_output_embeddings().weight.detach()
-    return weight.to(getattr(torch, model.dtype)).float().to(resolve_device(model))
+    return weight.to(getattr(torch, model.dtype)).to(resolve_device(model))
 
 
 def _read_head(model: ModelConfig) -> Tensor | None:

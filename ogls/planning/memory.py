@@ -40,14 +40,21 @@ def logit_bytes(config: RunConfig, sampling: SamplingConfig, shape: Shape, gpu: 
 
 
 def steering_bytes(config: RunConfig, shape: Shape, width: int) -> float:
-    """Return the peak memory of steering in bytes: the heads [V, width] side by side, and logits, in fp32."""
-    return shape.vocabulary * width * 4 + config.steer.batch_tokens * shape.vocabulary * 4 * LOGIT_COPIES
+    """Return the peak memory of steering in bytes: the heads [V, width] side by side, and fp32 logits."""
+    logits = config.steer.batch_tokens * shape.vocabulary * 4 * LOGIT_COPIES
+    return _heads_bytes(config, shape, width) + logits
 
 
 def style_bytes(config: RunConfig, shape: Shape, width: int, tokens: float) -> float:
     """Return the peak memory of the style stage in bytes: as in steering, for one rollout of `tokens` at a time."""
     at_once = min(config.steer.batch_tokens, tokens)
-    return shape.vocabulary * width * 4 + at_once * shape.vocabulary * 4 * _STYLE_COPIES
+    return _heads_bytes(config, shape, width) + at_once * shape.vocabulary * 4 * _STYLE_COPIES
+
+
+def _heads_bytes(config: RunConfig, shape: Shape, width: int) -> float:
+    """The heads in the model's type, and of a 16-bit type the rows that are multiplied at once, in fp32."""
+    size = BYTES[config.model.dtype]
+    return shape.vocabulary * width * size + (min(shape.vocabulary, HEAD_BLOCK) * width * 4 if size < 4 else 0)
 
 
 def teaching_bytes(config: RunConfig, shape: Shape) -> float:

@@ -2,7 +2,8 @@
 
 With P parameters, a forward pass costs 2 P FLOP per token. A backward pass costs the same if the weights are frozen
 (LoRA), and twice as much if they are trained. Attention over the mean context is added. One decoding step reads all
-weights once for the whole batch. Steering and style multiply by the head in fp32, and pass over its logits many times.
+weights once for the whole batch. Steering and style multiply fp32 states by the head without rounding (`models.head`),
+and pass over its logits many times.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ogls.planning.memory import (
     teaching_bytes,
 )
 
+_BFLOAT16_TERMS = 3  # of an fp32 state on a GPU
 # fp32 tensors [tokens, V] that are read or written, beside the matrix products: counted in the code.
 _DRAW_PASSES = 9  # samplers.draw and the log-prob of the token, per sampled token
 _STEER_PASSES = 36  # distillation.steering, per steered token
@@ -82,9 +84,11 @@ class Round:
         return flop / self.gpu.rate(dtype or self.config.model.dtype)
 
     def logit_seconds(self, tokens: float, products: float, passes: float) -> float:
-        """Return the time of fp32 products of `tokens` states with the heads, and of passes over their logits."""
+        """Return the time of products of `tokens` fp32 states with the heads, and of passes over their logits."""
         flop = 2 * self.shape.vocabulary * self.head_width * tokens * products
-        return self.seconds(flop, "float32") + passes * tokens * self.shape.vocabulary * 4 / self.gpu.bandwidth
+        in_terms = self.config.model.dtype == "bfloat16" and self.gpu.name != "cpu"
+        time = self.seconds(_BFLOAT16_TERMS * flop) if in_terms else self.seconds(flop, "float32")
+        return time + passes * tokens * self.shape.vocabulary * 4 / self.gpu.bandwidth
 
 
 def list_work(round_: Round, engine: str, parallel: int, ranks: int) -> Iterator[Work]:

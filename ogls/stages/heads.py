@@ -43,9 +43,9 @@ class Heads:
 
 
 def load_heads(config: RunConfig, own: Tensor | None = None) -> Heads:
-    """The heads of the run's model and of all other models, fp32. `own` is that of the run's model, if it is loaded.
+    """The heads of the run's model and of all other models. `own` is that of the run's model, if it is loaded.
 
-    Heads that differ in padding are cut to the ids that all of them have.
+    Heads that differ in padding are cut to the ids that all of them have; of several types, all are in the widest.
     """
     import torch
 

@@ -117,7 +117,7 @@ def compute(policy: Any, rollouts: Rollouts) -> Computed:
     from ogls.records import Request
     from ogls.samplers.transformers import TransformersSampler
 
-    states, head = teacher_states(policy, rollouts), policy.head.float()
+    states, head = teacher_states(policy, rollouts), policy.head
     ids = torch.tensor([i for _, tokens in rollouts for i in tokens], device=head.device)
     recipe = Recipe(base=1.0, correct=0.5, incorrect=-0.5)
     target = steer_tokens({p: s.to(head.device) for p, s in states.items()}, ids, recipe, head, len(head), 32)

@@ -36,7 +36,7 @@ def measure_training(bench: Bench, results: Results) -> None:
 
 
 def measure_steering(bench: Bench, results: Results) -> None:
-    """Steering in fp32 as it is, and with TF32 and bfloat16 products: seconds, and the error of the targets.
+    """Steering as it is (fp32 states in bfloat16 terms), in fp32, and with TF32: seconds, and the error of the targets.
 
     The states are random: three pools that differ by a third of their norm, scaled so that the logits have the standard
     deviation `PEAKED`. With bfloat16 the states are rounded, and the head is stored so already.
@@ -49,18 +49,20 @@ def measure_steering(bench: Bench, results: Results) -> None:
     states = _random_states(head, count)
     ids = torch.randint(shape.vocabulary, (count,), device=head.device)
     limits = config.steer.support, config.steer.batch_tokens
-    known = {"tokens": count, "planned_gib": _planned(bench, config, "steer") - head.numel() * 4 / GIB}
+    known = {"tokens": count, "planned_gib": _planned(bench, config, "steer") - head16.nbytes / GIB}
     combined = combine_states(states, recipe)[: config.steer.batch_tokens]
     exact = _with_tf32(False, lambda: (combined @ head.T).log_softmax(-1))
 
-    def steer() -> Any:
-        return steer_tokens(states, ids, recipe, head, *limits)
+    def steer(matrix: Any = head) -> Any:
+        return steer_tokens(states, ids, recipe, matrix, *limits)
 
+    results.time("steering", "bfloat16 terms", lambda: steer(head16), bench.sizes.repeats, **known)
     results.time("steering", "fp32", lambda: _with_tf32(False, steer), bench.sizes.repeats, **known)
     results.time("steering", "TF32 products", lambda: _with_tf32(True, steer), bench.sizes.repeats, **known)
     products: dict[str, Callable[[], Any]] = {
         "fp32": lambda: _with_tf32(False, lambda: combined @ head.T),
         "TF32": lambda: _with_tf32(True, lambda: combined @ head.T),
+        "bfloat16 terms": lambda: head_logits(combined, head16),
         "bfloat16": lambda: head_logits(combined.to(torch.bfloat16), head16),
     }
     for name, product in products.items():
@@ -68,7 +70,7 @@ def measure_steering(bench: Bench, results: Results) -> None:
         kl = (exact.exp() * (exact - actual)).sum(-1).clamp(min=0)
         errors = {"kl_mean": kl.mean().item(), "kl_max": kl.max().item(), "tokens": len(combined)}
         del actual, kl
-        flop, is_16_bit = 2.0 * head.numel() * len(combined), name == "bfloat16"
+        flop, is_16_bit = 2.0 * head.numel() * len(combined), name != "fp32" and name != "TF32"
         case = f"one of three products, {name}"
         results.time("steering", case, product, bench.sizes.repeats, flop, is_16_bit, **errors)
 

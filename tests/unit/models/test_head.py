@@ -6,7 +6,7 @@ import pytest
 import torch
 from measured import peak_bytes
 
-from ogls.models.head import binned_logprobs, head_logits, nll
+from ogls.models.head import bfloat16_terms, binned_logprobs, head_logits, nll
 from ogls.training.losses import divergence, target_bins
 
 
@@ -46,6 +46,26 @@ def test_values_and_gradients_equal_autograd(dtype: torch.dtype, kind: str) -> N
     torch.testing.assert_close(*(loss for loss, _ in results))
     tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
     torch.testing.assert_close(*(gradient for _, gradient in results), **tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "count"), [(torch.float16, 2), (torch.float32, 3)])
+def test_states_are_a_sum_of_bfloat16_terms(dtype: torch.dtype, count: int) -> None:
+    """What lets the tensor cores of a GPU multiply fp32 states: every number of fp16 exactly, of fp32 to 2^-24."""
+    if dtype == torch.float16:
+        states = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+        states = states[states.isfinite()][None]
+    else:
+        states = torch.randn(64, 500, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 6, 500)
+    terms = bfloat16_terms(states)
+    assert len(terms) == count
+    assert {t.dtype for t in terms} == {torch.bfloat16}
+    error = (sum(t.double() for t in terms) - states.double()).abs()
+    assert (error <= states.double().abs() * (0 if dtype == torch.float16 else 2.0**-24)).all()
+    head = torch.randn(100, states.shape[1], generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    if dtype == torch.float32:
+        exact, product = states.double() @ head.T.double(), sum(t.float() @ head.T.float() for t in terms)
+        scale = states.double().abs() @ head.T.double().abs()
+        assert ((product - exact).abs() / scale).max() < 2 * ((states @ head.T.float() - exact).abs() / scale).max()
 
 
 @pytest.mark.parametrize("blocks", [8192, 300])

@@ -15,7 +15,7 @@ from ogls.models import load
 
 
 def whole_head(model: ModelConfig) -> torch.Tensor:
-    return load.load_causal(model).get_output_embeddings().weight.detach().float()
+    return load.load_causal(model).get_output_embeddings().weight.detach()
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -90,13 +90,16 @@ def connect(address: str, start: bool = True) -> str:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not running:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    if running:
+        _use_token()
     with _own_signals():
         try:
             ray.init(address=running or "local", **options)
         except ConnectionError as error:
             raise ClusterUnavailable(
                 f"no Ray cluster answers at {running} ({_first_line(error)}): start it (`ogls up --ray`, or `ray start "
-                "--head`), or set execution.address = local, which starts one for the run"
+                "--head`); if it runs and has a token, give this machine the same one (~/.ray/auth_token or "
+                "RAY_AUTH_TOKEN); or set execution.address = local, which starts one for the run"
             ) from error
         except RuntimeError as error:  # Ray's own words name both versions
             raise ConfigError(f"execution.address {address}: {_first_line(error)}") from error
@@ -104,6 +107,18 @@ def connect(address: str, start: bool = True) -> str:
         atexit.register(disconnect)
     _connected = address
     return str(ray.get_runtime_context().gcs_address)
+
+
+def _use_token() -> None:
+    """Send the token of this machine, if it has one. A cluster without tokens ignores it.
+
+    `ray start` and `ray.init` without an address use a token that exists; `ray.init` with an address does not.
+    """
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # a compiled module
+
+    if "RAY_AUTH_MODE" not in os.environ and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        os.environ["RAY_AUTH_MODE"] = "token"
+        Config.initialize("")  # reads the variable again
 
 
 def disconnect() -> None:

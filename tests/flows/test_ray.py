@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -36,10 +37,24 @@ def test_up_starts_a_cluster_on_loopback_and_down_stops_exactly_it(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     services, other = Services(tmp_path), subprocess.Popen(["sleep", "600"])
+    # `ray start` asks for the token of the machine, if it has one; every run with a cluster of its own makes one.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text(secrets.token_hex(32))
+
+    def connect(**environment: str) -> str:
+        program = f"from ogls.execution.ray_cluster import connect; print('connected to', connect('{address}'))"
+        command, env = [sys.executable, "-c", program], {**os.environ, **environment}
+        result = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, check=False)
+        return result.stdout + result.stderr
+
     try:
         with services.lock():
             address = start_ray(services, port)
             assert start_ray(services, port) == address == f"127.0.0.1:{port}"  # it is running already
+        assert f"connected to {address}" in connect()
+        assert "if it runs and has a token, give this machine the same one" in connect(RAY_AUTH_TOKEN="0" * 32)
         (service,) = services.running().values()
         family = [psutil.Process(service.pid), *psutil.Process(service.pid).children(recursive=True)]
         assert {"gcs_server", "raylet"} <= {p.name() for p in family}

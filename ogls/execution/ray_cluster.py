@@ -91,7 +91,7 @@ def connect(address: str, start: bool = True) -> str:
     if not running:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     if running:
-        _use_token()
+        use_token()
     with _own_signals():
         try:
             ray.init(address=running or "local", **options)
@@ -109,7 +109,7 @@ def connect(address: str, start: bool = True) -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-def _use_token() -> None:
+def use_token() -> None:
     """Send the token of this machine, if it has one. A cluster without tokens ignores it.
 
     `ray start` and `ray.init` without an address use a token that exists; `ray.init` with an address does not.

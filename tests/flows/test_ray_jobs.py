@@ -106,7 +106,9 @@ def test_the_work_pool_is_one_of_prefect() -> None:
     from prefect.workers.process import ProcessJobConfiguration
 
     async def configuration(values: dict[str, Any]) -> ProcessJobConfiguration:
-        return await ProcessJobConfiguration.from_template_and_values(json.loads(TEMPLATE.read_text()), values)
+        client: Any = object()  # there are no blocks to ask a server for
+        template = json.loads(TEMPLATE.read_text())
+        return await ProcessJobConfiguration.from_template_and_values(template, values, client=client)
 
     assert asyncio.run(configuration({})).command == "python -m ogls.execution.ray_job ."
     assert asyncio.run(configuration({"folder": "/srv/x"})).command == "python -m ogls.execution.ray_job /srv/x"

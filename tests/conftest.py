@@ -53,7 +53,7 @@ UNGRADED: dict[str, Any] = {"reward": None, "feedback": None}  # columns of verd
 
 # Test files that share the services of a session fixture, by the name of the fixture.
 _SHARED = {
-    "services": ("test_deployments", "test_faults", "test_ui"),
+    "services": ("test_deployments", "test_faults", "test_ui", "test_ray_jobs"),
     "trained": ("test_flow_runs", "test_tracking", "test_errors"),
 }
 

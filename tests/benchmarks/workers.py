@@ -1,4 +1,4 @@
-"""The time of `sample` and `teach` with one and with two workers of one CPU core each.
+"""The time of `sample`, `teach` and `evaluate` with one and with two workers of one CPU core each.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/workers.py OUT
 
@@ -19,8 +19,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ogls.config import RunConfig
 from ogls.execution.work import Job, OneByOne, Shard, ShardOutput
 from ogls.records import VERDICTS
+from ogls.stages.kept_models import KeptModels
 from ogls.stages.registry import STAGES
 from ogls.stages.run import Run
 from ogls.stages.workers import end_workers, shared_pool
@@ -32,13 +34,13 @@ from measured import write_results
 
 SIZE = (
     "rounds=1",
-    "problems.per_round=768",
+    "problems.per_round=1440",
     "rollout.samples=8",
     "rollout.batch_size=64",
     "verify.shard_rollouts=512",
     "teacher.shard_groups=16",
-    "evaluate.samples=1",
-    "evaluate.batch_size=4",
+    "evaluate.samples=1500",  # of 8 problems
+    "evaluate.batch_size=64",
     "execution.workers=ray",
 )
 
@@ -86,11 +88,10 @@ def measure(count: int) -> Iterator[dict[str, Any]]:
         shared_pool(run).await_workers(count)
         run.open()
         STAGES["prepare"](run, 0)
-        STAGES["evaluate"](run, 0)  # the workers load the model
         yield waiting(run, count)
-        for stage in ("sample", "verify", "teach"):
+        for stage, round_ in (("evaluate", 0), ("sample", 1), ("verify", 1), ("teach", 1)):
             load, started = os.getloadavg()[0], time.perf_counter()
-            workers = STAGES[stage](run, 1).metrics["workers"]
+            workers = STAGES[stage](run, round_).metrics["workers"]
             seconds = time.perf_counter() - started
             assert len(workers) == count
             yield {
@@ -103,10 +104,12 @@ def measure(count: int) -> Iterator[dict[str, Any]]:
 
 
 def waiting(run: Run, count: int) -> dict[str, Any]:
-    """The row of shards that compute nothing."""
+    """The row of shards that compute nothing. Their workers have loaded the model then."""
     pool, load, shards = shared_pool(run), os.getloadavg()[0], [Shard(i, [0.5]) for i in range(40)]
 
-    def open_work(*_: Any) -> Any:
+    def open_work(config: RunConfig, round_: int, kept: dict[str, Any]) -> Any:
+        Run(config, kept.setdefault("models", KeptModels())).load_policy()
+
         class Waiting(OneByOne):
             def compute(self, items: Sequence[float], progress: Any) -> ShardOutput:
                 time.sleep(items[0])
@@ -117,7 +120,7 @@ def waiting(run: Run, count: int) -> dict[str, Any]:
 
         return Waiting()
 
-    for part in (shards[:count], shards):  # the first loads the code
+    for part in (shards[:count], shards):  # the first loads the code and the model
         started = time.perf_counter()
         list(pool.carry_out(Job(pool.expected.config, 1, "verdicts", 0, open_work), part, print))
     return {"stage": "waiting", "seconds": time.perf_counter() - started, "shards": len(shards), "load": load}

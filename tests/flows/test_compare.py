@@ -23,11 +23,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 OGLS = [sys.executable, "-m", "flows.cli"]
 
 
-def write_study(tmp_path: Path, head: str, methods: dict[str, str], *overrides: str) -> Path:
-    """Write the TOML file of a study with two seeds, two runs in parallel and separate folders. Returns its path."""
+def write_study(tmp_path: Path, head: str, methods: dict[str, str], *overrides: str, seeds: int = 2) -> Path:
+    """Write the TOML file of a study with two runs in parallel and separate folders. Returns its path."""
     study = tmp_path / "study.toml"
     settings = json.dumps([*SMALL, "rounds=1", *overrides, "evaluate.benchmarks=[{limit=8}]"])
-    folders = f'root = "{tmp_path}/runs"\nout = "{tmp_path}/out"\nseeds = [0, 1]\nat_once = 2\nset = {settings}\n'
+    folders = (
+        f'root = "{tmp_path}/runs"\nout = "{tmp_path}/out"\nseeds = {[*range(seeds)]}\nat_once = 2\nset = {settings}\n'
+    )
     method_tables = "".join(
         f'[[methods]]\nname = "{name}"\nconfig = "{REPO}/deployments/runs/{file}"\n' for name, file in methods.items()
     )
@@ -43,10 +45,14 @@ def own_prefect(tmp_path: Path) -> dict[str, str]:
     return environment
 
 
-@pytest.mark.parametrize("tuned", [False, pytest.param(True, marks=pytest.mark.nightly)])
-def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path, tuned: bool) -> None:
+@pytest.mark.parametrize(
+    ("tuned", "seeds"), [(False, 1), *(pytest.param(t, 2, marks=pytest.mark.nightly) for t in (False, True))]
+)
+def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path, tuned: bool, seeds: int) -> None:
     tune = "[tune]\nvalues = [1e-5, 5e-4]\nrounds = 1" if tuned else ""
-    study = write_study(tmp_path, f'name = "s"\n\n{tune}', {"ogls-sd": "tiny.toml", "grpo": "tiny-grpo.toml"})
+    study = write_study(
+        tmp_path, f'name = "s"\n\n{tune}', {"ogls-sd": "tiny.toml", "grpo": "tiny-grpo.toml"}, seeds=seeds
+    )
     environment = own_prefect(tmp_path)
 
     def compare() -> str:
@@ -71,13 +77,14 @@ def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path, tu
     before = written()
     runs = sorted(p.name for p in (tmp_path / "runs").iterdir())
     tuning = [f"s-tune{n}-{m}-s100" for n in (0, 1) for m in ("grpo", "ogls-sd")] if tuned else []
-    assert runs == ["s-grpo-s0", "s-grpo-s1", "s-ogls-sd-s0", "s-ogls-sd-s1", *tuning]
+    assert runs == [*(f"s-{m}-s{s}" for m in ("grpo", "ogls-sd") for s in range(seeds)), *tuning]
 
-    shutil.rmtree(tmp_path / "runs" / "s-grpo-s1")  # as if the study had been interrupted before this run
+    last = f"s-grpo-s{seeds - 1}"
+    shutil.rmtree(tmp_path / "runs" / last)  # as if the study had been interrupted before this run
     second = compare()
     after = written()
     rewritten = {name for name in after if after[name] != before[name]}
-    assert rewritten == {name for name in before if name.startswith("runs/s-grpo-s1/")}
+    assert rewritten == {name for name in before if name.startswith(f"runs/{last}/")}
 
     def table(page: str) -> list[str]:
         """The first row of results of each method on the page, without the last column (seconds)."""
@@ -93,7 +100,7 @@ def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path, tu
     for method, value in ((r["method"], r["value"]) for r in tuning_rows if r["chosen"]):
         config = json.loads((tmp_path / f"runs/s-{method}-s0/run.json").read_text())["config"]
         assert config["train"]["learning_rate"] == value
-    assert [(r["method"], r["seeds"]) for r in results] == [("ogls-sd", 2), ("grpo", 2)]
+    assert [(r["method"], r["seeds"]) for r in results] == [("ogls-sd", seeds), ("grpo", seeds)]
     assert (tmp_path / "out/s/curves.png").stat().st_size > 10_000
 
 

@@ -134,10 +134,10 @@ def test_a_scheduled_flow_runs_and_a_second_one_finds_nothing_new(services: Serv
     (nightly,) = [d for d in services.request("POST", "/deployments/filter", {}) if d["name"] == "nightly"]
     parameters = {"parameters": {"config": config.model_dump(mode="json")}}
     services.request("PATCH", f"/deployments/{nightly['id']}", parameters)
-    soon = datetime.now(UTC) + timedelta(seconds=75)  # the next full minute is 15 s away or more
-    cron = {"cron": f"{soon.minute} {soon.hour} {soon.day} {soon.month} *", "timezone": "UTC"}
-    services.request("POST", f"/deployments/{nightly['id']}/schedules", [{"active": True, "schedule": cron}])
-    scheduled = wait_for_scheduled_run(services, nightly["id"], soon.replace(second=0, microsecond=0))
+    soon = (datetime.now(UTC) + timedelta(seconds=15)).replace(microsecond=0)
+    daily = {"interval": 86400, "anchor_date": soon.isoformat(), "timezone": "UTC"}
+    services.request("POST", f"/deployments/{nightly['id']}/schedules", [{"active": True, "schedule": daily}])
+    scheduled = wait_for_scheduled_run(services, nightly["id"], soon)
     assert scheduled["state_name"] == "Completed", scheduled["state"]
     second = services.wait_for_end(services.start_deployment(config, "nightly"))
     assert second["state_name"] == "Nothing new", second["state"]

@@ -236,7 +236,7 @@ def test_two_rounds_end_to_end(config: RunConfig, sampler) -> None:
         check_probe(run, fresh, prompter, 2)
 
 
-@pytest.mark.parametrize("one_queue", [True, False])
+@pytest.mark.parametrize("one_queue", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_an_engine_killed_in_a_stage_loses_only_what_it_had_not_finished(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_queue: bool
 ) -> None:

@@ -1,12 +1,14 @@
 """Time and memory of a self-distillation step: OGLS-SD compared with the SDPO trainer of TRL, on the same rollouts.
 
-    python tests/benchmarks/against_trl.py OUT [real]     # needs TRL 1.16
+    python tests/benchmarks/against_trl.py OUT [real | loop]     # needs TRL 1.16
 
 One optimizer step on 256 rollouts (32 problems x 8) of the tiny world's seed model, with a LoRA adapter of rank 32;
 with `real`, on 32 rollouts (4 problems x 8) of SmolLM2-135M after its warm-up (V = 49,152; data/models/smollm2-words,
 see deployments/runs/smollm2-words.toml). The teacher (the base model) reads a correct rollout of the same group;
 reverse KL on its top 64 tokens and a tail bucket. TRL's sampling is replaced by the same rollouts, so that neither time
-includes sampling. Memory is the peak size of the process beyond its size before the first step.
+includes sampling. TRL has all rollouts in one batch, or accumulates the gradients of four. With `loop`, whole rounds of
+SmolLM2-135M: both sample their own rollouts of the same problems, verify them with math-verify, and train on them.
+Memory is the peak size of the process beyond its size before the first step.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,17 @@ sys.path[:0] = ["tests"]
 from measured import write_results
 
 SUPPORT, RATE = 64, 5e-4
-STEPS = {"tiny": 6, "real": 3}  # the first one of each process is not counted
-PROBLEMS = {"tiny": 32, "real": 4}
+STEPS = {"tiny": 6, "real": 3, "loop": 4}  # the first one of each process is not counted
+PROBLEMS = {"tiny": 32, "real": 4, "loop": 4}
+PARTS = 4  # batches whose gradients TRL accumulates
+NAMES = {
+    "theirs": "TRL's SDPO trainer, one batch",
+    "parts": f"TRL's SDPO trainer, {PARTS} batches",
+    "ours": "teacher pass, steering and training step",
+    "loop": "TRL's SDPO trainer with its own sampling",
+    "round": "a round: sample, verify, teach, steer, train",
+}
+WAYS = {"tiny": ("theirs", "ours"), "real": ("theirs", "parts", "ours"), "loop": ("loop", "round")}
 
 
 def size_mib() -> float:
@@ -75,7 +87,7 @@ def time_ogls(root: str, count: int) -> tuple[list[float], float]:
         policy.use_adapter(student)
         rollouts = {r.key: r for group in groups.values() for r in group}
         tables = []
-        head = policy.head.float()
+        head = policy.head
         keys = list(states)
         tokens = [torch.tensor(rollouts[k].token_ids) for k in keys]
         pools = {p: torch.cat([states[k][p] for k in keys]) for p in states[keys[0]]}
@@ -88,8 +100,33 @@ def time_ogls(root: str, count: int) -> tuple[list[float], float]:
     return seconds, before
 
 
-def time_trl(root: str, count: int) -> tuple[list[float], float]:
-    """Seconds of each of `count` training steps of TRL, and the size of the process before them in MiB."""
+def time_round(root: str, count: int) -> tuple[list[float], float]:
+    """Seconds of each of `count` rounds of OGLS-SD in one process, and the size of the process before them in MiB."""
+    from ogls.stages.kept_models import KeptModels
+    from ogls.stages.registry import STAGES
+    from ogls.stages.run import open_run
+
+    given = open_run(root, "drawn").config
+    config = given.model_copy(update={"rounds": count, "name": f"rounds-{time.time_ns()}"})
+    models = KeptModels()
+    run = Run(config, models)
+    run.open()
+    STAGES["prepare"](run, 0)
+    run.load_policy(0)
+    seconds, before = [], size_mib()
+    for round_ in range(1, count + 1):
+        start = time.perf_counter()
+        for stage in ("sample", "verify", "teach", "steer", "train"):
+            STAGES[stage](Run(config, models), round_)
+        seconds.append(time.perf_counter() - start)
+    return seconds, before
+
+
+def time_trl(root: str, count: int, parts: int = 1, sampling: bool = False) -> tuple[list[float], float]:
+    """Seconds of each of `count` training steps of TRL, and the size of the process before them in MiB.
+
+    A step has `parts` batches. With `sampling`, TRL samples and verifies its rollouts.
+    """
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
@@ -97,18 +134,24 @@ def time_trl(root: str, count: int) -> tuple[list[float], float]:
 
     from ogls.stages import columns
     from ogls.stages.run import open_run
+    from ogls.verifiers.pool import Case, shared_verifier
 
     run = open_run(root, "drawn")
     config = run.config
     groups = columns.to_rollouts(run.records.read("trajectories", 1), run.records.read("verdicts", 1))
     problems_by_id = {p.problem_id: p for p in run.problems("train")}
+    expected = {p.problem: p.answer for p in problems_by_id.values()}
     completions_by_prompt = {group[0].prompt_ids: [list(r.token_ids) for r in group] for group in groups.values()}
     correct = {tuple(r.token_ids) for group in groups.values() for r in group if r.outcome == "correct"}
     system = [{"role": "system", "content": config.prompts.system}] if config.prompts.system else []
     rows = [{"prompt": [*system, {"role": "user", "content": problems_by_id[name].problem}]} for name in groups]
 
     def reward(prompts: Any, completions: Any, completion_ids: Any = None, **_: Any) -> list[float]:
-        return [float(tuple(ids) in correct) for ids in completion_ids]
+        if not sampling:
+            return [float(tuple(ids) in correct) for ids in completion_ids]
+        pairs = zip(prompts, completions, strict=True)
+        cases = [Case(c[0]["content"], "stop", expected[p[-1]["content"]]) for p, c in pairs]
+        return [float(j.verdict == "correct") for j in shared_verifier(config.verify).judge(cases)]
 
     with tempfile.TemporaryDirectory() as folder:
         settings = SDPOConfig(
@@ -116,8 +159,8 @@ def time_trl(root: str, count: int) -> tuple[list[float], float]:
             use_cpu=True,
             bf16=False,
             report_to=[],
-            per_device_train_batch_size=len(rows) * 8,
-            gradient_accumulation_steps=1,
+            per_device_train_batch_size=len(rows) * 8 // parts,
+            gradient_accumulation_steps=parts,
             num_generations=8,
             max_completion_length=config.rollout.max_tokens,
             max_steps=count,
@@ -155,7 +198,8 @@ def time_trl(root: str, count: int) -> tuple[list[float], float]:
                 chosen.append(completions_by_prompt[tuple(ids)][index % 8])
             return prompt_ids, chosen
 
-        trainer._generate_transformers = stored_rollouts
+        if not sampling:
+            trainer._generate_transformers = stored_rollouts
         seconds: list[float] = []
         original_step = trainer.training_step
 
@@ -168,7 +212,7 @@ def time_trl(root: str, count: int) -> tuple[list[float], float]:
         trainer.training_step = timed_step
         before = size_mib()
         trainer.train()
-    return seconds, before
+    return [sum(seconds[i : i + parts]) for i in range(0, len(seconds), parts)], before
 
 
 def draw(root: str, world: str) -> None:
@@ -182,7 +226,8 @@ def draw(root: str, world: str) -> None:
     sizes = (f"problems.per_round={PROBLEMS[world]}", "rollout.samples=8", "rollout.batch_size=256")
     own = ("name=drawn", "teacher.pools=[]", "teacher.max_exemplars=1", "train.batch_rollouts=256", "adapter.rank=32")
     settings = (*sdpo, *sizes, *own, "adapter.alpha=64")
-    if world == "real":
+    if world != "tiny":
+        settings += ("train.micro_batch_tokens=1024",)
         settings += ("teacher.reference_exemplar=false", "evaluate.samples=1", "steer.temperature=1.0", f"root={root}")
         config = load_config("deployments/runs/smollm2-words.toml", settings)
         carry = Run(config)
@@ -200,22 +245,22 @@ def main(out: Path, world: str = "tiny") -> None:
         draw(root, world)
         seconds: dict[str, list[float]] = {}
         peaks: dict[str, list[float]] = {}
-        for way in ("theirs", "ours", "theirs", "ours"):  # alternating, because other processes share the machine
+        for way in WAYS[world] * 2:  # alternating, because other processes share the machine
             command = [sys.executable, __file__, "--measure", root, way, str(STEPS[world])]
             result = subprocess.run(command, check=True, capture_output=True, text=True)
             (_, *steps), before, peak = json.loads(result.stdout.splitlines()[-1])
             seconds.setdefault(way, []).extend(steps)
             peaks.setdefault(way, []).append(peak - before)
             print(way, seconds[way], peaks[way], flush=True)
-    names = {"theirs": "TRL's SDPO trainer", "ours": "teacher pass, steering and training step"}
+    names, first = {way: NAMES[way] for way in WAYS[world]}, WAYS[world][0]
     time_, peak_ = ({way: statistics.median(values[way]) for way in names} for values in (seconds, peaks))
     rows = [
         {
             "way": name,
             "seconds": time_[way],
-            "share": time_[way] / time_["theirs"],
+            "share": time_[way] / time_[first],
             "peak_mib": peak_[way],
-            "peak_share": peak_[way] / peak_["theirs"],
+            "peak_share": peak_[way] / peak_[first],
         }
         for way, name in names.items()
     ]
@@ -226,13 +271,20 @@ def main(out: Path, world: str = "tiny") -> None:
         "peak_mib": ("peak MiB", ",.0f"),
         "peak_share": ("share", ".2f"),
     }
-    write_results(out, "against_trl" if world == "tiny" else "against_trl_real", rows, table_columns)
+    write_results(out, "against_trl" if world == "tiny" else f"against_trl_{world}", rows, table_columns)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--measure":
         root, way, count = sys.argv[2:]
-        seconds, before = {"ours": time_ogls, "theirs": time_trl}[way](root, int(count))
+        measure = {
+            "ours": time_ogls,
+            "theirs": time_trl,
+            "parts": partial(time_trl, parts=PARTS),
+            "loop": partial(time_trl, sampling=True),
+            "round": time_round,
+        }
+        seconds, before = measure[way](root, int(count))
         print(json.dumps([seconds, before, peak_mib()]))
     else:
         main(Path(sys.argv[1]), *sys.argv[2:])

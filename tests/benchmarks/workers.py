@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/workers.py OUT
 
-A Ray cluster of two nodes with one CPU each runs on this machine. The work of a stage takes a worker about a minute.
+A Ray cluster of two nodes with one CPU each runs on this machine. The work of a stage takes a worker 40 to 80 s.
 Workers are started and have loaded the model before the clock starts, as in every stage of a run but its first. The
 ratio is at best 0.5; other processes on the machine spoil it, so the table has the load before each measurement. The
 row `waiting` is 40 shards that only wait for half a second: what handing out shards costs, whatever the load. Writes
@@ -34,7 +34,7 @@ from measured import write_results
 
 SIZE = (
     "rounds=1",
-    "problems.per_round=1440",
+    "problems.per_round=1024",
     "rollout.samples=8",
     "rollout.batch_size=64",
     "verify.shard_rollouts=512",

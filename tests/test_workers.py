@@ -255,7 +255,7 @@ def test_shards_that_a_worker_had_together_go_to_others_when_it_dies(cluster: An
     job, _ = job_of(run, lambda *_: Together())
     pool, told, seen = workers.shared_pool(run), [], []
     for finished in pool.carry_out(replace(job, together=True), [Shard(i, [i]) for i in range(8)], told.append):
-        seen.append(finished.shard[1])
+        seen.append(finished.key[1])
         if len(seen) == 1:  # the first one to join got three quarters of its half, although it was alone then
             (busy,) = (m for m in pool._busy.values() if finished.worker == str(m))
             assert len(busy.shards) == 2

@@ -57,7 +57,7 @@ class TokenViewer:
         self.run = run
         self.policy = run.load_policy() if policy else None
         if self.policy:
-            self.heads = load_heads(run.config, self.policy.head.float())
+            self.heads = load_heads(run.config, self.policy.head)
             self.tokenizer = self.policy.tokenizer
         else:
             self.heads, self.tokenizer = load_heads(run.config), load_tokenizer(run.config.model)

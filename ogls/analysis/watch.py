@@ -9,7 +9,7 @@ from typing import Any
 
 from ogls.analysis.rounds import with_verdicts
 from ogls.config import RunConfig
-from ogls.records import TABLES
+from ogls.records import AHEAD, TABLES
 from ogls.records.stages import STAGES, STAGES_BY_NAME
 from ogls.stages.rounds import read_rounds
 from ogls.stages.run import Run
@@ -122,16 +122,21 @@ def _unfinished(records: RunStore, config: RunConfig, name: str, round_: int, be
         began = last.written
     seconds = (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds() if began else None
     rows = sum(entry.rows for entry in _stored(records, table, round_))
+    ahead = _stored(records, AHEAD.name, round_ + 1) if name == "evaluate" else []  # sampled beside it
     before = next((m for n in range(round_ - 1, -1, -1) if (m := records.manifest(table, n))), None)
     expected = config.problems.per_round * config.rollout.samples if name in ("sample", "verify") else 0
     expected = before.rows if before else expected
+    if ahead and expected:
+        rows += sum(entry.rows for entry in ahead)
+        expected += config.problems.per_round * config.rollout.samples
     took = float(before.metrics["seconds"]) if before and "seconds" in before.metrics else None
     return StageNow(name, False, seconds, rows, expected, took)
 
 
 def _stored(records: RunStore, table: str, round_: int) -> list[FileEntry]:
     """The finished shards of a stage that is not done."""
-    partial = records.read_json(f"{records.folder(TABLES[table].manifest_table, round_)}/partial.json") or {}
+    owner = TABLES[table].manifest_table if table in TABLES else table
+    partial = records.read_json(f"{records.folder(owner, round_)}/partial.json") or {}
     return [FileEntry(**entry) for _, entry in sorted(partial.get("shards", {}).items(), key=lambda e: int(e[0]))]
 
 

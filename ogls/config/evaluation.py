@@ -26,7 +26,11 @@ class VerifyConfig(Section):
         numerics=True,
     )
     timeout_seconds: float = setting(
-        5.0, "Wall-clock limit for one answer, in seconds. A worker that exceeds it is killed.", gt=0
+        5.0,
+        "Wall-clock limit for one answer, in seconds. A worker that exceeds it is killed, and the answer is judged "
+        "once more. Before, math-verify is stopped after 2 seconds of CPU time, which do not depend on what else the "
+        "machine does.",
+        gt=0,
     )
     memory_mb: int = setting(2048, "Address space limit of a worker process, in MiB.", ge=512)
     tail_chars: int = setting(2000, "Search for the answer only in the last N characters of a completion.", ge=64)

@@ -261,8 +261,8 @@ class ExecutionConfig(Section):
     sample_ahead: bool = setting(
         True,
         "Sample the rollouts of the next round beside an evaluation, so that no device waits for the longest "
-        "completions of either. Only with workers on Ray, or an engine that decodes shards together. A rollback "
-        "discards them.",
+        "completions of either. Only with workers on Ray, or an engine that decodes shards together. A stop "
+        "or a rollback by [health] discards them.",
         operational=True,
     )
     worker_start_seconds: float = setting(

@@ -88,21 +88,21 @@ def connect(address: str, start: bool = True) -> str:
             return str(ray.get_runtime_context().gcs_address)
         ray.shutdown()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if not running:
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     if running:
         use_token()
+    else:
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     with _own_signals():
         try:
             ray.init(address=running or "local", **options)
         except ConnectionError as error:
             raise ClusterUnavailable(
-                f"no Ray cluster answers at {running} ({_first_line(error)}): start it (`ogls up --ray`, or `ray start "
+                f"no Ray cluster answers at {running} ({first_line(error)}): start it (`ogls up --ray`, or `ray start "
                 "--head`); if it runs and has a token, give this machine the same one (~/.ray/auth_token or "
                 "RAY_AUTH_TOKEN); or set execution.address = local, which starts one for the run"
             ) from error
         except RuntimeError as error:  # Ray's own words name both versions
-            raise ConfigError(f"execution.address {address}: {_first_line(error)}") from error
+            raise ConfigError(f"execution.address {address}: {first_line(error)}") from error
     if not _connected:
         atexit.register(disconnect)
     _connected = address
@@ -209,7 +209,7 @@ def find_room(config: RunConfig, nodes: Sequence[Node]) -> Room:
     return Room(kind, devices)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0]
 
 

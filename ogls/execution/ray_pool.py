@@ -198,11 +198,7 @@ class RayPool:
             while (
                 waiting
                 and len(member.shards) < count
-                and not self._deaths.keys()
-                & {
-                    member.shards[0].key,
-                    waiting[0].key,
-                }
+                and not self._deaths.keys() & {member.shards[0].key, waiting[0].key}
             ):
                 member.shards.append(waiting.popleft())
             call = member.actor.carry_out.options(num_returns="streaming")
@@ -224,17 +220,18 @@ class RayPool:
             self._end(member)
             keys = [shard.key for shard in member.shards]
             self._deaths.update(keys)
-            numbers = [f"{index}{' of the next round' * ahead}" for ahead, index in keys]
+            numbers = [f"{index} of the next round" if ahead else str(index) for ahead, index in keys]
             listed = f"shard{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
             found = f"{listed}: {member} was lost ({reason_of(error)})"
             if any(self._deaths[key] >= _ATTEMPTS for key in keys):
                 raise ClusterUnavailable(
                     f"{found}; it was the worker number {_ATTEMPTS} that this shard has lost. If they ran out of "
-                    "memory, lower the batch size of the stage, or give a worker more room (execution.worker_devices)"
+                    "memory, lower the batch size of the stage (of the next round: rollout.batch_size), or give a "
+                    "worker more room (execution.worker_devices)"
                 ) from error
             self._notice(f"{found}; {'they go' if len(numbers) > 1 else 'the shard goes'} to another worker")
             return None
-        member.shards = [shard for shard in member.shards if shard.key != finished.shard]
+        member.shards = [shard for shard in member.shards if shard.key != finished.key]
         return replace(finished, worker=str(member), device=member.facts.device if member.facts else "")
 
     def _require_worker(self) -> None:

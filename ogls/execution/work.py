@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from ogls.config import RunConfig
 from ogls.progress import Progress
+from ogls.records import AHEAD
 from ogls.store.manifest import FileEntry
 from ogls.store.writer import ShardWriter
 
@@ -55,7 +56,7 @@ class ShardOutput:
 class FinishedShard:
     """A shard that is in the store, the facts of its output, and the worker (host/process) that computed it."""
 
-    shard: tuple[bool, int]  # its key
+    key: tuple[bool, int]  # of the shard
     entry: FileEntry
     facts: Mapping[str, Any]
     worker: str = ""  # empty: this process, which says nothing of its device and its time
@@ -129,7 +130,7 @@ def write_shards(
                 before_write()
             else:
                 data = _then(data, before_write)
-            target = writer.ahead() if shard.ahead else writer
+            target = ShardWriter(writer.run, AHEAD, writer.round + 1, writer.epoch) if shard.ahead else writer
             yield FinishedShard(shard.key, target.write(shard.index, data, output.metrics), output.facts)
 
 

@@ -23,7 +23,7 @@ HEAD_BLOCK = 8192  # rows of the head that are converted to fp32 at once
 
 def head_logits(states: Float[Tensor, "*B D"], head: Float[Tensor, "V D"]) -> Float[Tensor, "*B V"]:
     """The logits of hidden states, in fp32 whatever the type of the model. The gradient flows to the states only."""
-    return _logits_function().apply(states.reshape(-1, states.shape[-1]), head).reshape(*states.shape[:-1], -1)
+    return _logits_function().apply(states.reshape(-1, states.shape[-1]), head).reshape(*states.shape[:-1], len(head))
 
 
 def binned_logprobs(

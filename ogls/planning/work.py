@@ -27,7 +27,7 @@ from ogls.planning.memory import (
     teaching_bytes,
 )
 
-_BFLOAT16_TERMS = 3  # of an fp32 state on a GPU
+_BFLOAT16_TERMS = 3  # of an fp32 state on a GPU; a cached state of the base pool has two (fp16) or one
 # fp32 tensors [tokens, V] that are read or written, beside the matrix products: counted in the code.
 _DRAW_PASSES = 9  # samplers.draw and the log-prob of the token, per sampled token
 _STEER_PASSES = 36  # distillation.steering, per steered token

@@ -20,7 +20,7 @@ from ogls.stages.base_model import BaseModel
 from ogls.stages.engine import sampler_for_round
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.run import Run
-from ogls.stages.sample import SampleWork, next_samples, trajectory_row
+from ogls.stages.sample import SampleWork, describe_restarts, next_samples, trajectory_row
 from ogls.stages.shards import carry_out_shards, divide
 from ogls.stages.verify import judge_rows
 from ogls.store.writer import StageWriter
@@ -56,7 +56,7 @@ def evaluate(run: Run, round_: int, progress: Progress = no_progress, ahead: boo
         jobs.sort(key=lambda job: job[1])  # one shard has one temperature
         shards = divide(jobs, sampling.batch_size, by=lambda job: job[1])
         beside = next_samples(run, round_) if ahead else None
-        carry_out_shards(run, EvaluateWork, writer, shards, sampling.batch_size, progress, beside)
+        facts = carry_out_shards(run, EvaluateWork, writer, shards, sampling.batch_size, progress, beside)
         rows = [row for _, e in sorted(writer.finished.items()) for row in run.records.read_shard(e).to_pylist()]
         seed = run.seed("bootstrap")
         summaries = [
@@ -65,7 +65,8 @@ def evaluate(run: Run, round_: int, progress: Progress = no_progress, ahead: boo
         ]
         writer.write_extra(SUMMARIES, to_arrow(SUMMARIES, summaries))
         accuracy = {s["benchmark"]: s["accuracy"] for s in summaries}
-        return {"policy": run.policy_hash(round_), "accuracy": accuracy, "notice": "" if round_ else _warning(sampling)}
+        notices = [describe_restarts(facts), "" if round_ else _warning(sampling)]
+        return {"policy": run.policy_hash(round_), "accuracy": accuracy, "notice": "; ".join(filter(None, notices))}
 
     return run.carry_out("scores", round_, inputs, work)
 
@@ -85,14 +86,18 @@ class EvaluateWork(ShardWork):
         The engine may sample shards together: none waits for another's longest.
         """
         with closing(self.sampler.sample_batches([self._batch(shard) for shard in shards])) as batches:
-            # The base model takes the memory of an engine on the same GPU, which then must be done with all shards.
-            sampled = list(batches) if self.base and self.base.takes_turns else batches
-            for index, completions in sampled:
-                shard = shards[index]
+            before, waiting = self.sampler.restarts, []
+            for index, completions in batches:
+                restarts, before, shard = before, self.sampler.restarts, shards[index]
                 if shard.ahead:
-                    yield shard, self.rollouts.output(shard.items, completions, self.sampler.restarts)
+                    yield shard, self.rollouts.output(shard.items, completions, restarts)
+                elif self.base and self.base.takes_turns:
+                    waiting.append((shard, completions, restarts))
                 else:
-                    yield shard, self._output(shard.items, completions)
+                    yield shard, self._output(shard.items, completions, restarts)
+            # The base model takes the memory of an engine on the same GPU, which then must be done with all shards.
+            for shard, completions, restarts in waiting:
+                yield shard, self._output(shard.items, completions, restarts)
 
     def _batch(self, shard: Shard) -> Batch:
         """The requests of a shard, and how to sample them."""
@@ -101,9 +106,10 @@ class EvaluateWork(ShardWork):
         greedy = self.sampling.model_copy(update={"temperature": 0.0})
         return [r for _, _, r in shard.items], greedy if shard.items[0][1] else self.sampling
 
-    def _output(self, items: Sequence[_Job], completions: Sequence[Completion]) -> ShardOutput:
+    def _output(self, items: Sequence[_Job], completions: Sequence[Completion], restarts: int) -> ShardOutput:
         rows = _scores(self.run, items, completions, self.sampler.hash, self.base)
-        return ShardOutput(to_arrow(SCORES, rows), {"tokens": sum(r["n_tokens"] for r in rows)})
+        facts = {"restarts": self.sampler.restarts - restarts}
+        return ShardOutput(to_arrow(SCORES, rows), {"tokens": sum(r["n_tokens"] for r in rows)}, facts)
 
     def close(self) -> None:
         """Release the memory of the engine, and of kept models."""

@@ -278,7 +278,7 @@ class Run:
             metrics["workers"] = dict(sorted(writer.workers.items()))
         if writer.kept and not notice:
             notice = f"{name} r{round_:03d} continued after {writer.kept} finished shards"
-        seconds = writer.seconds + time.perf_counter() - started
+        seconds = writer.borrowed_seconds + time.perf_counter() - started
         manifest = writer.commit(name, {**metrics, "seconds": seconds})
         if closed:  # evaluated later: nobody publishes the round again
             record_round(self.records, round_)

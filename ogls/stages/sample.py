@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -38,14 +38,12 @@ def sample(run: Run, round_: int, progress: Progress = no_progress) -> StageResu
             earlier.divide(size)
             writer.take_over(earlier)
         facts = carry_out_shards(run, SampleWork, writer, shards, size, progress)
-        restarts = sum(f["restarts"] for f in facts)
-        restarted = f"engine restarts: {restarts}; only unfinished rollouts were sampled again"
         return {
             "policy": run.policy_hash(run.start_point(round_).round),
             "groups": groups,
             "engine": resolve_engine(config),
-            **({"seconds_beside": writer.seconds} if writer.seconds else {}),
-            "notice": restarted if restarts else "",
+            **({"seconds_beside": writer.borrowed_seconds} if writer.borrowed_seconds else {}),
+            "notice": describe_restarts(facts),
         }
 
     return run.carry_out("trajectories", round_, _inputs(run, round_), work)
@@ -71,6 +69,12 @@ def next_samples(run: Run, round_: int) -> Ahead | None:
     writer = StageWriter(run.records, AHEAD, after, run.fingerprint("trajectories", _inputs(run, after)))
     writer.divide(config.rollout.batch_size)
     return Ahead(writer, [replace(shard, ahead=True) for shard in _shards(run, after)[0]])
+
+
+def discard_ahead(run: Run, round_: int) -> None:
+    """Remove the rollouts that were sampled ahead for a round, if there are any."""
+    if run.records.has_files(AHEAD.name, round_):
+        StageWriter(run.records, AHEAD, round_, "").discard()
 
 
 def _inputs(run: Run, round_: int) -> dict[str, Any]:
@@ -125,6 +129,12 @@ class SampleWork(ShardWork):
         """Release the memory of the engine, and of a kept model."""
         self.sampler.release_memory()
         self.run.release_memory()
+
+
+def describe_restarts(facts: Sequence[Mapping[str, Any]]) -> str:
+    """A notice if engines have died while they sampled shards with these facts; else an empty string."""
+    restarts = sum(f["restarts"] for f in facts)
+    return f"engine restarts: {restarts}; only unfinished rollouts were sampled again" if restarts else ""
 
 
 def trajectory_row(request: Request, completion: Completion, policy: str) -> dict[str, Any]:

@@ -84,12 +84,12 @@ def carry_out_shards(
         finished = local.carry_out(lambda: work(run, writer.round), writer, unfinished, within)
     with closing(finished):  # an error here ends what is under way
         for shard in finished:
-            is_ahead, index = shard.shard
+            is_ahead, index = shard.key
             _count(writers[is_ahead], shard)
             writers[is_ahead].record_shard(index, shard.entry)
             tokens[is_ahead] += int(shard.entry.metrics.get("tokens", 0))
             facts.append(shard.facts)
-            done += len(every[shard.shard].items)
+            done += len(every[shard.key].items)
             progress(done, total)
     if len(facts) < len(unfinished):
         raise StoreError(

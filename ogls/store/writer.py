@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ogls import __version__
-from ogls.records import AHEAD
 from ogls.records.schema import RESULT_VERSION, Table, check_schema
 from ogls.store.manifest import FileEntry, Manifest, utc_now
 from ogls.store.run_store import RunStore
@@ -36,10 +35,6 @@ class ShardWriter:
     def epoch(self) -> int:
         """The epoch of the lease under which files are written; 0 on a local disk."""
         return self._epoch
-
-    def ahead(self) -> ShardWriter:
-        """A writer of the rollouts of the next round that are sampled beside this stage."""
-        return ShardWriter(self.run, AHEAD, self.round + 1, self.epoch)
 
     def write(
         self, index: int, data: pa.Table | Iterable[pa.Table], metrics: Mapping[str, float] | None = None
@@ -112,7 +107,7 @@ class StageWriter(ShardWriter):
         self.folder = run.folder(table.name, round_)
         self.finished: dict[int, FileEntry] = {}
         self.workers: dict[str, dict[str, Any]] = {}  # what each worker (host/process) did
-        self.seconds = 0.0  # for which its shards were computed beside another stage; negative in that stage
+        self.borrowed_seconds = 0.0  # for which its shards were computed beside another stage; negative in that one
         self.notices: list[str] = []  # what happened to workers
         self.checkpoint: Checkpoint | None = None
         self._extra: list[FileEntry] = []
@@ -123,7 +118,7 @@ class StageWriter(ShardWriter):
             entries = {int(i): FileEntry(**entry) for i, entry in partial["shards"].items()}
             self.finished = {i: entry for i, entry in entries.items() if not run.find_damage(entry)}
             self._shard_size = partial.get("shard_size")
-            self.workers, self.seconds = partial.get("workers", {}), partial.get("seconds", 0.0)
+            self.workers, self.borrowed_seconds = partial.get("workers", {}), partial.get("borrowed_seconds", 0.0)
             self.checkpoint = self._read_checkpoint(partial.get("checkpoint"))
         self.kept = len(self.finished)  # shards of the interrupted attempt
 
@@ -132,7 +127,7 @@ class StageWriter(ShardWriter):
         if self._shard_size != shard_size:
             self.finished.clear()
             self.workers.clear()
-            self.kept, self.seconds, self._shard_size = 0, 0.0, shard_size
+            self.kept, self.borrowed_seconds, self._shard_size = 0, 0.0, shard_size
 
     def write_shard(
         self, index: int, data: pa.Table | Iterable[pa.Table], metrics: Mapping[str, float] | None = None
@@ -147,18 +142,21 @@ class StageWriter(ShardWriter):
 
     def lend_seconds(self, other: StageWriter, seconds: float) -> None:
         """Count `seconds` of this stage as those of another one, which was carried out beside it."""
-        self.seconds -= seconds
-        other.seconds += seconds
+        self.borrowed_seconds -= seconds
+        other.borrowed_seconds += seconds
         other._write_partial()
 
     def take_over(self, other: StageWriter) -> None:
         """Take the finished shards of `other`, which has the same fingerprint and schema, and remove them there."""
-        self.seconds, self.workers = self.seconds or other.seconds, self.workers or other.workers
-        for index, entry in sorted(other.finished.items()):
+        self.borrowed_seconds = self.borrowed_seconds or other.borrowed_seconds
+        self.workers = self.workers or other.workers
+        for index in sorted(other.finished.keys() - self.finished.keys()):
+            entry = other.finished[index]
             content, damage = self.run.read_verified(entry)
-            if index not in self.finished and not damage:
+            if not damage:
                 name = f"part-{index:04d}.parquet"
-                self.record_shard(index, self._put(name, self.table.name, entry.rows, content, entry.metrics))
+                self.finished[index] = self._put(name, self.table.name, entry.rows, content, entry.metrics)
+        self._write_partial()
         other.discard()
 
     def discard(self) -> None:
@@ -193,7 +191,7 @@ class StageWriter(ShardWriter):
             "version": __version__,
             "shard_size": self._shard_size,
             "workers": self.workers,
-            "seconds": self.seconds,
+            "borrowed_seconds": self.borrowed_seconds,
             "shards": {str(i): asdict(entry) for i, entry in sorted(self.finished.items())},
         }
         if self.checkpoint:

@@ -62,7 +62,7 @@ def _cpu_limit(error: type[BaseException]) -> Iterator[None]:
         raise error
 
     previous = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS, 0.1)  # again and again, because sympy swallows exceptions
     try:
         yield
     finally:

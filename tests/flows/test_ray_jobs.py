@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,14 +27,13 @@ BIN = Path(sys.executable).parent
 
 
 class FakeClient:
-    """The dashboard of a cluster with one job, which prints its log once and ends when it is told to."""
+    """The dashboard of a cluster with one job. The first connection to its log breaks off."""
 
     def __init__(self, end: str, log: Any):
-        self.status, self.end, self.log, self.submitted = "RUNNING", end, log, {}
+        self.status, self.end, self.log, self.submitted, self.lost = "RUNNING", end, log, {}, False
 
-    def submit_job(self, **submitted: Any) -> str:
+    def submit_job(self, **submitted: Any) -> None:
         self.submitted = submitted
-        return "job-1"
 
     def stop_job(self, job: str) -> None:
         self.status = "STOPPED"
@@ -45,8 +45,11 @@ class FakeClient:
         return SimpleNamespace(status=self.status, message="")
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
-        yield "r001  accuracy\n"
-        await asyncio.sleep(0)
+        yield "r001  "
+        if not self.lost:
+            self.lost = True
+            raise RuntimeError("the connection was closed: 1006")
+        yield "accuracy\n"
         self.log()
         self.status = self.end
 
@@ -57,6 +60,7 @@ def submit(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "the-flow-run")
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api")
     monkeypatch.setenv("PREFECT__CONTROL_PORT", "1234")
+    monkeypatch.setenv("PREFECT_HOME", "/home/me/.prefect")
     before = signal.getsignal(signal.SIGTERM)
 
     def run(end: str = "SUCCEEDED", log: Any = lambda: None) -> tuple[Any, FakeClient]:
@@ -78,10 +82,11 @@ def test_a_flow_run_is_submitted_and_followed(submit: Any, capsys: pytest.Captur
     variables = client.submitted["runtime_env"]["env_vars"]
     assert variables["PREFECT__FLOW_RUN_ID"] == "the-flow-run"
     assert variables["PREFECT_API_URL"] == "http://prefect:4200/api"
-    assert "PREFECT__CONTROL_PORT" not in variables  # of the worker's machine
+    assert not {"PREFECT__CONTROL_PORT", "PREFECT_HOME"} & variables.keys()  # of the worker's machine
     assert all(name.startswith("PREFECT_") for name in variables)
     output = capsys.readouterr().out.splitlines()
-    assert output == ["flow run the-flow-run is the Ray job job-1", "r001  accuracy", "Ray job job-1: SUCCEEDED"]
+    job = client.submitted["submission_id"]
+    assert output == [f"flow run the-flow-run is the Ray job {job}", "r001  accuracy", f"Ray job {job}: SUCCEEDED"]
     assert submit("FAILED")[0] == 1
 
 
@@ -110,8 +115,10 @@ def test_the_work_pool_is_one_of_prefect() -> None:
         template = json.loads(TEMPLATE.read_text())
         return await ProcessJobConfiguration.from_template_and_values(template, values, client=client)
 
-    assert asyncio.run(configuration({})).command == "python -m ogls.execution.ray_job ."
-    assert asyncio.run(configuration({"folder": "/srv/x"})).command == "python -m ogls.execution.ray_job /srv/x"
+    assert asyncio.run(configuration({})).command == "python -m ogls.execution.ray_job '.'"
+    command = asyncio.run(configuration({"folder": "/srv/my project"})).command
+    assert command
+    assert shlex.split(command)[-1] == "/srv/my project"
 
 
 @pytest.mark.nightly

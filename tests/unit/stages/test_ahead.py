@@ -12,12 +12,15 @@ from conftest import carry_out, content, small_config
 from ogls.config.sampling import RolloutConfig
 from ogls.execution.work import Shard
 from ogls.records import HEALTH
+from ogls.samplers.transformers import TransformersSampler
 from ogls.stages import evaluate as evaluate_stage
 from ogls.stages import sample as sample_stage
+from ogls.stages.base_model import BaseModel
 from ogls.stages.registry import STAGES
 from ogls.stages.resume import resume_round
 from ogls.stages.run import Run
 from ogls.store.writer import StageWriter
+from tasks.retention import drop_old
 
 
 class Computed:
@@ -102,15 +105,11 @@ def test_an_interrupted_stage_loses_only_what_it_had_not_finished(
         if done >= total - 12 and killed_at == "evaluate":  # one shard of the next round is left
             raise KeyboardInterrupt
 
-    real, taken = StageWriter.record_shard, []
+    def before_removal(writer: StageWriter) -> None:
+        raise KeyboardInterrupt
 
-    def record(writer: StageWriter, index: int, entry: Any) -> None:
-        real(writer, index, entry)
-        taken.append(index)
-        if writer.table.name == "trajectories" and killed_at == "sample":
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(StageWriter, "record_shard", record)
+    real = StageWriter.discard
+    monkeypatch.setattr(StageWriter, "discard", before_removal)
 
     def both() -> None:
         STAGES["evaluate"](run, 0, stop, ahead=True)
@@ -118,7 +117,7 @@ def test_an_interrupted_stage_loses_only_what_it_had_not_finished(
 
     with pytest.raises(KeyboardInterrupt):
         both()
-    monkeypatch.setattr(StageWriter, "record_shard", real)
+    monkeypatch.setattr(StageWriter, "discard", real)
     computed.shards.clear()
     carry_out(config, rounds=1, ahead=True)
     assert computed.shards.pop(("EvaluateWork", False)) == len(run.records.list_shards("scores", 1))
@@ -126,6 +125,34 @@ def test_an_interrupted_stage_loses_only_what_it_had_not_finished(
     assert computed.shards == {("EvaluateWork", True): after + (1 if killed_at == "evaluate" else 0)}
     expected = [finished.records.read(t, 1).column("text") for t in ("trajectories", "scores")]
     assert [run.records.read(t, 1).column("text") for t in ("trajectories", "scores")] == expected
+
+
+def test_rollouts_are_stored_before_the_base_model_takes_the_memory_of_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TransformersSampler, "cuda", True, raising=False)
+    config = small_config(tmp_path, "rollout.batch_size=8")
+    run = carry_out(config, rounds=0)
+    (tmp_path / config.name / "scores/round=000/manifest.json").unlink()
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BaseModel, "logprobs", stop)
+    with pytest.raises(KeyboardInterrupt):
+        STAGES["evaluate"](run, 0, ahead=True)
+    stored = run.records.read_json("ahead/round=001/partial.json")
+    assert stored
+    assert len(stored["shards"]) == 4
+
+
+def test_rollouts_for_a_round_that_does_not_come_are_removed(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    run = carry_out(config, rounds=1, ahead=True)
+    drop_old.fn(config, 1)
+    assert run.records.has_files("ahead", 2)
+    drop_old.fn(config.model_copy(update={"rounds": 1}), 1)
+    assert not run.records.has_files("ahead", 2)
 
 
 @pytest.mark.parametrize(

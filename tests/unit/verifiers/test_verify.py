@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +137,16 @@ def test_the_limit_of_an_answer_is_cpu_time(monkeypatch: pytest.MonkeyPatch, bus
 
     from ogls.verifiers import math
 
-    def parse_slowly(*args: Any, **kwargs: Any) -> list[str]:
+    def compute() -> None:
         deadline = time.monotonic() + 60
-        while busy and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
             pass
+
+    def parse_slowly(*args: Any, **kwargs: Any) -> list[str]:
+        if busy:
+            with suppress(BaseException):  # as a bare `except` of sympy would
+                compute()
+            compute()
         time.sleep(0.4)
         return ["7"]
 

@@ -256,10 +256,10 @@ def test_shards_that_a_worker_had_together_go_to_others_when_it_dies(cluster: An
     pool, told, seen = workers.shared_pool(run), [], []
     for finished in pool.carry_out(replace(job, together=True), [Shard(i, [i]) for i in range(8)], told.append):
         seen.append(finished.key[1])
-        if len(seen) == 1:  # the first one to join got three quarters of its half, although it was alone then
+        if len(seen) == 1:  # the worker that joined first got three quarters of its half: 3; one that came later 2 of 5
             (busy,) = (m for m in pool._busy.values() if finished.worker == str(m))
-            assert len(busy.shards) == 2
+            assert len(busy.shards) in (1, 2)  # without the finished one
             ray.kill(busy.actor)
     assert sorted(seen) == [*range(8)]
-    assert told[0].startswith("shards ")
+    assert told[0].startswith("shard")
     assert "was lost" in told[0]

@@ -219,11 +219,12 @@ def test_an_engine_over_two_devices_starts_and_ends_with_its_workers(
 def test_two_rounds_end_to_end(config: RunConfig, sampler) -> None:
     """All stages with vLLM: each round samples from the adapter that the previous round trained."""
     process = sampler._engine().process.pid
-    run = carry_out(config)
+    run = carry_out(config, ahead=True)
     assert sampler._engine().process.pid == process  # one engine, from the first evaluation to the last
     for round_ in (1, 2):
         manifest = run.records.manifest("trajectories", round_)
         assert manifest
+        assert manifest.metrics["seconds_beside"] > 0  # the engine had its requests beside those of the evaluation
         assert manifest.metrics["engine"] == "vllm"
         assert set(run.records.read("trajectories", round_)["policy"].to_pylist()) == {run.policy_hash(round_ - 1)}
     assert run.policy_hash(1) != run.policy_hash(2)
@@ -357,7 +358,7 @@ def test_two_workers_on_ray_have_an_engine_each(config: RunConfig, tmp_path: Pat
     sizes = ("execution.worker_devices=1", "rollout.batch_size=8", "evaluate.batch_size=16")
     two = small_config(tmp_path, "rollout.engine=vllm", f"model.path={config.model.path}", *settings, *sizes)
     try:
-        run = carry_out(two, rounds=2)
+        run = carry_out(two, rounds=2, ahead=True)
     finally:
         end_workers()
     for round_ in (1, 2):
@@ -365,4 +366,5 @@ def test_two_workers_on_ray_have_an_engine_each(config: RunConfig, tmp_path: Pat
             manifest = run.records.manifest(table, round_)
             assert manifest
             assert len(manifest.metrics["workers"]) == 2
+            assert table == "scores" or manifest.metrics["seconds_beside"] > 0
             assert set(run.records.read(table, round_)["policy"].to_pylist()) == {run.policy_hash(policy)}

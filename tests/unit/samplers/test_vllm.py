@@ -361,10 +361,12 @@ def test_two_workers_on_ray_have_an_engine_each(config: RunConfig, tmp_path: Pat
         run = carry_out(two, rounds=2, ahead=True)
     finally:
         end_workers()
+    used: set[str] = set()
     for round_ in (1, 2):
         for table, policy in (("trajectories", round_ - 1), ("scores", round_)):
             manifest = run.records.manifest(table, round_)
             assert manifest
-            assert len(manifest.metrics["workers"]) == 2
+            used |= manifest.metrics["workers"].keys()  # of few shards, one worker may have all
             assert table == "scores" or manifest.metrics["seconds_beside"] > 0
             assert set(run.records.read(table, round_)["policy"].to_pylist()) == {run.policy_hash(policy)}
+    assert len(used) == 2

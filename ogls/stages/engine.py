@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 from ogls.errors import StoreError
+from ogls.execution.work import Shard
 from ogls.models.load import load_tokenizer
 from ogls.models.policy import Policy
 from ogls.problems.prompts import Prompter
-from ogls.records import Problem
-from ogls.samplers.base import Sampler
+from ogls.records import Completion, Problem
+from ogls.samplers.base import Batch, Sampler
 from ogls.samplers.choose import create_sampler, resolve_engine
 from ogls.samplers.probe import PROBLEMS, compare_probe, probe_sampling, take_probe
 from ogls.samplers.requests import build_requests
@@ -32,6 +34,20 @@ def sampler_for_round(run: Run, round_: int) -> tuple[Sampler, Prompter]:
     if not policy:
         check_probe(run, sampler, prompter, round_)
     return sampler, prompter
+
+
+def sample_shards(
+    sampler: Sampler, shards: Sequence[Shard], batches: Sequence[Batch]
+) -> Generator[tuple[Shard, list[Completion], int]]:
+    """Yield each shard with the completions of its batch, and how often the engine was restarted meanwhile.
+
+    The engine may sample shards together: none waits for another's longest completion.
+    """
+    before = sampler.restarts
+    with closing(sampler.sample_batches(batches)) as sampled:
+        for index, completions in sampled:
+            restarts, before = sampler.restarts - before, sampler.restarts
+            yield shards[index], completions, restarts
 
 
 def check_engine(run: Run, policy: Policy) -> None:

@@ -17,7 +17,7 @@ from ogls.samplers.base import Batch
 from ogls.samplers.choose import resolve_engine
 from ogls.samplers.requests import build_requests
 from ogls.stages.base_model import BaseModel
-from ogls.stages.engine import sampler_for_round
+from ogls.stages.engine import sample_shards, sampler_for_round
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.run import Run
 from ogls.stages.sample import SampleWork, describe_restarts, next_samples, trajectory_row
@@ -81,23 +81,19 @@ class EvaluateWork(ShardWork):
         self.rollouts = SampleWork(run, round_ + 1, self.sampler)
 
     def outputs(self, shards: Sequence[Shard], progress: ShardProgress) -> Generator[tuple[Shard, ShardOutput]]:
-        """Rows of the table scores, or of trajectories for a shard of the next round.
-
-        The engine may sample shards together: none waits for another's longest.
-        """
-        with closing(self.sampler.sample_batches([self._batch(shard) for shard in shards])) as batches:
-            before, waiting = self.sampler.restarts, []
-            for index, completions in batches:
-                restarts, before, shard = before, self.sampler.restarts, shards[index]
+        """Rows of the table scores, or of trajectories for a shard of the next round."""
+        waiting = []
+        with closing(sample_shards(self.sampler, shards, [self._batch(shard) for shard in shards])) as sampled:
+            for shard, completions, restarts in sampled:
                 if shard.ahead:
                     yield shard, self.rollouts.output(shard.items, completions, restarts)
                 elif self.base and self.base.takes_turns:
                     waiting.append((shard, completions, restarts))
                 else:
                     yield shard, self._output(shard.items, completions, restarts)
-            # The base model takes the memory of an engine on the same GPU, which then must be done with all shards.
-            for shard, completions, restarts in waiting:
-                yield shard, self._output(shard.items, completions, restarts)
+        # The base model takes the memory of an engine on the same GPU, which then must be done with all shards.
+        for shard, completions, restarts in waiting:
+            yield shard, self._output(shard.items, completions, restarts)
 
     def _batch(self, shard: Shard) -> Batch:
         """The requests of a shard, and how to sample them."""
@@ -108,8 +104,7 @@ class EvaluateWork(ShardWork):
 
     def _output(self, items: Sequence[_Job], completions: Sequence[Completion], restarts: int) -> ShardOutput:
         rows = _scores(self.run, items, completions, self.sampler.hash, self.base)
-        facts = {"restarts": self.sampler.restarts - restarts}
-        return ShardOutput(to_arrow(SCORES, rows), {"tokens": sum(r["n_tokens"] for r in rows)}, facts)
+        return ShardOutput(to_arrow(SCORES, rows), {"tokens": sum(r["n_tokens"] for r in rows)}, {"restarts": restarts})
 
     def close(self) -> None:
         """Release the memory of the engine, and of kept models."""

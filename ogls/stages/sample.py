@@ -16,7 +16,7 @@ from ogls.records.schema import to_arrow
 from ogls.samplers.base import Sampler
 from ogls.samplers.choose import resolve_engine
 from ogls.samplers.requests import build_requests
-from ogls.stages.engine import sampler_for_round
+from ogls.stages.engine import sample_shards, sampler_for_round
 from ogls.stages.fingerprints import policy_inputs
 from ogls.stages.imported import is_imported, make_trajectories
 from ogls.stages.run import Run
@@ -108,22 +108,20 @@ class SampleWork(ShardWork):
         self.sampler = sampler or sampler_for_round(run, run.start_point(round_).round)[0]
 
     def outputs(self, shards: Sequence[Shard], progress: ShardProgress) -> Generator[tuple[Shard, ShardOutput]]:
-        """Rows of the table trajectories. The engine may sample shards together: none waits for another's longest."""
-        before = self.sampler.restarts
+        """Rows of the table trajectories."""
         batches = [(shard.items, self.sampling) for shard in shards]
-        with closing(self.sampler.sample_batches(batches)) as sampled:
-            for index, completions in sampled:
-                yield shards[index], self.output(shards[index].items, completions, before)
-                before = self.sampler.restarts
+        with closing(sample_shards(self.sampler, shards, batches)) as sampled:
+            for shard, completions, restarts in sampled:
+                yield shard, self.output(shard.items, completions, restarts)
 
     def output(self, items: Sequence[Request], completions: Sequence[Completion], restarts: int) -> ShardOutput:
-        """The rows of a shard. `restarts` is what the engine had counted before it."""
+        """The rows of a shard. `restarts` is how often the engine was restarted for it."""
         rows = [trajectory_row(r, c, self.sampler.hash) for r, c in zip(items, completions, strict=True)]
         metrics = {
             "tokens": sum(len(c.token_ids) for c in completions),
             "truncated": sum(c.finish_reason == "length" for c in completions),
         }
-        return ShardOutput(to_arrow(TRAJECTORIES, rows), metrics, {"restarts": self.sampler.restarts - restarts})
+        return ShardOutput(to_arrow(TRAJECTORIES, rows), metrics, {"restarts": restarts})
 
     def close(self) -> None:
         """Release the memory of the engine, and of a kept model."""

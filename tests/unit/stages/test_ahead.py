@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from conftest import carry_out, content, small_config
@@ -16,6 +16,7 @@ from ogls.samplers.transformers import TransformersSampler
 from ogls.stages import evaluate as evaluate_stage
 from ogls.stages import sample as sample_stage
 from ogls.stages.base_model import BaseModel
+from ogls.stages.engine import sample_shards
 from ogls.stages.registry import STAGES
 from ogls.stages.resume import resume_round
 from ogls.stages.run import Run
@@ -144,6 +145,23 @@ def test_rollouts_are_stored_before_the_base_model_takes_the_memory_of_the_engin
     stored = run.records.read_json("ahead/round=001/partial.json")
     assert stored
     assert len(stored["shards"]) == 4
+
+
+def test_a_restart_is_counted_for_the_shard_in_which_it_happened() -> None:
+    class Restarted:
+        """An engine that was restarted once before, and dies twice in the second of three batches."""
+
+        restarts = 1
+
+        def sample_batches(self, batches: Sequence[Any]) -> Any:
+            yield 2, []
+            self.restarts += 2
+            yield 0, []
+            yield 1, []
+
+    shards = [Shard(i, []) for i in range(3)]
+    counted = list(sample_shards(cast(Any, Restarted()), shards, [([], cast(Any, None))] * 3))
+    assert [(shard.index, restarts) for shard, _, restarts in counted] == [(2, 0), (0, 2), (1, 0)]
 
 
 def test_rollouts_for_a_round_that_does_not_come_are_removed(tmp_path: Path) -> None:

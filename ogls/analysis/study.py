@@ -27,6 +27,13 @@ class Method(Section):
     seeds: tuple[int, ...] = setting((), "Seeds of this method; empty: those of the study.")
 
 
+class Case(Section):
+    """A condition under which every method runs, such as another world."""
+
+    name: str = setting("case", "Name of the case; its methods are <case>-<method>.", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    set: tuple[str, ...] = setting((), "Overrides for this case: section.key=value. Those of a method come after them.")
+
+
 class Tuning(Section):
     """A grid search over one setting before the study, with the same values for every method and separate seeds."""
 
@@ -70,8 +77,11 @@ class StudyConfig(Section):
         "Maximum number of runs at the same time, each in a separate process, and spread over the GPUs of the machine.",
         ge=1,
     )
-    reference: str = setting("ogls-sd", "The method that the other methods are compared with.")
+    reference: str = setting(
+        "ogls-sd", "The method that the other methods are compared with; with cases, in the same case."
+    )
     methods: tuple[Method, ...] = setting((Method(),), "The methods.", min_length=1)
+    cases: tuple[Case, ...] = setting((), "Conditions; every method runs in each of them. Empty: no conditions.")
     tune: Tuning | None = setting(None, "Tune one setting for each method before the study.")
 
     @property
@@ -80,12 +90,34 @@ class StudyConfig(Section):
         beside = "data/studies" if "://" in self.root else Path(self.root).parent / "studies"
         return Path(self.out or beside) / self.name
 
+    def by_case(self) -> list[tuple[str, tuple[Method, ...]]]:
+        """The methods of each case as they run, and the name of the one that the others are compared with.
+
+        Without cases, one entry with the methods as they are.
+        """
+        if not self.cases:
+            return [(self.reference, self.methods)]
+        return [
+            (
+                f"{case.name}-{self.reference}",
+                tuple(
+                    m.model_copy(update={"name": f"{case.name}-{m.name}", "set": (*case.set, *m.set)})
+                    for m in self.methods
+                ),
+            )
+            for case in self.cases
+        ]
+
     @model_validator(mode="after")
     def _check(self) -> StudyConfig:
         names = [m.name for m in self.methods]
-        duplicates = sorted({n for n in names if names.count(n) > 1})
-        if duplicates:
-            raise ValueError(f"method names must be unique; used twice: {', '.join(duplicates)}")
+        for kind, given in (
+            ("method", names),
+            ("case", [c.name for c in self.cases]),
+            ("case-method", [m.name for _, methods in self.by_case() for m in methods]),
+        ):
+            if duplicates := sorted({n for n in given if given.count(n) > 1}):
+                raise ValueError(f"{kind} names must be unique; used twice: {', '.join(duplicates)}")
         if self.reference not in names:
             raise ValueError(f"the reference {self.reference} is not a method; methods: {', '.join(names)}")
         used = {*self.seeds, *(seed for m in self.methods for seed in m.seeds)}
@@ -119,26 +151,28 @@ def load_study(path: str | Path) -> StudyRuns:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ConfigError(f"{path}: " + "\n  ".join(lines)) from None
     runs, tuning = {}, {}
-    for method in study.methods:
+    for _, methods in study.by_case():
+        budgets = set()
+        for method in methods:
 
-        def config(prefix: str, seed: int, *extra: str, method: Method = method) -> RunConfig:
-            of_run = [f"name={study.name}-{prefix}{method.name}-s{seed}", f"root={study.root}", f"seed={seed}"]
-            return load_config(path.parent / method.config, [*study.set, *method.set, *of_run, *extra])
+            def config(prefix: str, seed: int, *extra: str, method: Method = method) -> RunConfig:
+                of_run = [f"name={study.name}-{prefix}{method.name}-s{seed}", f"root={study.root}", f"seed={seed}"]
+                return load_config(path.parent / method.config, [*study.set, *method.set, *of_run, *extra])
 
-        for seed in method.seeds or study.seeds:
-            runs[method.name, seed] = config("", seed)
-        tune = study.tune
-        for index, value in enumerate(tune.values if tune else ()):
-            for seed in tune.seeds if tune else ():
-                assert tune
-                of_tuning = (f"{tune.key}={value}", f"rounds={tune.rounds}", f"problems.holdout={tune.holdout}")
-                tuning[method.name, value, seed] = config(f"tune{index}-", seed, *tune.set, *of_tuning)
-    budgets = {(c.problems.per_round, c.rollout.samples, c.rounds, c.rollout.max_tokens) for c in runs.values()}
-    if len(budgets) > 1:
-        raise ConfigError(
-            f"{path}: the methods must sample the same number of rollouts: (problems.per_round, rollout.samples, "
-            f"rounds, rollout.max_tokens) is {' and '.join(map(str, sorted(budgets)))}"
-        )
+            for seed in method.seeds or study.seeds:
+                c = runs[method.name, seed] = config("", seed)
+                budgets.add((c.problems.per_round, c.rollout.samples, c.rounds, c.rollout.max_tokens))
+            tune = study.tune
+            for index, value in enumerate(tune.values if tune else ()):
+                for seed in tune.seeds if tune else ():
+                    assert tune
+                    of_tuning = (f"{tune.key}={value}", f"rounds={tune.rounds}", f"problems.holdout={tune.holdout}")
+                    tuning[method.name, value, seed] = config(f"tune{index}-", seed, *tune.set, *of_tuning)
+        if len(budgets) > 1:
+            raise ConfigError(
+                f"{path}: the methods must sample the same number of rollouts: (problems.per_round, rollout.samples, "
+                f"rounds, rollout.max_tokens) is {' and '.join(map(str, sorted(budgets)))}"
+            )
     return StudyRuns(study, tuning, runs)
 
 
@@ -201,9 +235,12 @@ def rounds_to_share(curve: Iterable[Mapping[str, Any]], share: float = 0.9) -> i
 def result_rows(
     runs: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
     seconds: Mapping[tuple[str, int], float],
-    reference: str,
+    references: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """Return one row per method: the last round over seeds, and the difference from `reference`, paired by seed."""
+    """Return one row per method: the last round over seeds, and the difference from its reference, paired by seed.
+
+    `references` has, by method, the one that it is compared with.
+    """
     last = {key: summaries[-1] for key, summaries in runs.items()}
     common = set.intersection(*({s["round"] for s in summaries} for summaries in runs.values()))
     curves, rows = curve_rows(runs, "accuracy"), []
@@ -211,6 +248,7 @@ def result_rows(
         seeds = [s for m, s in runs if m == method]
         results = [last[method, s] for s in seeds]
         accuracy, low, high = mean_and_interval([s["accuracy"] for s in results])
+        reference = references[method]
         pairs = [last[method, s]["accuracy"] - last[reference, s]["accuracy"] for s in seeds if (reference, s) in last]
         difference = mean_and_interval(pairs) if pairs and method != reference else None
         rows.append(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ogls.analysis.figures import COLOURS, png
 
 if TYPE_CHECKING:
-    from ogls.analysis.study import StudyConfig
+    from ogls.analysis.study import Method, StudyConfig
 
 MOST_LINES = 5  # lines per panel, the reference among them
 REFERENCE = {"color": "#000000", "linestyle": "--"}
@@ -18,13 +18,17 @@ _LABEL_GAP = 0.07  # share of the panel's height between two labels
 
 
 def figure_rows(study: StudyConfig) -> list[list[str]]:
-    """The methods of each row, at most MOST_LINES - 1 beside the reference.
+    """The methods of each row, the reference and at most MOST_LINES - 1 others; of a study with cases, of one case.
 
     Methods that stand side by side in the study and share a configuration file share a row.
     """
+    return [row for reference, methods in study.by_case() for row in _case_rows(reference, methods)]
+
+
+def _case_rows(reference: str, methods: Sequence[Method]) -> list[list[str]]:
     most = MOST_LINES - 1
     rows: list[list[str]] = []
-    others = [m for m in study.methods if m.name != study.reference]
+    others = [m for m in methods if m.name != reference]
     for _, group in groupby(others, key=lambda method: method.config):
         names = [method.name for method in group]
         parts = -(-len(names) // most)
@@ -35,7 +39,7 @@ def figure_rows(study: StudyConfig) -> list[list[str]]:
                 rows[-1] += part
             else:
                 rows.append(part)
-    return [[study.reference, *row] for row in rows] or [[study.reference]]
+    return [[reference, *row] for row in rows] or [[reference]]
 
 
 def study_figure(

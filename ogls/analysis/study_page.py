@@ -51,7 +51,9 @@ def write_study_page(
     summaries = {keys[c.name]: _summaries(Run(c)) for c in configs}
     seconds = {keys[c.name]: _seconds(Run(c)) for c in configs}
     pass_rows = _pass_rows({keys[c.name]: Run(c) for c in configs})
-    results = result_rows(summaries, seconds, study.reference)
+    results = result_rows(
+        summaries, seconds, {m.name: reference for reference, methods in study.by_case() for m in methods}
+    )
     curves = {measure: curve_rows(summaries, measure) for measure in CURVES}
     first = configs[0]
     rollouts_per_round = first.problems.per_round * first.rollout.samples
@@ -162,8 +164,14 @@ def _cells(r: dict[str, Any]) -> list[str]:
 
 
 def _markdown(study: StudyConfig, results: list[dict[str, Any]], first: RunConfig, rollouts_per_round: int) -> str:
+    of_case = " of the case" if study.cases else ""
     names = (
-        *("method", "accuracy, 95% over seeds", "± over problems", f"difference from {study.reference}, paired"),
+        *(
+            "method",
+            "accuracy, 95% over seeds",
+            "± over problems",
+            f"difference from {study.reference}{of_case}, paired",
+        ),
         *("greedy", "length", "entropy", "KL to base", "truncated", "distinct", "rounds to 90%", "seconds"),
     )
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]

@@ -29,7 +29,8 @@ HEAD = f'seeds = [0, 1]\n[[methods]]\nname = "ogls-sd"\nconfig = "{REPO}/deploym
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_shipped_studies_load_and_have_equal_budgets(path: Path) -> None:
     study, tuning, runs = load_study(path)
-    assert [*runs] == [(m.name, seed) for m in study.methods for seed in m.seeds or study.seeds]
+    methods = [m for _, of_case in study.by_case() for m in of_case]
+    assert [*runs] == [(m.name, seed) for m in methods for seed in m.seeds or study.seeds]
     assert len({c.name for c in runs.values()}) == len(runs)
     for (method, seed), config in runs.items():
         assert config.name == f"{study.name}-{method}-s{seed}"
@@ -45,6 +46,13 @@ def test_shipped_studies_load_and_have_equal_budgets(path: Path) -> None:
     [
         ('reference = "none"\n' + HEAD, "the reference none is not a method; methods: ogls-sd"),
         (HEAD + HEAD.split("\n", 1)[1], "method names must be unique; used twice: ogls-sd"),
+        (HEAD + 2 * '[[cases]]\nname = "a"\n', "case names must be unique; used twice: a"),
+        (
+            HEAD
+            + HEAD.split("\n", 1)[1].replace("ogls-sd", "b-ogls-sd")
+            + '[[cases]]\nname="a"\n[[cases]]\nname="a-b"\n',
+            "case-method names must be unique; used twice: a-b-ogls-sd",
+        ),
         (HEAD + 'set = ["train.epoch=2"]\n', "train.epoch: unknown key; did you mean epochs?"),
         (HEAD + '[[methods]]\nname = "b"\nconfig = "none.toml"\n', "no configuration file"),
         (HEAD.replace("seeds", "seed"), "seed: Extra inputs are not permitted"),
@@ -89,7 +97,7 @@ RUNS = {
 
 def test_the_last_round_is_the_result_and_differences_are_paired() -> None:
     seconds = {key: 10.0 + key[1] for key in RUNS}
-    ogls, opsd = result_rows(RUNS, seconds, "ogls-sd")
+    ogls, opsd = result_rows(RUNS, seconds, {"ogls-sd": "ogls-sd", "opsd": "ogls-sd"})
     assert (ogls["accuracy"], ogls["difference"]) == (pytest.approx(0.85), None)
     assert opsd["accuracy"] == pytest.approx(0.25)  # the 0.95 of round 1 is not the result
     mean, low, high = opsd["difference"]
@@ -126,6 +134,35 @@ def test_the_rows_of_a_figure_have_five_lines_at_most() -> None:
         ["m0", "m8", "m9", "m10"],
     ]
     assert figure_rows(StudyConfig(reference="m0", methods=methods[:1])) == [["m0"]]
+
+
+def test_every_method_runs_in_every_case(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(
+        f'''
+        seeds = [0, 1]
+        set = ["evaluate.every=3", "train.learning_rate=1e-3"]
+        [[methods]]
+        config = "{REPO}/deployments/runs/tiny.toml"
+        [[methods]]
+        name = "slow"
+        config = "{REPO}/deployments/runs/tiny.toml"
+        set = ["train.learning_rate=1e-5"]
+        [[cases]]
+        name = "short"
+        set = ["rollout.max_tokens=32"]
+        [[cases]]
+        name = "long"
+        set = ["rollout.max_tokens=128", "train.learning_rate=1e-4"]
+        '''
+    )
+    study, _, runs = load_study(tmp_path / "study.toml")
+    names = ["short-ogls-sd", "short-slow", "long-ogls-sd", "long-slow"]
+    assert list(runs) == [(name, seed) for name in names for seed in (0, 1)]
+    of_run = [runs[name, 1] for name in names]
+    assert [c.rollout.max_tokens for c in of_run] == [32, 32, 128, 128]
+    assert [c.train.learning_rate for c in of_run] == [1e-3, 1e-5, 1e-4, 1e-5]  # study, then case, then method
+    assert [c.name for c in of_run] == [f"study-{name}-s1" for name in names]
+    assert figure_rows(study) == [names[:2], names[2:]]  # the reference of each case first
 
 
 def test_the_best_value_is_selected_for_each_method() -> None:

@@ -26,7 +26,6 @@ OUT/exemplars_NAME{,_classes,_places}.parquet and .md.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ import torch
 
 sys.path[:0] = ["tests"]
 
+from exemplar_pools import FINER, Variant, direction, finer_classes, gains, pair_of_pools, steps_of, variants
 from measured import write_results
 
 from ogls.config import RunConfig, load_config
@@ -56,47 +56,7 @@ from ogls.stages.groups import read_groups
 from ogls.stages.run import Run
 from ogls.stages.teach import context_planner
 
-MOST = (1, 2, 4, 8)
 PLACES = 4
-FINER = (  # of the sampled token, for the second table; the first that matches
-    ("number of the problem", None),
-    ("other digit", r"^\s*\d+$"),
-    ("operator", r"^\s*[-+*/=%$<>().]+\s*$"),
-    (
-        "function word",
-        r"(?i)^\s*(a|an|the|of|to|in|on|at|for|from|by|with|and|or|so|then|if|as|than|is|are|was|were|has|have|had|he|"
-        r"she|it|they|his|her|their|this|that|there|each|per|will|would|do|does|did|be|which|who|how)$",
-    ),
-    (
-        "reflection",
-        r"(?i)^\s*(wait|but|however|actually|mistake|wrong|incorrect|error|instead|correct|check|should|not|no)$",
-    ),
-    ("word of the problem", None),
-    ("other", r""),
-)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to put pools together: their size, the choice of exemplars, their text, and what is done to the logits."""
-
-    exemplars: int
-    name: str
-    choose: str = "hash"
-    text: str = "whole"
-    shrink: str = ""
-    same: bool = False  # both pools of the rollout's own outcome
-
-
-def variants(fewest: int) -> list[Variant]:
-    """The rows of the first table."""
-    sizes = [m for m in MOST if m <= max(fewest, 2) or (m == MOST[-1] and fewest >= 4)]
-    found = [Variant(m, "hash") for m in sizes]
-    found += [Variant(m, "nearest", choose="nearest") for m in sizes if m <= 2]
-    found += [Variant(m, "steps", text="steps") for m in sizes if m <= 4]
-    found += [Variant(m, "shrunk", shrink="token") for m in sizes if m > 1]
-    found += [Variant(m, "shrunk by token", shrink="logit") for m in sizes if m > 1]
-    return found + [Variant(m, "same outcome", same=True) for m in sizes if m <= max(1, fewest // 2)]
 
 
 @dataclass
@@ -131,13 +91,6 @@ class Measured:
     def mean(self, name: str) -> float:
         """The mean over all tokens."""
         return float(np.concatenate(self.values[name]).mean())
-
-
-def steps_of(text: str) -> str:
-    r"""The calculations of a solution, a line each, and its answer: `53 + 38 = 91` and `A: 91` or `\boxed{91}`."""
-    found = re.findall(r"[\d.]+(?:\s*[-+*/x]\s*[\d.]+)+\s*=\s*[\d.]+", text.replace("$", "").replace(",", ""))
-    answer = re.findall(r"^A: .*$|\\boxed\{[^}]*\}", text, re.MULTILINE)
-    return "\n".join([*dict.fromkeys(found), *answer[-1:]])
 
 
 class Experiment:
@@ -198,14 +151,14 @@ class Experiment:
         self, problem: Problem, rollout: Rollout, base_states: Any, own: Mapping[str, Any], pools: Mapping[str, Any]
     ) -> None:
         ids = torch.tensor(rollout.token_ids)
-        finer = self._finer(problem, rollout)
+        finer = finer_classes(problem, [self.texts[i] for i in rollout.token_ids])
         base = head_logits(base_states, self.head).log_softmax(-1)
         for variant in self.variants:
-            both = _pair(variant, pools[variant.choose], rollout, self.fewest)
+            both = pair_of_pools(variant, pools[variant.choose], rollout, self.fewest)
             if both is None:
                 continue
             correct, failed = ([own[variant.text][e.sample] for e in pool] for pool in both)
-            logits = self._direction(variant, base, correct, failed)
+            logits = direction(variant, base, correct, failed, self.head)
             target = (base + logits).log_softmax(-1)
             projected = project_substance(target, base, self.substance)
             kl, style = split_kl(target, base, self.substance)
@@ -220,45 +173,8 @@ class Experiment:
                 style=style,
                 ratio=target.gather(-1, token)[:, 0] - before,
                 projected_ratio=projected.gather(-1, token)[:, 0] - before,
-                **_gains(target.exp() - base.exp(), *({i for e in pool for i in e.token_ids} for pool in both)),
+                **gains(target.exp() - base.exp(), *({i for e in pool for i in e.token_ids} for pool in both)),
             )
-
-    def _direction(self, variant: Variant, base: Any, correct: Sequence[Any], failed: Sequence[Any]) -> Any:
-        """The direction as logits [T, V], after shrinking."""
-        difference = torch.stack(correct).mean(0) - torch.stack(failed).mean(0)
-        logits = head_logits(difference, self.head)
-        if not variant.shrink:
-            return logits
-        noise = torch.zeros_like(logits)  # variance of the difference of the means
-        for pool in (correct, failed):
-            if len(pool) > 1:
-                each = torch.stack([_centred(head_logits(s, self.head), base) for s in pool])
-                noise += each.var(0) / len(pool)
-        signal = _centred(logits, base) ** 2
-        if variant.shrink == "token":
-            weight = base.exp()
-            noise, signal = ((weight * x).sum(-1, keepdim=True) for x in (noise, signal))
-        return _centred(logits, base) * (1 - noise / signal.clamp(min=1e-12)).clamp(min=0)
-
-    def _finer(self, problem: Problem, rollout: Rollout) -> np.ndarray:
-        """The number of the class of FINER of every token of a rollout."""
-        words = set(re.findall(r"\w+", problem.problem.lower()))
-        numbers = re.findall(r"\d+", problem.problem)
-        digits = {d for n in numbers for d in (n, *n)}
-        names = [name for name, _ in FINER]
-
-        def number_of(text: str) -> int:
-            bare = text.strip().lower()
-            if bare.isdigit() and bare in digits:
-                return names.index("number of the problem")
-            for index, (name, pattern) in enumerate(FINER):
-                if (name == "word of the problem" and bare in words) or (
-                    pattern is not None and re.search(pattern, text)
-                ):
-                    return index
-            raise AssertionError
-
-        return np.array([number_of(self.texts[i]) for i in rollout.token_ids])
 
     def tables(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """The rows of the three tables."""
@@ -308,36 +224,6 @@ class Experiment:
             "projected_auc": tokens.auc_of_means(projected, everything)["group_auc"],
             **{name: gain / sum(gains.values()) for name, gain in gains.items()},
         }
-
-
-def _pair(
-    variant: Variant, pools: Mapping[str, Sequence[Any]], rollout: Rollout, fewest: int
-) -> tuple[Sequence[Any], Sequence[Any]] | None:
-    """The exemplars of both pools, or None if the rollout has too few for this variant."""
-    m = variant.exemplars
-    if variant.same:
-        own = pools["correct" if rollout.outcome == "correct" else "incorrect"]
-        other = pools["incorrect" if rollout.outcome == "correct" else "correct"]
-        one = own if len(own) >= 2 * m else other
-        return (one[:m], one[m : 2 * m]) if len(one) >= 2 * m else None
-    both = pools["correct"][:m], pools["incorrect"][:m]
-    least = min(map(len, both))
-    if (variant.shrink and least < 2) or (m > max(fewest, 2) and least < m):
-        return None
-    return both
-
-
-def _centred(logits: Any, base: Any) -> Any:
-    """Logits [.., T, V] minus their mean under the base."""
-    return logits - (base.exp() * logits).sum(-1, keepdim=True)
-
-
-def _gains(moved: Any, correct: set[int], failed: set[int]) -> dict[str, Any]:
-    """The probability that tokens gain [T], by where they stand."""
-    gained = moved.clamp(min=0)
-    parts = {"gain_correct": correct - failed, "gain_failed": failed - correct, "gain_both": correct & failed}
-    gains = {name: gained[:, sorted(ids)].sum(-1) for name, ids in parts.items()}
-    return {**gains, "gain_neither": (gained.sum(-1) - sum(gains.values())).clamp(min=0)}
 
 
 COLUMNS: dict[str, dict[str, tuple[str, str]]] = {

@@ -154,4 +154,5 @@ def studies() -> str:
     """The page of the studies, with links to the pages and figures that `on_files` adds."""
     text = (STUDIES / "README.md").read_text()
     text = re.sub(r"\(([\w-]+)/(\w+)\.png\)", r"(images/\1-\2.png)", text)
+    text = text.replace("](../../docs/pages/", "](")
     return re.sub(r"\(([\w-]+)/README\.md\)", r"(studies/\1.md)", text)

@@ -62,8 +62,8 @@ def _mathml(latex: str, display: str) -> str:
 
 def settings() -> str:
     """The page of all settings, section by section."""
+    from ogls.analysis.study import Case, Method, StudyConfig, Tuning
     from ogls.config import RunConfig
-    from ogls.config.section import kind_of
 
     lines = ["# Configuration\n", "Generated from `ogls/config/`. A configuration can extend another"]
     lines.append('(`extends = "tiny.toml"`), and `--set section.key=value` overrides any value, also in arrays')
@@ -76,16 +76,27 @@ def settings() -> str:
     )
     lines.append("`ogls config FILE` prints the resolved configuration.\n")
     for title, section in _sections("", RunConfig):
-        lines += [f"## {title or 'The run'}\n", f"{inspect.cleandoc(section.__doc__ or '')}\n"]
-        lines += ["| setting | type | default | description |", "| --- | --- | --- | --- |"]
-        for name, field in section.model_fields.items():
-            if not _is_section(field.annotation):
-                kind = kind_of(field)
-                mark = "" if kind == "identity" else f" *{kind.capitalize()}.*"
-                description = (field.description or "").replace("|", "\\|") + mark
-                lines.append(f"| `{name}` | {_type(field.annotation)} | {_default(field.default)} | {description} |")
-        lines.append("")
+        lines += _settings_of(title or "The run", section)
+    lines += ["## Studies\n", "The files in `deployments/studies/` ([how to write one](../how-to/compare.md)).\n"]
+    for title, section in (("", StudyConfig), ("[[methods]]", Method), ("[[cases]]", Case), ("[tune]", Tuning)):
+        lines += _settings_of(title and f"{title} of a study", section, "###")
     return "\n".join(lines)
+
+
+def _settings_of(title: str, section: Any, heading: str = "##") -> list[str]:
+    """The lines about a section: its title, what it is, and the table of its settings."""
+    from ogls.config.section import kind_of
+
+    lines = [f"{heading} {title}\n"] if title else []
+    lines += [f"{inspect.cleandoc(section.__doc__ or '')}\n"]
+    lines += ["| setting | type | default | description |", "| --- | --- | --- | --- |"]
+    for name, field in section.model_fields.items():
+        if not _is_section(field.annotation):
+            kind = kind_of(field)
+            mark = "" if kind == "identity" else f" *{kind.capitalize()}.*"
+            description = (field.description or "").replace("|", "\\|") + mark
+            lines.append(f"| `{name}` | {_type(field.annotation)} | {_default(field.default)} | {description} |")
+    return [*lines, ""]
 
 
 def _sections(path: str, section: Any) -> Iterator[tuple[str, Any]]:

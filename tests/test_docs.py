@@ -19,6 +19,7 @@ import pytest
 from browser import open_browser
 from conftest import REPO
 
+from ogls.analysis.study import load_study
 from ogls.config import build_config
 from ogls.stages.run import Run
 
@@ -196,6 +197,17 @@ def test_the_notebook_goes_from_a_run_to_a_figure(finished: Run) -> None:
     rounds, lines, moved = json.loads(result.stdout.splitlines()[-1])
     assert (rounds, lines) == ([0, 1, 2], 2)
     assert moved > 5
+
+
+def test_the_study_of_the_docs_can_be_run(tmp_path: Path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (PAGES / "how-to/compare.md").read_text(), re.DOTALL)
+    text = "\n".join(blocks).replace("../runs", str(REPO / "deployments/runs"))
+    (tmp_path / "mine.toml").write_text(text)
+    study, tuning, runs = load_study(tmp_path / "mine.toml")
+    assert {c.name for c in runs.values()} >= {"mine-short-opsd-s0", "mine-long-ogls-sd-s2"}
+    assert len(runs) == 2 * 2 * 3
+    assert len(tuning) == 2 * 2 * 3 * 1
+    assert study.tune
 
 
 def test_the_teachers_of_the_docs_are_valid_configurations() -> None:

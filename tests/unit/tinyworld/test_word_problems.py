@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,16 @@ def test_solutions_are_right_and_files_share_no_problem(tmp_path: Path) -> None:
     assert len(set(texts)) == len(texts)
     with pytest.raises(FileExistsError):
         write_word_problems(tmp_path / "words")
+
+
+def test_told_solutions_have_the_same_steps_in_several_words(tmp_path: Path) -> None:
+    write_word_problems(tmp_path / "told", in_words=True)
+    rows = [json.loads(line) for line in (tmp_path / "told/warm.jsonl").read_text().splitlines()]
+    wordings = set()
+    for row in rows:
+        steps = re.findall(r"(\d+ [-+*] \d+) = (\d+)", row["solution"])
+        assert all(eval(expression) == int(result) for expression, result in steps)
+        assert steps[-1][1] == row["answer"]
+        assert row["solution"].count(rf"\boxed{{{row['answer']}}}") == 1
+        wordings.add(re.sub(r"\d+", "", row["solution"]).split("=")[0])
+    assert len(wordings) > 100

@@ -42,6 +42,7 @@ class Variant:
     text: str = "whole"
     shrink: str = ""
     same: bool = False  # both pools of the rollout's own outcome
+    alone: str = ""  # the target is this pool (correct or reference), not the base and the direction
 
 
 def variants(fewest: int) -> list[Variant]:
@@ -52,7 +53,9 @@ def variants(fewest: int) -> list[Variant]:
     found += [Variant(m, "steps", text="steps") for m in sizes if m <= 4]
     found += [Variant(m, "shrunk", shrink="token") for m in sizes if m > 1]
     found += [Variant(m, "shrunk by token", shrink="logit") for m in sizes if m > 1]
-    return found + [Variant(m, "same outcome", same=True) for m in sizes if m <= max(1, fewest // 2)]
+    found += [Variant(m, "same outcome", same=True) for m in sizes if m <= max(1, fewest // 2)]
+    found += [Variant(m, "correct pool alone", alone="correct") for m in sizes]
+    return [*found, Variant(1, "reference pool alone", alone="reference")]
 
 
 def steps_of(text: str) -> str:

@@ -10,7 +10,8 @@ a rollout and an exemplar of its group, and steers (lambda 1) with pools that ar
 - `shrunk`: the direction times the part of its squared size that the spread over exemplars does not explain, one factor
   a token, max(0, 1 - noise / signal), both weighted by the base's probabilities;
 - `shrunk by token`: the same factor for each logit by itself;
-- `same outcome`: both pools have the same outcome, so that nothing but wording (and chance) is left in the difference.
+- `same outcome`: both pools have the same outcome, so that nothing but wording (and chance) is left in the difference;
+- `correct pool alone` (SDPO's target) and `reference pool alone` (OPSD's), for comparison: no direction.
 
 For each: KL to the base and style's share of it, the same of the target that `steer.project` keeps, the AUC of the mean
 log-prob ratio within groups (all tokens; digits), and how much of the probability that the target gains goes to tokens
@@ -19,8 +20,7 @@ classes of tokens, and a third by place in the rollout.
 
 Only rollouts with at least N others of each outcome are measured (`--fewest`), the same in every row of up to N
 exemplars, and the first G groups that have some. Rows with more exemplars, or of one outcome, have the rollouts that
-have them. Writes
-OUT/exemplars_NAME{,_classes,_places}.parquet and .md.
+have them. Writes OUT/exemplars_NAME{,_classes,_places}.parquet and .md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from exemplar_pools import FINER, Variant, direction, finer_classes, gains, pair
 from measured import write_results
 
 from ogls.config import RunConfig, load_config
-from ogls.distillation.exemplars import Context, ContextPlanner, ScoredRollout
+from ogls.distillation.exemplars import REFERENCE, Context, ContextPlanner, ScoredRollout
 from ogls.distillation.steering import project_substance
 from ogls.distillation.style import classify, split_kl, substance_only
 from ogls.distillation.sweep import SweepTokens
@@ -120,19 +120,16 @@ class Experiment:
         if not chosen:
             return False
         states = self._states(problem, chosen, [r for rs in by_outcome.values() for r in rs])
+        decided = [r.sample for rs in by_outcome.values() for r in rs]
         order = {name: planner.choose(problem, group) for name, planner in planners.items()}
         for rollout in chosen:
             own = {
-                text: {s: states[rollout.key, f"{text}/{s}"] for s in self._samples(group)}
-                for text in ("whole", "steps")
+                text: {s: states[rollout.key, f"{text}/{s}"] for s in samples}
+                for text, samples in (("whole", [*decided, REFERENCE]), ("steps", decided))
             }
             pools = {name: chosen_by[rollout.key] for name, chosen_by in order.items()}
             self._measure_rollout(problem, rollout, states[rollout.key, "base"], own, pools)
         return True
-
-    @staticmethod
-    def _samples(group: Sequence[Rollout]) -> list[int]:
-        return [r.sample for r in group if r.outcome != "undecided"]
 
     def _states(self, problem: Problem, rollouts: Sequence[Rollout], exemplars: Sequence[Rollout]) -> dict[Any, Any]:
         """The states of every rollout after every exemplar, whole and cut to its steps, and after none."""
@@ -140,6 +137,7 @@ class Experiment:
         for e in exemplars:
             contexts[f"whole/{e.sample}"] = self.prompter.teacher(problem.problem, e.text)
             contexts[f"steps/{e.sample}"] = self.prompter.teacher(problem.problem, steps_of(e.text))
+        contexts[f"whole/{REFERENCE}"] = self.prompter.teacher(problem.problem, problem.solution or "", reference=True)
         scored = [
             ScoredRollout(r.key, name, r.token_ids, ((Context("frozen", tuple(ids)), 1.0),), ())
             for r in rollouts
@@ -158,8 +156,11 @@ class Experiment:
             if both is None:
                 continue
             correct, failed = ([own[variant.text][e.sample] for e in pool] for pool in both)
-            logits = direction(variant, base, correct, failed, self.head)
-            target = (base + logits).log_softmax(-1)
+            if variant.alone:
+                states = own["whole"][REFERENCE] if variant.alone == "reference" else torch.stack(correct).mean(0)
+                target = head_logits(states, self.head).log_softmax(-1)
+            else:
+                target = (base + direction(variant, base, correct, failed, self.head)).log_softmax(-1)
             projected = project_substance(target, base, self.substance)
             kl, style = split_kl(target, base, self.substance)
             token = ids[:, None]
@@ -217,12 +218,12 @@ class Experiment:
             "groups": len({p for p, *_ in m.rollouts}),
             "tokens": len(ratio),
             "kl": m.mean("kl"),
-            "style_share": m.mean("style") / m.mean("kl"),
+            "style_share": m.mean("style") / m.mean("kl") if m.mean("kl") else None,
             "substance_kl": m.mean("kl") - m.mean("style"),
             **tokens.auc_of_means(ratio, everything),
             "digit_auc": of_digits["group_auc"],
             "projected_auc": tokens.auc_of_means(projected, everything)["group_auc"],
-            **{name: gain / sum(gains.values()) for name, gain in gains.items()},
+            **{name: gain / (sum(gains.values()) or 1.0) for name, gain in gains.items()},
         }
 
 

@@ -19,8 +19,9 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	$(BIN)/ogls train tiny
 
-# Two processes, each runs one file (or group of files, tests/conftest.py) at a time; many tests wait for a server.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Each process runs one file (or group of files, tests/conftest.py) at a time. Many tests wait for a server, so three
+# processes keep two cores busy.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
 	$(PYTEST)

@@ -28,6 +28,7 @@ def on_files(files: Files, config: Any) -> Files:
     for page in sorted(STUDIES.glob("*/README.md")):
         name = page.parent.name
         text = re.sub(r"\((\w+)\.png\)", rf"(../images/{name}-\1.png)", page.read_text())
+        text = text.replace("](../../../docs/pages/", "](../")
         files.append(File.generated(config, f"studies/{name}.md", content=text))
         for picture in page.parent.glob("*.png"):
             uri = f"images/{name}-{picture.name}"

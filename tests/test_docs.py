@@ -212,7 +212,7 @@ def test_the_study_of_the_docs_can_be_run(tmp_path: Path) -> None:
 
 def test_the_teachers_of_the_docs_are_valid_configurations() -> None:
     blocks = re.findall(r"```toml\n(.*?)```", (PAGES / "how-to/teacher.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         config = build_config({"evaluate": {"benchmarks": [{}]}, **tomllib.loads(block)})
         own = [p.name for p in config.teacher.pools if not isinstance(p, str)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 from pydantic import model_validator
 
 from ogls.config.data import Benchmark
 from ogls.config.sampling import SamplingConfig
-from ogls.config.section import FUNCTION, Section, setting
+from ogls.config.section import FUNCTION, Section, check_pattern, setting
 
 Verdict = Literal["correct", "incorrect", "no_answer", "truncated", "timeout", "error"]
 
@@ -71,12 +70,7 @@ class VerifyConfig(Section):
 
     @model_validator(mode="after")
     def _check_answer_pattern(self) -> VerifyConfig:
-        try:
-            groups = re.compile(self.answer_pattern).groups
-        except re.error as error:
-            raise ValueError(f"verify.answer_pattern is not a valid regular expression: {error}") from None
-        if groups > 1:
-            raise ValueError(f"verify.answer_pattern has {groups} groups; mark one with (...), others with (?:...)")
+        check_pattern("verify.answer_pattern", self.answer_pattern)
         return self
 
 

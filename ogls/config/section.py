@@ -14,6 +14,7 @@ that runs started before it existed keep their fingerprints.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -46,6 +47,16 @@ def kind_of(field: FieldInfo) -> Kind:
     extra = field.json_schema_extra
     kind: Any = extra.get("kind", "identity") if isinstance(extra, dict) else "identity"
     return kind  # type: ignore[no-any-return]
+
+
+def check_pattern(name: str, pattern: str) -> None:
+    """Raise ValueError unless the regular expression of a setting is valid and has at most one group."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{name} is not a valid regular expression: {error}") from None
+    if groups > 1:
+        raise ValueError(f"{name} has {groups} groups; mark one with (...), others with (?:...)")
 
 
 class Section(BaseModel):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from ogls.config.section import Section, setting
+from ogls.config.section import Section, check_pattern, setting
 
 Pool = str  # the name of a pool
 POOLS: tuple[Pool, ...] = ("base", "reference", "correct", "incorrect")  # declared by default, first in every list
@@ -139,6 +139,13 @@ class TeacherConfig(Section):
         8, "Maximum number of exemplars per pool and rollout. More: a smoother average, and more compute.", ge=1
     )
     exemplar_tokens: int = setting(8192, "Maximum length of an exemplar, in tokens; longer ones are truncated.", ge=1)
+    exemplar_pattern: str = setting(
+        "",
+        "Regular expression: of a rollout or a reference solution that is an exemplar, only its matches are shown, a "
+        "line each, such as calculations and the answer. Less wording is then left in the direction. A group marks the "
+        "part to show; ^ and $ match at every line. An exemplar without a match is shown whole. Empty: all are whole.",
+        later=True,
+    )
     reference_exemplar: bool = setting(
         False,
         "Add the reference solution, if the problem has one, to the correct pool as one more exemplar, in the same "
@@ -170,6 +177,11 @@ class TeacherConfig(Section):
     state_dtype: Literal["float16", "bfloat16", "float32"] = setting(
         "float16", "Data type of cached hidden states. Use bfloat16 if they overflow float16."
     )
+
+    @model_validator(mode="after")
+    def _check_exemplar_pattern(self) -> TeacherConfig:
+        check_pattern("teacher.exemplar_pattern", self.exemplar_pattern)
+        return self
 
 
 class Recipe(Section):

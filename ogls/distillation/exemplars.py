@@ -8,6 +8,7 @@ a weighted mean over contexts; equal contexts are merged and their weights added
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,12 +60,14 @@ class TeacherPlan:
     scored: list[ScoredRollout] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)  # rollouts that are not scored, by reason
     cut: int = 0  # truncated exemplars
+    unmatched: int = 0  # exemplars in which teacher.exemplar_pattern matches nothing
 
     def extend(self, other: TeacherPlan) -> None:
         """Add the work of another plan to this one."""
         self.scored += other.scored
         self.left_out += other.left_out
         self.cut += other.cut
+        self.unmatched += other.unmatched
 
 
 class ContextPlanner:
@@ -99,7 +102,7 @@ class ContextPlanner:
             for pool, exemplars in pools.items():
                 if exemplars:
                     plan.scored.append(contexts.scored(rollout.key, pool, tokens, exemplars))
-        plan.cut = contexts.cut
+        plan.cut, plan.unmatched = contexts.cut, len(contexts.unmatched)
         return plan
 
     def choose(self, problem: Problem, rollouts: Sequence[Rollout]) -> dict[Key, dict[Pool, list[Exemplar]] | str]:
@@ -195,6 +198,12 @@ class ContextPlanner:
         return sorted(rollouts, key=lambda r: hashlib.blake2b(repr(r.token_ids).encode(), key=seed[:64]).digest())
 
 
+def matches(pattern: str, text: str) -> str:
+    """The matches of a regular expression in a text, or its group in each of them, a line each."""
+    found = (m[m.re.groups] for m in re.finditer(pattern, text, re.MULTILINE))
+    return "\n".join(part for part in found if part)
+
+
 def _shared(a: Rollout, b: Rollout) -> int:
     """The number of tokens that two rollouts share from the start."""
     pairs = zip(a.token_ids, b.token_ids, strict=False)
@@ -202,12 +211,16 @@ def _shared(a: Rollout, b: Rollout) -> int:
 
 
 class _Contexts:
-    """The contexts of one problem; each is rendered once. `cut` counts truncated exemplars."""
+    """The contexts of one problem; each is rendered once.
+
+    `cut` counts truncated exemplars; `unmatched` are the exemplars in which teacher.exemplar_pattern matches nothing.
+    """
 
     def __init__(self, planner: ContextPlanner, problem: Problem):
         self.planner, self.problem = planner, problem
         self.rendered: dict[tuple[Any, ...], Context] = {}
         self.cut = 0
+        self.unmatched: set[int] = set()
 
     def scored(self, key: Key, pool: Pool, tokens: tuple[int, ...], exemplars: list[Exemplar]) -> ScoredRollout:
         contexts = [self.context(pool, e) for e in exemplars]
@@ -249,9 +262,14 @@ class _Contexts:
         return pool.template or defaults.get(pool.kind, prompts.exemplar)
 
     def _tokens(self, exemplar: Rollout | Text) -> tuple[int, ...]:
-        if isinstance(exemplar, Rollout):
+        pattern, kept = self.planner.config.teacher.exemplar_pattern, ""
+        whole = isinstance(exemplar, Text) and (exemplar.feedback or exemplar.sample == COLUMN)
+        if pattern and not whole:  # feedback is on the whole attempt, and a column has the words that its owner gave it
+            kept = matches(pattern, exemplar.text)
+            self.unmatched |= set() if kept else {exemplar.sample}
+        if isinstance(exemplar, Rollout) and not kept:
             return exemplar.token_ids
-        return tuple(self.planner.prompter.tokenizer(exemplar.text, add_special_tokens=False)["input_ids"])
+        return tuple(self.planner.prompter.tokenizer(kept or exemplar.text, add_special_tokens=False)["input_ids"])
 
     def _text(self, tokens: tuple[int, ...], frame: int) -> str:
         """The exemplar as text, truncated to teacher.exemplar_tokens and to the room in the model's context.

@@ -60,7 +60,9 @@ def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         kept = len({s.key for s in scored})
         cut = sum(p.cut for p in plans)
         truncated = f"{cut} exemplars were truncated (teacher.exemplar_tokens, or the context of the model)"
-        notice = "; ".join([*([truncated] if cut else []), *_unweighted(config)])
+        unmatched = sum(p.unmatched for p in plans)
+        whole = f"teacher.exemplar_pattern matches nothing in {unmatched} exemplars, which are shown whole"
+        notice = "; ".join([*([truncated] if cut else []), *([whole] if unmatched else []), *_unweighted(config)])
         return {"rollouts": kept, "left_out": dict(left_out), "exemplars_cut": cut, "notice": notice}
 
     return run.carry_out("teacher_states", round_, inputs, work)

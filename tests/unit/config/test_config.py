@@ -58,6 +58,7 @@ def test_every_field_is_described_and_read() -> None:
         ("prompts.exemplar=hello", "prompts.exemplar must contain {problem} and {exemplar}"),
         ("evaluate.benchmarks=[]", "nothing to evaluate on"),
         ("verify.answer_pattern='('", "verify.answer_pattern is not a valid regular expression"),
+        ("teacher.exemplar_pattern='('", "teacher.exemplar_pattern is not a valid regular expression"),
         ("verify.answer_pattern='(a)(b)'", "verify.answer_pattern has 2 groups; mark one with (...)"),
         ("name=../x", "name: String should match pattern"),
         ("train.epochs", "write section.key=value"),

@@ -165,6 +165,28 @@ def test_long_exemplars_are_truncated_and_counted(plan, prompter: Prompter) -> N
     assert longest_prompt(cut) < longest_prompt(whole)
 
 
+def test_only_the_matches_of_the_pattern_are_shown_of_an_exemplar(plan, prompter: Prompter) -> None:
+    settings = ["teacher.reference_exemplar=true", "teacher.exemplar_pattern='boxed.(.)'"]
+    group_plan = plan("ccff", *settings)
+    (item,) = [s for s in group_plan.scored if s.key[1] == 2 and s.pool == "correct"]
+    expected = {tuple(prompter.teacher(PROBLEM.problem, shown)) for shown in ("0", "1", "7")}  # the answers alone
+    assert {c.prompt_ids for c, _ in item.shares} == expected
+    assert group_plan.unmatched == 0
+
+    without = plan("ccff", "teacher.reference_exemplar=true", "teacher.exemplar_pattern=nothing")
+    assert without.unmatched == 5  # four rollouts and the reference, shown whole
+    whole = plan("ccff", "teacher.reference_exemplar=true")
+    assert [s.shares for s in without.scored] == [s.shares for s in whole.scored]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [(r"\d = (\d)", "1\n2"), ("^b.*$", "b 3 = 2"), ("(a)|b", "a"), ("x*", "")],
+)
+def test_the_matches_of_a_pattern(pattern: str, found: str) -> None:
+    assert exemplars.matches(pattern, "a 0 = 1\nb 3 = 2") == found
+
+
 def test_a_prompt_without_room_for_an_exemplar_is_an_error(plan) -> None:
     long_problem = Problem("p", "1+" * 300 + "1", "7")
     with pytest.raises(ModelError, match="leave no room for an exemplar in a context of 512"):

@@ -95,7 +95,7 @@ def _settings_of(title: str, section: Any, heading: str = "##") -> list[str]:
         if not _is_section(field.annotation):
             kind = kind_of(field)
             mark = "" if kind == "identity" else f" *{kind.capitalize()}.*"
-            description = (field.description or "").replace("|", "\\|") + mark
+            description = (field.description or "").replace("|", "\\|").replace("<", "&lt;") + mark
             lines.append(f"| `{name}` | {_type(field.annotation)} | {_default(field.default)} | {description} |")
     return [*lines, ""]
 

@@ -17,11 +17,13 @@ from pydantic import ValidationError, model_validator
 from ogls.config import RunConfig, Section, load_config, setting
 from ogls.errors import ConfigError
 
+_NAME = r"^[a-z0-9][a-z0-9._-]*$"
+
 
 class Method(Section):
     """One method: a configuration file and overrides."""
 
-    name: str = setting("ogls-sd", "Name in tables and figures.", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = setting("ogls-sd", "Name in tables and figures.", pattern=_NAME)
     config: str = setting("tiny.toml", "Configuration file (TOML), relative to the folder of the study file.")
     set: tuple[str, ...] = setting((), "Overrides for this method: section.key=value.")
     seeds: tuple[int, ...] = setting((), "Seeds of this method; empty: those of the study.")
@@ -30,7 +32,7 @@ class Method(Section):
 class Case(Section):
     """A condition under which every method runs, such as another world."""
 
-    name: str = setting("case", "Name of the case; its methods are <case>-<method>.", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = setting("case", "Name of the case; its methods are CASE-METHOD.", pattern=_NAME)
     set: tuple[str, ...] = setting((), "Overrides for this case: section.key=value. Those of a method come after them.")
 
 
@@ -61,9 +63,7 @@ class Tuning(Section):
 class StudyConfig(Section):
     """The settings of a study: every method runs once with every seed."""
 
-    name: str = setting(
-        "study", "Name of the study; its runs are <name>-<method>-s<seed>.", pattern=r"^[a-z0-9][a-z0-9._-]*$"
-    )
+    name: str = setting("study", "Name of the study; its runs are NAME-METHOD-sSEED.", pattern=_NAME)
     root: str = setting("data/runs", "The store of the runs.", min_length=1)
     out: str = setting(
         "",
@@ -107,6 +107,10 @@ class StudyConfig(Section):
             )
             for case in self.cases
         ]
+
+    def references(self) -> dict[str, str]:
+        """The method that each method is compared with."""
+        return {m.name: reference for reference, methods in self.by_case() for m in methods}
 
     @model_validator(mode="after")
     def _check(self) -> StudyConfig:
@@ -242,7 +246,10 @@ def result_rows(
     `references` has, by method, the one that it is compared with.
     """
     last = {key: summaries[-1] for key, summaries in runs.items()}
-    common = set.intersection(*({s["round"] for s in summaries} for summaries in runs.values()))
+    common: dict[str, set[int]] = {}  # the rounds that all methods with the same reference have evaluated
+    for (method, _), summaries in runs.items():
+        rounds = {s["round"] for s in summaries}
+        common[references[method]] = common.get(references[method], rounds) & rounds
     curves, rows = curve_rows(runs, "accuracy"), []
     for method in dict.fromkeys(m for m, _ in runs):
         seeds = [s for m, s in runs if m == method]
@@ -261,7 +268,9 @@ def result_rows(
                 "problem_interval": sum(s["accuracy_high"] - s["accuracy_low"] for s in results) / 2 / len(results),
                 "difference": difference,
                 **{name: _mean([s[name] for s in results]) for name in CURVES[1:]},
-                "rounds_to_90": rounds_to_share(c for c in curves if c["method"] == method and c["round"] in common),
+                "rounds_to_90": rounds_to_share(
+                    c for c in curves if c["method"] == method and c["round"] in common[reference]
+                ),
                 "seconds": _mean([seconds[method, s] for s in seeds]),
             }
         )

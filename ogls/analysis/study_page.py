@@ -51,12 +51,11 @@ def write_study_page(
     summaries = {keys[c.name]: _summaries(Run(c)) for c in configs}
     seconds = {keys[c.name]: _seconds(Run(c)) for c in configs}
     pass_rows = _pass_rows({keys[c.name]: Run(c) for c in configs})
-    results = result_rows(
-        summaries, seconds, {m.name: reference for reference, methods in study.by_case() for m in methods}
-    )
+    results = result_rows(summaries, seconds, study.references())
     curves = {measure: curve_rows(summaries, measure) for measure in CURVES}
-    first = configs[0]
-    rollouts_per_round = first.problems.per_round * first.rollout.samples
+    budgets = dict.fromkeys(
+        f"{c.rounds} rounds of {c.problems.per_round * c.rollout.samples} rollouts" for c in configs
+    )
 
     folder = study.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +64,7 @@ def write_study_page(
     pq.write_table(pa.Table.from_pylist(flat), folder / "results.parquet")
     rows = [{"measure": m, **row} for m, part in curves.items() for row in part]
     pq.write_table(pa.Table.from_pylist(rows), folder / "curves.parquet")
-    text = _markdown(study, results, first, rollouts_per_round)
+    text = _markdown(study, results, " or ".join(budgets))
     if tuning:
         tuned = _tuning_results(study, tuning)
         pq.write_table(pa.Table.from_pylist(tuned), folder / "tuning.parquet")
@@ -75,8 +74,13 @@ def write_study_page(
 
 
 def _method(study: StudyConfig, config: RunConfig) -> str:
-    """Return the method of a run of the study or of its tuning, from the name of the run."""
-    return re.sub(r"^tune\d+-(?=.)", "", config.name.removeprefix(f"{study.name}-").rpartition("-s")[0])
+    """Return the method of a run of the study, from the name of the run."""
+    return config.name.removeprefix(f"{study.name}-").rpartition("-s")[0]
+
+
+def _tuned_method(study: StudyConfig, config: RunConfig) -> str:
+    """Return the method of a run of the tuning, from the name of the run."""
+    return re.sub(r"^tune\d+-", "", _method(study, config))
 
 
 def _tuning_results(study: StudyConfig, tuning: Sequence[RunConfig]) -> list[dict[str, Any]]:
@@ -85,7 +89,7 @@ def _tuning_results(study: StudyConfig, tuning: Sequence[RunConfig]) -> list[dic
     for config in tuning:
         value = dict(flatten(config.model_dump()))[study.tune.key if study.tune else ""]
         summary = read_deciding_summary(Run(config).records, config.rounds)  # the holdout's
-        accuracies.setdefault((_method(study, config), value), []).append(summary["accuracy"])
+        accuracies.setdefault((_tuned_method(study, config), value), []).append(summary["accuracy"])
     return tuning_rows(accuracies)
 
 
@@ -163,7 +167,10 @@ def _cells(r: dict[str, Any]) -> list[str]:
     ]
 
 
-def _markdown(study: StudyConfig, results: list[dict[str, Any]], first: RunConfig, rollouts_per_round: int) -> str:
+def _markdown(study: StudyConfig, results: list[dict[str, Any]], budget: str) -> str:
+    count, all_methods = f"{len(study.methods)} methods", "All methods"
+    if study.cases:
+        count, all_methods = f"{count} in each of {len(study.cases)} cases", "The methods of a case"
     of_case = " of the case" if study.cases else ""
     names = (
         *(
@@ -181,7 +188,7 @@ def _markdown(study: StudyConfig, results: list[dict[str, Any]], first: RunConfi
         seeds += f" ({', '.join(map(str, own))} for {', '.join(m.name for m in study.methods if m.seeds == own)})"
     return f"""# Study {study.name}
 
-{len(results)} methods, seeds {seeds}; {first.rounds} rounds of {rollouts_per_round} rollouts. All methods use the same
+{count}, seeds {seeds}; {budget}. {all_methods} use the same
 problems and sampling seeds. The results are those of the **last round**, not of the best round. Intervals are 95%
 intervals: over seeds by Student's t, over problems by bootstrap within a run (mean half-width). Differences are paired
 by seed.

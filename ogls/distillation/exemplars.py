@@ -102,7 +102,7 @@ class ContextPlanner:
             for pool, exemplars in pools.items():
                 if exemplars:
                     plan.scored.append(contexts.scored(rollout.key, pool, tokens, exemplars))
-        plan.cut, plan.unmatched = contexts.cut, len(contexts.unmatched)
+        plan.cut, plan.unmatched = contexts.cut, contexts.unmatched
         return plan
 
     def choose(self, problem: Problem, rollouts: Sequence[Rollout]) -> dict[Key, dict[Pool, list[Exemplar]] | str]:
@@ -201,7 +201,7 @@ class ContextPlanner:
 def matches(pattern: str, text: str) -> str:
     """The matches of a regular expression in a text, or its group in each of them, a line each."""
     found = (m[m.re.groups] for m in re.finditer(pattern, text, re.MULTILINE))
-    return "\n".join(part for part in found if part)
+    return "\n".join(part for part in found if part and part.strip())
 
 
 def _shared(a: Rollout, b: Rollout) -> int:
@@ -213,14 +213,15 @@ def _shared(a: Rollout, b: Rollout) -> int:
 class _Contexts:
     """The contexts of one problem; each is rendered once.
 
-    `cut` counts truncated exemplars; `unmatched` are the exemplars in which teacher.exemplar_pattern matches nothing.
+    `cut` counts truncated exemplars; `unmatched` counts those in which teacher.exemplar_pattern matches nothing.
     """
 
     def __init__(self, planner: ContextPlanner, problem: Problem):
         self.planner, self.problem = planner, problem
         self.rendered: dict[tuple[Any, ...], Context] = {}
         self.cut = 0
-        self.unmatched: set[int] = set()
+        self.unmatched = 0
+        self.tokens: dict[int, tuple[int, ...]] = {}  # of rollouts and the reference, by sample
 
     def scored(self, key: Key, pool: Pool, tokens: tuple[int, ...], exemplars: list[Exemplar]) -> ScoredRollout:
         contexts = [self.context(pool, e) for e in exemplars]
@@ -262,14 +263,22 @@ class _Contexts:
         return pool.template or defaults.get(pool.kind, prompts.exemplar)
 
     def _tokens(self, exemplar: Rollout | Text) -> tuple[int, ...]:
-        pattern, kept = self.planner.config.teacher.exemplar_pattern, ""
-        whole = isinstance(exemplar, Text) and (exemplar.feedback or exemplar.sample == COLUMN)
-        if pattern and not whole:  # feedback is on the whole attempt, and a column has the words that its owner gave it
-            kept = matches(pattern, exemplar.text)
-            self.unmatched |= set() if kept else {exemplar.sample}
-        if isinstance(exemplar, Rollout) and not kept:
-            return exemplar.token_ids
-        return tuple(self.planner.prompter.tokenizer(kept or exemplar.text, add_special_tokens=False)["input_ids"])
+        """The tokens that are shown of an exemplar."""
+        if isinstance(exemplar, Text) and (exemplar.feedback or exemplar.sample == COLUMN):
+            return self._tokenize(exemplar.text)  # the feedback is on all of it; a column has the words of its owner
+        if exemplar.sample not in self.tokens:
+            self.tokens[exemplar.sample] = self._shown(exemplar)
+        return self.tokens[exemplar.sample]
+
+    def _shown(self, exemplar: Rollout | Text) -> tuple[int, ...]:
+        """The tokens of what teacher.exemplar_pattern keeps, or of the whole exemplar."""
+        pattern = self.planner.config.teacher.exemplar_pattern
+        kept = matches(pattern, exemplar.text) if pattern else ""
+        self.unmatched += bool(pattern) and not kept
+        return exemplar.token_ids if isinstance(exemplar, Rollout) and not kept else self._tokenize(kept or exemplar.text)
+
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self.planner.prompter.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _text(self, tokens: tuple[int, ...], frame: int) -> str:
         """The exemplar as text, truncated to teacher.exemplar_tokens and to the room in the model's context.

@@ -63,7 +63,13 @@ def teach(run: Run, round_: int, progress: Progress = no_progress) -> StageResul
         unmatched = sum(p.unmatched for p in plans)
         whole = f"teacher.exemplar_pattern matches nothing in {unmatched} exemplars, which are shown whole"
         notice = "; ".join([*([truncated] if cut else []), *([whole] if unmatched else []), *_unweighted(config)])
-        return {"rollouts": kept, "left_out": dict(left_out), "exemplars_cut": cut, "notice": notice}
+        return {
+            "rollouts": kept,
+            "left_out": dict(left_out),
+            "exemplars_cut": cut,
+            "exemplars_unmatched": unmatched,
+            "notice": notice,
+        }
 
     return run.carry_out("teacher_states", round_, inputs, work)
 

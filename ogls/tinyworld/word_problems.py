@@ -10,8 +10,8 @@ steps in different words, too.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,4 +90,8 @@ def write_word_problems(folder: Path, seed: int = 0, in_words: bool = False) -> 
 
 
 if __name__ == "__main__":
-    write_word_problems(Path(sys.argv[1]), in_words="--told" in sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--told", action="store_true")
+    given = parser.parse_args()
+    write_word_problems(given.folder, in_words=given.told)

@@ -153,7 +153,7 @@ class Experiment:
         base = head_logits(base_states, self.head).log_softmax(-1)
         for variant in self.variants:
             both = pair_of_pools(variant, pools[variant.choose], rollout, self.fewest)
-            if both is None:
+            if both is None or (variant.alone == "reference" and not problem.solution):
                 continue
             correct, failed = ([own[variant.text][e.sample] for e in pool] for pool in both)
             if variant.alone:
@@ -180,9 +180,8 @@ class Experiment:
     def tables(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """The rows of the three tables."""
         yield "", [row for v, m in self.measured.items() if m.rollouts for row in [self._row(v, m)]]
-        largest = max((v for v in self.variants if v.name == "hash"), key=lambda v: v.exemplars)
-        largest = Variant(min(largest.exemplars, max(self.fewest, 2)), "hash")
-        measured = self.measured[largest]
+        common = [v for v in self.variants if v.name == "hash" and v.exemplars <= max(self.fewest, 2)]
+        measured = self.measured[max(common, key=lambda v: v.exemplars)]
         ratio = np.concatenate(measured.values["ratio"])
         kl, style = (np.concatenate(measured.values[name]) for name in ("kl", "style"))
 
@@ -209,7 +208,7 @@ class Experiment:
         ratio, projected = (np.concatenate(m.values[name]) for name in ("ratio", "projected_ratio"))
         everything = np.ones(len(ratio))
         digits = tokens.token_class == 1
-        of_digits = tokens.auc_of_means(ratio, digits) if digits.any() else {"group_auc": None}
+        digit_auc = tokens.auc_of_means(ratio, digits)["group_auc"] if digits.any() else None
         gains = {name: m.mean(name) for name in ("gain_correct", "gain_failed", "gain_both", "gain_neither")}
         return {
             "exemplars": variant.exemplars,
@@ -221,7 +220,7 @@ class Experiment:
             "style_share": m.mean("style") / m.mean("kl") if m.mean("kl") else None,
             "substance_kl": m.mean("kl") - m.mean("style"),
             **tokens.auc_of_means(ratio, everything),
-            "digit_auc": of_digits["group_auc"],
+            "digit_auc": digit_auc,
             "projected_auc": tokens.auc_of_means(projected, everything)["group_auc"],
             **{name: gain / (sum(gains.values()) or 1.0) for name, gain in gains.items()},
         }
@@ -271,6 +270,8 @@ def main(out: Path, name: str, config: RunConfig, fewest: int, most_groups: int 
         with torch.inference_mode():
             measured += experiment.measure(problems[problem_id], group, planners)
         print(f"{measured} groups", end="\r", flush=True)
+    if not measured:
+        sys.exit(f"no rollout of round 1 has {fewest} others of each outcome: sample more, or lower --fewest")
     for table, rows in experiment.tables():
         write_results(out, f"exemplars_{name}{table}", rows, COLUMNS[table])
 
@@ -294,5 +295,7 @@ if __name__ == "__main__":
     parser.add_argument("--fewest", type=int, default=1)
     parser.add_argument("--groups", type=int)
     given = parser.parse_intermixed_args()
+    if given.fewest < 1:
+        parser.error("--fewest must be at least 1: a direction needs an exemplar in each pool")
     file = Path("deployments/runs") / f"{given.config}.toml"
     main(given.out, given.name, load_config(file, given.overrides), given.fewest, given.groups)

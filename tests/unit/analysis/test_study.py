@@ -19,7 +19,7 @@ from ogls.analysis.study import (
     tuning_rows,
 )
 from ogls.analysis.study_figure import figure_rows, study_figure
-from ogls.analysis.study_page import _method, write_study_page
+from ogls.analysis.study_page import _method, _tuned_method, write_study_page
 from ogls.errors import ConfigError, StoreError
 
 STUDIES = sorted((REPO / "deployments" / "studies").glob("*.toml"))
@@ -34,11 +34,12 @@ def test_shipped_studies_load_and_have_equal_budgets(path: Path) -> None:
     assert len({c.name for c in runs.values()}) == len(runs)
     for (method, seed), config in runs.items():
         assert config.name == f"{study.name}-{method}-s{seed}"
+        assert _method(study, config) == method
         assert config.seed == seed
     for (method, value, seed), config in tuning.items():
         assert seed not in study.seeds
         assert config.train.learning_rate == value
-        assert _method(study, config) == method
+        assert _tuned_method(study, config) == method
 
 
 @pytest.mark.parametrize(
@@ -156,6 +157,7 @@ def test_every_method_runs_in_every_case(tmp_path: Path) -> None:
         '''
     )
     study, _, runs = load_study(tmp_path / "study.toml")
+    assert study.references() == {name: f"{name.split('-')[0]}-ogls-sd" for name, _ in runs}
     names = ["short-ogls-sd", "short-slow", "long-ogls-sd", "long-slow"]
     assert list(runs) == [(name, seed) for name in names for seed in (0, 1)]
     of_run = [runs[name, 1] for name in names]

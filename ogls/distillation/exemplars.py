@@ -271,11 +271,13 @@ class _Contexts:
         return self.tokens[exemplar.sample]
 
     def _shown(self, exemplar: Rollout | Text) -> tuple[int, ...]:
-        """The tokens of what teacher.exemplar_pattern keeps, or of the whole exemplar."""
+        """The tokens of what teacher.exemplar_pattern keeps, or of all of it."""
         pattern = self.planner.config.teacher.exemplar_pattern
         kept = matches(pattern, exemplar.text) if pattern else ""
         self.unmatched += bool(pattern) and not kept
-        return exemplar.token_ids if isinstance(exemplar, Rollout) and not kept else self._tokenize(kept or exemplar.text)
+        if isinstance(exemplar, Rollout) and not kept:
+            return exemplar.token_ids
+        return self._tokenize(kept or exemplar.text)
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
         return tuple(self.planner.prompter.tokenizer(text, add_special_tokens=False)["input_ids"])

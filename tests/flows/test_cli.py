@@ -124,6 +124,7 @@ def test_a_user_error_inside_the_flow_has_no_traceback(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_train_interrupted_killed_and_finished_by_the_same_command(tmp_path: Path) -> None:
     """Ctrl-C, SIGKILL, then a complete run: one MLflow run, each round logged once, the table and the next steps."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -137,7 +138,7 @@ def test_train_interrupted_killed_and_finished_by_the_same_command(tmp_path: Pat
         """Start the command and wait until it has written `manifest`. Returns the running process."""
         with open(log, "wb") as file:
             child = subprocess.Popen(command, cwd=REPO, env=environment, stderr=file)
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 300
         while not (tmp_path / "store/cli" / manifest).exists():
             assert child.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

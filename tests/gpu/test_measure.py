@@ -45,7 +45,7 @@ def run_script(packages: Path, *arguments: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # `make gpu` runs the script itself
 def test_every_part_runs_on_the_cpu_and_writes_its_rows(packages: Path, tmp_path: Path) -> None:
     done = run_script(packages, str(tmp_path), "--device", "cpu", "--small")
     assert not {"prefect", "duckdb", "mlflow", "vllm", "obstore", "math_verify", "pytest"} & set(os.listdir(packages))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,23 +156,22 @@ def load_study(path: str | Path) -> StudyRuns:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ConfigError(f"{path}: " + "\n  ".join(lines)) from None
     runs, tuning = {}, {}
+
+    def config(method: Method, prefix: str, seed: int, *extra: str) -> RunConfig:
+        of_run = [f"name={study.name}-{prefix}{method.name}-s{seed}", f"root={study.root}", f"seed={seed}"]
+        return load_config(path.parent / method.config, [*study.set, *method.set, *of_run, *extra])
+
     for _, methods in study.by_case():
         budgets = set()
         for method in methods:
-
-            def config(prefix: str, seed: int, *extra: str, method: Method = method) -> RunConfig:
-                of_run = [f"name={study.name}-{prefix}{method.name}-s{seed}", f"root={study.root}", f"seed={seed}"]
-                return load_config(path.parent / method.config, [*study.set, *method.set, *of_run, *extra])
-
             for seed in method.seeds or study.seeds:
-                c = runs[method.name, seed] = config("", seed)
+                c = runs[method.name, seed] = config(method, "", seed)
                 budgets.add((c.problems.per_round, c.rollout.samples, c.rounds, c.rollout.max_tokens))
-            tune = study.tune
-            for index, value in enumerate(tune.values if tune else ()):
-                for seed in tune.seeds if tune else ():
-                    assert tune
-                    of_tuning = (f"{tune.key}={value}", f"rounds={tune.rounds}", f"problems.holdout={tune.holdout}")
-                    tuning[method.name, value, seed] = config(f"tune{index}-", seed, *tune.set, *of_tuning)
+            if not (tune := study.tune):
+                continue
+            for (index, value), seed in product(enumerate(tune.values), tune.seeds):
+                of_tuning = (f"{tune.key}={value}", f"rounds={tune.rounds}", f"problems.holdout={tune.holdout}")
+                tuning[method.name, value, seed] = config(method, f"tune{index}-", seed, *tune.set, *of_tuning)
         if len(budgets) > 1:
             raise ConfigError(
                 f"{path}: the methods must sample the same number of rollouts: (problems.per_round, rollout.samples, "

@@ -200,8 +200,7 @@ class ContextPlanner:
 
 def matches(pattern: str, text: str) -> str:
     """The matches of a regular expression in a text, or its group in each of them, a line each."""
-    found = (m[m.re.groups] for m in re.finditer(pattern, text, re.MULTILINE))
-    return "\n".join(part for part in found if part and part.strip())
+    return "\n".join(part for part in re.findall(pattern, text, re.MULTILINE) if part.strip())
 
 
 def _shared(a: Rollout, b: Rollout) -> int:

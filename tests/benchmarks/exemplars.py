@@ -100,7 +100,7 @@ class Experiment:
         self.config, self.fewest = config, fewest
         self.policy = Policy(config.model, None)
         tokenizer = load_tokenizer(config.model)
-        self.tokenizer, self.prompter = tokenizer, Prompter(tokenizer, config.prompts, config.model.thinking)
+        self.prompter = Prompter(tokenizer, config.prompts, config.model.thinking)
         self.head = self.policy.head
         self.coarse = classify(tokenizer, len(self.head), config.style.classes)
         self.substance = substance_only(self.coarse, config.style.classes)
@@ -119,8 +119,9 @@ class Experiment:
         ]
         if not chosen:
             return False
-        states = self._states(problem, chosen, [r for rs in by_outcome.values() for r in rs])
-        decided = [r.sample for rs in by_outcome.values() for r in rs]
+        exemplars = [r for rs in by_outcome.values() for r in rs]
+        states = self._states(problem, chosen, exemplars)
+        decided = [r.sample for r in exemplars]
         order = {name: planner.choose(problem, group) for name, planner in planners.items()}
         for rollout in chosen:
             own = {
@@ -226,17 +227,20 @@ class Experiment:
         }
 
 
+_KL = {"kl": ("KL, nats a token", ".3f"), "style_share": ("style", ".0%")}
+_AUC = {
+    "group_auc": ("AUC within groups", ".3f"),
+    "group_auc_low": ("low", ".3f"),
+    "group_auc_high": ("high", ".3f"),
+}
 COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
     "": {
         "kind": ("kind", ""),
         "exemplars": ("exemplars a pool", "d"),
         "rollouts": ("rollouts", "d"),
-        "kl": ("KL, nats a token", ".3f"),
-        "style_share": ("style", ".0%"),
+        **_KL,
         "substance_kl": ("substance, nats", ".3f"),
-        "group_auc": ("AUC within groups", ".3f"),
-        "group_auc_low": ("low", ".3f"),
-        "group_auc_high": ("high", ".3f"),
+        **_AUC,
         "digit_auc": ("on digits", ".3f"),
         "projected_auc": ("projected", ".3f"),
         "gain_correct": ("gained: in correct exemplars", ".0%"),
@@ -247,11 +251,8 @@ COLUMNS: dict[str, dict[str, tuple[str, str]]] = {
     "_classes": {
         "name": ("token", ""),
         "tokens": ("tokens", "d"),
-        "kl": ("KL, nats a token", ".3f"),
-        "style_share": ("style", ".0%"),
-        "group_auc": ("AUC within groups", ".3f"),
-        "group_auc_low": ("low", ".3f"),
-        "group_auc_high": ("high", ".3f"),
+        **_KL,
+        **_AUC,
     },
 }
 COLUMNS["_places"] = {**COLUMNS["_classes"], "name": ("place in the rollout", "")}

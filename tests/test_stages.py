@@ -227,15 +227,12 @@ def test_states_that_overflow_their_type_are_an_error(copy: Run, monkeypatch: py
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["teacher.weights=live"],
         ["teacher.weights=ema", "teacher.ema_decay=0.5"],
         ["teacher.anchor=teacher"],
         ["steer.recipe=opsd", "train.rollouts=all", "train.divergence=forward_kl"],
         ["steer.recipe=sdpo", "train.divergence=jsd"],
         ["steer.recipe=contrastive", "train.support=full"],
         ["train.objective=grpo", "train.grpo.normalise_std=false", "train.tail_weight=0.1"],
-        ["train.objective=rft"],
-        ["train.objective=sft"],
         ["adapter.kind=full", "train.tail_weight=0.2", "train.epochs=2"],
         ["problems.holdout=10", "teacher.empty_pool=reference", "steer.support=1000"],
     ],

@@ -145,6 +145,7 @@ def test_a_worker_killed_in_each_stage_changes_no_bit(
     assert sum("was lost" in notice and "goes to another worker" in notice for notice in notices) == len(stages)
 
 
+@pytest.mark.nightly
 def test_nodes_that_leave_and_join_in_a_stage_change_no_bit(cluster: Any, local: Run, tmp_path: Path) -> None:
     steps: list[str] = []
 
@@ -198,6 +199,7 @@ def job_of(run: Run, open_work: Any) -> tuple[Job, list[Shard]]:
     return Job(workers.worker_config(run.config), 1, "verdicts", 0, open_work), [Shard(0, [1])]
 
 
+@pytest.mark.nightly
 def test_a_shard_that_loses_four_workers_ends_the_stage(cluster: Any, tmp_path: Path) -> None:
     run = Run(small_config(tmp_path, *SETTINGS, "execution.workers=ray", "execution.worker_count=1"))
 

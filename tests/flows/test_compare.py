@@ -13,14 +13,16 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPO, SMALL
+from conftest import REPO, SMALL, carry_out
 
 from flows.services import adopts_orphans
+from ogls.analysis.study import load_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 OGLS = [sys.executable, "-m", "flows.cli"]
+METHODS = {"ogls-sd": "tiny.toml", "grpo": "tiny-grpo.toml"}
 
 
 def write_study(tmp_path: Path, head: str, methods: dict[str, str], *overrides: str, seeds: int = 2) -> Path:
@@ -45,54 +47,59 @@ def own_prefect(tmp_path: Path) -> dict[str, str]:
     return environment
 
 
-@pytest.mark.parametrize(
-    ("tuned", "seeds"), [(False, 1), *(pytest.param(t, 2, marks=pytest.mark.nightly) for t in (False, True))]
-)
-def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path, tuned: bool, seeds: int) -> None:
-    tune = "[tune]\nvalues = [1e-5, 5e-4]\nrounds = 1" if tuned else ""
-    study = write_study(
-        tmp_path, f'name = "s"\n\n{tune}', {"ogls-sd": "tiny.toml", "grpo": "tiny-grpo.toml"}, seeds=seeds
-    )
+def compare(study: Path, tmp_path: Path) -> str:
+    """Run the study; return the page."""
+    command = [*OGLS, "compare", str(study)]
     environment = own_prefect(tmp_path)
+    result = subprocess.run(
+        command, cwd=REPO, env=environment, capture_output=True, text=True, check=False, timeout=580
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
-    def compare() -> str:
-        result = subprocess.run(
-            [*OGLS, "compare", str(study)],
-            cwd=REPO,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=580,
-        )
-        assert result.returncode == 0, result.stderr
-        return result.stdout
 
-    def written() -> dict[str, str]:
-        """The time at which each manifest was written, by path."""
-        manifests = (tmp_path / "runs").glob("*/*/round=*/manifest.json")
-        return {str(p.relative_to(tmp_path)): json.loads(p.read_text())["written"] for p in manifests}
+def written(runs: Path) -> dict[str, str]:
+    """The time at which each manifest was written, by path."""
+    return {str(p.relative_to(runs)): json.loads(p.read_text())["written"] for p in runs.glob("*/*/*/manifest.json")}
 
-    first = compare()
-    before = written()
+
+def table(page: str) -> list[str]:
+    """The first row of results of each method on the page, without the last column (seconds)."""
+    return [line.rsplit("|", 2)[0] for line in page.splitlines() if line.startswith(("| ogls", "| grpo"))][:2]
+
+
+def test_a_study_repeats_no_finished_run(tmp_path: Path) -> None:
+    study = write_study(tmp_path, 'name = "s"', METHODS, seeds=1)
+    carry_out(load_study(study).runs["ogls-sd", 0])
+    before = written(tmp_path / "runs")
+    page = compare(study, tmp_path)
+    after = written(tmp_path / "runs")
+    assert before.items() <= after.items()
+    assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"s-grpo-s0"}
+    assert len({row.split("|")[1] for row in table(page)}) == 2
+    results = pq.read_table(tmp_path / "out/s/results.parquet").to_pylist()
+    assert [(r["method"], r["seeds"]) for r in results] == [("ogls-sd", 1), ("grpo", 1)]
+    assert (tmp_path / "out/s/curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("tuned", [False, True])
+def test_an_interrupted_study_is_finished_with_the_same_results(tmp_path: Path, tuned: bool) -> None:
+    tune = "[tune]\nvalues = [1e-5, 5e-4]\nrounds = 1" if tuned else ""
+    study = write_study(tmp_path, f'name = "s"\n\n{tune}', METHODS)
+    first = compare(study, tmp_path)
+    before = written(tmp_path / "runs")
     runs = sorted(p.name for p in (tmp_path / "runs").iterdir())
     tuning = [f"s-tune{n}-{m}-s100" for n in (0, 1) for m in ("grpo", "ogls-sd")] if tuned else []
-    assert runs == [*(f"s-{m}-s{s}" for m in ("grpo", "ogls-sd") for s in range(seeds)), *tuning]
+    assert runs == [*(f"s-{m}-s{s}" for m in ("grpo", "ogls-sd") for s in range(2)), *tuning]
 
-    last = f"s-grpo-s{seeds - 1}"
-    shutil.rmtree(tmp_path / "runs" / last)  # as if the study had been interrupted before this run
-    second = compare()
-    after = written()
+    shutil.rmtree(tmp_path / "runs/s-grpo-s1")  # as if the study had been interrupted before this run
+    second = compare(study, tmp_path)
+    after = written(tmp_path / "runs")
     rewritten = {name for name in after if after[name] != before[name]}
-    assert rewritten == {name for name in before if name.startswith(f"runs/{last}/")}
-
-    def table(page: str) -> list[str]:
-        """The first row of results of each method on the page, without the last column (seconds)."""
-        rows = [line.rsplit("|", 2)[0] for line in page.splitlines() if line.startswith(("| ogls", "| grpo"))]
-        return rows[:2]
+    assert rewritten == {name for name in before if name.startswith("s-grpo-s1/")}
 
     assert table(first) == table(second)
-    assert len({row.split("|")[1] for row in table(first)}) == 2
     results = pq.read_table(tmp_path / "out/s/results.parquet").to_pylist()
     table_file = tmp_path / "out/s/tuning.parquet"
     tuning_rows = pq.read_table(table_file).to_pylist() if tuned else []
@@ -100,8 +107,7 @@ def test_a_study_is_finished_without_repeating_a_finished_run(tmp_path: Path, tu
     for method, value in ((r["method"], r["value"]) for r in tuning_rows if r["chosen"]):
         config = json.loads((tmp_path / f"runs/s-{method}-s0/run.json").read_text())["config"]
         assert config["train"]["learning_rate"] == value
-    assert [(r["method"], r["seeds"]) for r in results] == [("ogls-sd", seeds), ("grpo", seeds)]
-    assert (tmp_path / "out/s/curves.png").stat().st_size > 10_000
+    assert [(r["method"], r["seeds"]) for r in results] == [("ogls-sd", 2), ("grpo", 2)]
 
 
 @pytest.mark.nightly

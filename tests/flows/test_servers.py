@@ -47,6 +47,7 @@ def server(tmp_path: Path) -> Iterator[dict[str, str]]:
         process.wait(timeout=30)
 
 
+@pytest.mark.nightly
 def test_training_with_a_running_server(server: dict[str, str], tmp_path: Path) -> None:
     sets = [p for s in (*SMALL, "name=served", "rounds=1", f"root={tmp_path}/store") for p in ("--set", s)]
     command = [sys.executable, "-m", "flows.cli", "train", str(TINY), *sets]

@@ -171,6 +171,7 @@ def test_many_long_prompts_do_not_hang_the_engine(sampler, requests: list[Reques
         sampler.sample([Request("p", 0, tuple([5] * 500), 1)], SAMPLING)
 
 
+@pytest.mark.nightly
 def test_a_killed_engine_is_restarted_with_the_same_weights(sampler, policy: Policy, requests: list[Request]) -> None:
     sampler.use_adapter(random_adapter(policy))
     before = sampler.sample(requests, SAMPLING)
@@ -181,6 +182,7 @@ def test_a_killed_engine_is_restarted_with_the_same_weights(sampler, policy: Pol
     sampler.use_adapter(None)
 
 
+@pytest.mark.nightly
 def test_an_interrupted_call_leaves_no_result_behind(sampler, requests: list[Request]) -> None:
     """The call after an interrupted one gets its own result, from a new engine."""
     sampler.use_adapter(None)
@@ -288,6 +290,7 @@ def test_shards_are_sampled_as_one_queue(config: RunConfig, sampler, requests: l
     }
 
 
+@pytest.mark.nightly
 def test_a_merged_export_in_vllm_equals_the_policy(config: RunConfig, requests: list[Request], tmp_path: Path) -> None:
     """The folder that `ogls export` writes, in a separate engine, equals base and adapter in transformers."""
     run = Run(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ogls.analysis.study import CURVES, StudyConfig, curve_rows, mean_and_interval, result_rows, tuning_rows
 from ogls.analysis.study_figure import figure_rows, study_figure
+from ogls.analysis.study_problems import Solved, gain_rows, gains_markdown, read_solved
 from ogls.config import RunConfig, build_config
 from ogls.config.fingerprint import flatten
 from ogls.errors import StoreError
@@ -38,7 +39,8 @@ def write_study_page(
 ) -> tuple[Path, str]:
     """Write the page of a study to `StudyConfig.folder`/README.md. Returns the path and the text of the page.
 
-    Writes `curves.png`, `results.parquet`, `curves.parquet` and, with tuning runs, `tuning.parquet` to the same folder.
+    Writes `curves.png`, `results.parquet`, `gains.parquet`, `curves.parquet` and, with tuning runs, `tuning.parquet` to
+    the same folder.
     Raises StoreError if a run is not finished.
     """
     keys = {c.name: (_method(study, c), c.seed) for c in configs}
@@ -50,7 +52,9 @@ def write_study_page(
         )
     summaries = {keys[c.name]: _summaries(Run(c)) for c in configs}
     seconds = {keys[c.name]: _seconds(Run(c)) for c in configs}
-    pass_rows = _pass_rows({keys[c.name]: Run(c) for c in configs})
+    before, last = ({keys[c.name]: read_solved(Run(c), _rounds(Run(c))[i]) for c in configs} for i in (0, -1))
+    pass_rows = _pass_rows(last)
+    gains = gain_rows(before, last, study.references())
     results = result_rows(summaries, seconds, study.references())
     curves = {measure: curve_rows(summaries, measure) for measure in CURVES}
     budgets = dict.fromkeys(
@@ -60,11 +64,12 @@ def write_study_page(
     folder = study.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "curves.png").write_bytes(study_figure(figure_rows(study), curves, pass_rows))
-    flat = [{**r, "difference": r["difference"] and list(r["difference"])} for r in results]
-    pq.write_table(pa.Table.from_pylist(flat), folder / "results.parquet")
+    for name, table in (("results", results), ("gains", gains)):
+        lists = [{k: list(v) if isinstance(v, tuple) else v for k, v in row.items()} for row in table]
+        pq.write_table(pa.Table.from_pylist(lists), folder / f"{name}.parquet")
     rows = [{"measure": m, **row} for m, part in curves.items() for row in part]
     pq.write_table(pa.Table.from_pylist(rows), folder / "curves.parquet")
-    text = _markdown(study, results, " or ".join(budgets))
+    text = _markdown(study, results, gains, " or ".join(budgets))
     if tuning:
         tuned = _tuning_results(study, tuning)
         pq.write_table(pa.Table.from_pylist(tuned), folder / "tuning.parquet")
@@ -116,8 +121,12 @@ If the bold value is at an end of the grid, a better value may exist outside it.
 
 def _summaries(run: Run) -> list[dict[str, Any]]:
     """Return the summary of the first benchmark for every evaluated round, in order."""
-    rounds = [r for r in run.records.rounds("scores") if r <= run.config.rounds]
-    return [{"round": r, **read_first_summary(run.records, r)} for r in rounds]
+    return [{"round": r, **read_first_summary(run.records, r)} for r in _rounds(run)]
+
+
+def _rounds(run: Run) -> list[int]:
+    """Return the evaluated rounds."""
+    return [r for r in run.records.rounds("scores") if r <= run.config.rounds]
 
 
 def _seconds(run: Run) -> float:
@@ -127,15 +136,11 @@ def _seconds(run: Run) -> float:
     return sum(float(m.metrics["seconds"]) for m in manifests if m)
 
 
-def _pass_rows(runs: dict[tuple[str, int], Run]) -> list[dict[str, Any]]:
+def _pass_rows(last: Mapping[tuple[str, int], Mapping[bool, Solved]]) -> list[dict[str, Any]]:
     """Return the mean pass@k of the last round over seeds, by method, for k = 1 .. samples (at most 16)."""
     by_method: dict[str, list[list[float]]] = {}
-    for (method, _), run in runs.items():
-        last = max(r for r in run.records.rounds("scores") if r <= run.config.rounds)
-        correct: dict[str, list[bool]] = {}
-        for row in run.records.read("scores", last, ["problem_id", "greedy", "verdict"]).to_pylist():
-            if not row["greedy"]:
-                correct.setdefault(row["problem_id"], []).append(row["verdict"] == "correct")
+    for (method, _), solved in last.items():
+        correct = solved[False]
         n = min(map(len, correct.values()))
         means = [
             sum(pass_at_k(len(v), sum(v), k) for v in correct.values()) / len(correct)
@@ -150,12 +155,13 @@ def _pass_rows(runs: dict[tuple[str, int], Run]) -> list[dict[str, Any]]:
 
 
 def _cells(r: dict[str, Any]) -> list[str]:
+    one = r["seeds"] == 1  # no interval over seeds
     d = r["difference"]
     return [
         r["method"],
-        f"{r['accuracy']:.3f} ({r['accuracy_low']:.3f} .. {r['accuracy_high']:.3f})",
+        f"{r['accuracy']:.3f}" + ("" if one else f" ({r['accuracy_low']:.3f} .. {r['accuracy_high']:.3f})"),
         f"{r['problem_interval']:.3f}",
-        f"{d[0]:+.3f} ({d[1]:+.3f} .. {d[2]:+.3f})" if d else "-",
+        f"{d[0]:+.3f}" + ("" if one else f" ({d[1]:+.3f} .. {d[2]:+.3f})") if d else "-",
         f"{r['greedy_accuracy']:.3f}",
         f"{r['mean_length']:.1f}",
         f"{r['entropy']:.3f}",
@@ -167,7 +173,7 @@ def _cells(r: dict[str, Any]) -> list[str]:
     ]
 
 
-def _markdown(study: StudyConfig, results: list[dict[str, Any]], budget: str) -> str:
+def _markdown(study: StudyConfig, results: list[dict[str, Any]], gains: list[dict[str, Any]], budget: str) -> str:
     count, all_methods = f"{len(study.methods)} methods", "All methods"
     if study.cases:
         count, all_methods = f"{count} in each of {len(study.cases)} cases", "The methods of a case"
@@ -202,5 +208,13 @@ to 90%: first round at which the mean accuracy reaches 90% of its final gain; se
 
 Dashed: the reference. Shaded: 95% intervals over seeds.
 
-The numbers are in `results.parquet` and `curves.parquet`, the runs in the store `{study.root}` (`ogls runs`).
+## By problem
+
+The gain of the last round over round 0, and the difference from the reference, paired by problem; means over seeds, 95%
+bootstrap intervals over problems for these seeds.
+
+{gains_markdown(gains, study.reference + of_case)}
+
+The numbers are in `results.parquet`, `gains.parquet` and `curves.parquet`, the runs in the store `{study.root}`
+(`ogls runs`).
 """

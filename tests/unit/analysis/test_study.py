@@ -20,6 +20,7 @@ from ogls.analysis.study import (
 )
 from ogls.analysis.study_figure import figure_rows, study_figure
 from ogls.analysis.study_page import _method, _tuned_method, write_study_page
+from ogls.analysis.study_problems import gain_rows, gains_markdown
 from ogls.errors import ConfigError, StoreError
 
 STUDIES = sorted((REPO / "deployments" / "studies").glob("*.toml"))
@@ -107,6 +108,34 @@ def test_the_last_round_is_the_result_and_differences_are_paired() -> None:
     assert ogls["problem_interval"] == pytest.approx(0.03)
     assert (opsd["mean_length"], ogls["seconds"]) == (19, 10.5)
     assert (ogls["rounds_to_90"], opsd["rounds_to_90"]) == (2, None)
+
+
+def test_gains_and_differences_are_paired_by_problem() -> None:
+    def solved(*shares: int) -> dict[bool, dict[str, list[bool]]]:
+        """Ten problems; each number is how many of four completions solve it, and greedy decoding if all do."""
+        sampled = {f"p{i}": [n < s for n in range(4)] for i, s in enumerate(shares * 2)}
+        return {False: sampled, True: {p: [all(v)] for p, v in sampled.items()}}
+
+    keys = [("a", 0), ("a", 1), ("b", 0), ("b", 2)]
+    before = dict.fromkeys(keys, solved(0, 1, 2, 3, 4))
+    after = {
+        ("a", 0): solved(1, 2, 3, 4, 4),
+        ("a", 1): solved(1, 2, 3, 4, 4),
+        ("b", 0): solved(0, 1, 2, 3, 3),
+        ("b", 2): solved(0, 0, 0, 0, 0),  # no run of the reference has this seed
+    }
+    sampled, greedy, other, _ = gain_rows(before, after, {"a": "a", "b": "a"})
+    assert (sampled["decoding"], sampled["problems"], sampled["difference"]) == ("sampled", 10, None)
+    assert (sampled["before"], sampled["after"]) == (0.5, 0.7)
+    gain, low, high = sampled["gain"]
+    assert gain == pytest.approx(0.2)
+    assert 0.1 < low < 0.2 < high <= 0.25  # of 10 problems, 8 gain a quarter and 2 nothing
+    assert (greedy["before"], greedy["after"]) == (0.2, 0.4)
+    assert other["gain"][0] == pytest.approx(9 / 40 - 0.5)
+    assert other["difference"] == pytest.approx((-0.25, -0.25, -0.25))
+    table = gains_markdown([sampled, greedy], "a").splitlines()
+    assert table[2].startswith("| a | 0.500 | 0.700 | +0.200 (+")
+    assert table[2].count("|") == table[0].count("|") == 10
 
 
 def test_rounds_to_a_share_of_the_gain() -> None:

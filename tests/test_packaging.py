@@ -94,7 +94,7 @@ def test_an_unknown_name_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flows.cli", "compare", "nothing"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
-    known = "clip, divergences, family, paper, switches, terse, threshold, words, worlds"
+    known = "clip, divergences, family, long, paper, switches, terse, threshold, words, worlds"
     assert result.stderr == f"error: no file nothing, and no shipped configuration of that name; studies: {known}\n"
 
 

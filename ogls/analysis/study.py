@@ -267,6 +267,7 @@ def result_rows(
                 "accuracy_high": high,
                 "problem_interval": sum(s["accuracy_high"] - s["accuracy_low"] for s in results) / 2 / len(results),
                 "difference": difference,
+                "paired_seeds": len(pairs),
                 **{name: _mean([s[name] for s in results]) for name in CURVES[1:]},
                 "rounds_to_90": rounds_to_share(
                     c for c in curves if c["method"] == method and c["round"] in common[reference]

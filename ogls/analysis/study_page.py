@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ogls.analysis.study import CURVES, StudyConfig, curve_rows, mean_and_interval, result_rows, tuning_rows
 from ogls.analysis.study_figure import figure_rows, study_figure
-from ogls.analysis.study_problems import Solved, gain_rows, gains_markdown, read_solved
+from ogls.analysis.study_problems import Solved, digits, gain_rows, gains_markdown, read_solved
 from ogls.config import RunConfig, build_config
 from ogls.config.fingerprint import flatten
 from ogls.errors import StoreError
@@ -50,9 +50,10 @@ def write_study_page(
         raise StoreError(
             f"{len(unfinished)} runs of the study are not finished ({names}), so their last round is not a result"
         )
-    summaries = {keys[c.name]: _summaries(Run(c)) for c in configs}
-    seconds = {keys[c.name]: _seconds(Run(c)) for c in configs}
-    before, last = ({keys[c.name]: read_solved(Run(c), _rounds(Run(c))[i]) for c in configs} for i in (0, -1))
+    runs = {keys[c.name]: Run(c) for c in configs}
+    summaries = {key: _summaries(run) for key, run in runs.items()}
+    seconds = {key: _seconds(run) for key, run in runs.items()}
+    before, last = ({key: read_solved(run, _rounds(run)[i]) for key, run in runs.items()} for i in (0, -1))
     pass_rows = _pass_rows(last)
     gains = gain_rows(before, last, study.references())
     results = result_rows(summaries, seconds, study.references())
@@ -136,11 +137,11 @@ def _seconds(run: Run) -> float:
     return sum(float(m.metrics["seconds"]) for m in manifests if m)
 
 
-def _pass_rows(last: Mapping[tuple[str, int], Mapping[bool, Solved]]) -> list[dict[str, Any]]:
+def _pass_rows(last: Mapping[tuple[str, int], Mapping[str, Solved]]) -> list[dict[str, Any]]:
     """Return the mean pass@k of the last round over seeds, by method, for k = 1 .. samples (at most 16)."""
     by_method: dict[str, list[list[float]]] = {}
     for (method, _), solved in last.items():
-        correct = solved[False]
+        correct = solved["sampled"]
         n = min(map(len, correct.values()))
         means = [
             sum(pass_at_k(len(v), sum(v), k) for v in correct.values()) / len(correct)
@@ -155,14 +156,15 @@ def _pass_rows(last: Mapping[tuple[str, int], Mapping[bool, Solved]]) -> list[di
 
 
 def _cells(r: dict[str, Any]) -> list[str]:
-    one = r["seeds"] == 1  # no interval over seeds
     d = r["difference"]
+    interval = f" ({r['accuracy_low']:.3f} .. {r['accuracy_high']:.3f})" if r["seeds"] > 1 else ""
+    of_difference = f" ({d[1]:+.3f} .. {d[2]:+.3f})" if r["paired_seeds"] > 1 and d else ""
     return [
         r["method"],
-        f"{r['accuracy']:.3f}" + ("" if one else f" ({r['accuracy_low']:.3f} .. {r['accuracy_high']:.3f})"),
+        digits(r["accuracy"]) + interval,
         f"{r['problem_interval']:.3f}",
-        f"{d[0]:+.3f}" + ("" if one else f" ({d[1]:+.3f} .. {d[2]:+.3f})") if d else "-",
-        f"{r['greedy_accuracy']:.3f}",
+        f"{d[0]:+.3f}{of_difference}" if d else "-",
+        digits(r["greedy_accuracy"]),
         f"{r['mean_length']:.1f}",
         f"{r['entropy']:.3f}",
         "-" if r["kl_base"] is None else f"{r['kl_base']:.3f}",
@@ -181,7 +183,7 @@ def _markdown(study: StudyConfig, results: list[dict[str, Any]], gains: list[dic
     names = (
         *(
             "method",
-            "accuracy, 95% over seeds",
+            "accuracy, 95% over seeds" if any(r["seeds"] > 1 for r in results) else "accuracy",
             "± over problems",
             f"difference from {study.reference}{of_case}, paired",
         ),
@@ -197,7 +199,7 @@ def _markdown(study: StudyConfig, results: list[dict[str, Any]], gains: list[dic
 {count}, seeds {seeds}; {budget}. {all_methods} use the same
 problems and sampling seeds. The results are those of the **last round**, not of the best round. Intervals are 95%
 intervals: over seeds by Student's t, over problems by bootstrap within a run (mean half-width). Differences are paired
-by seed.
+by seed. One seed has no interval over seeds.
 
 {table}
 
@@ -210,8 +212,8 @@ Dashed: the reference. Shaded: 95% intervals over seeds.
 
 ## By problem
 
-The gain of the last round over round 0, and the difference from the reference, paired by problem; means over seeds, 95%
-bootstrap intervals over problems for these seeds.
+The gain of the last round over round 0, and the difference from the reference (over the seeds of both), paired by
+problem; means over seeds, 95% bootstrap intervals over problems for these seeds.
 
 {gains_markdown(gains, study.reference + of_case)}
 

@@ -13,23 +13,24 @@ from ogls.stages.run import Run
 from ogls.stages.summaries import read_first_summary
 
 _RESAMPLES = 2000
+DECODINGS = ("sampled", "greedy")
 Solved = dict[str, list[bool]]  # whether each completion of a problem is correct, by problem
 
 
-def read_solved(run: Run, round_: int) -> dict[bool, Solved]:
-    """Return what an evaluation of the first benchmark solved: False: sampled, True: greedily."""
+def read_solved(run: Run, round_: int) -> dict[str, Solved]:
+    """Return what an evaluation of the first benchmark solved, by decoding."""
     benchmark = read_first_summary(run.records, round_)["benchmark"]
-    solved: dict[bool, Solved] = {False: {}, True: {}}
+    solved: dict[str, Solved] = {decoding: {} for decoding in DECODINGS}
     columns = ["benchmark", "problem_id", "greedy", "verdict"]
     for row in run.records.read("scores", round_, columns).to_pylist():
         if row["benchmark"] == benchmark:
-            solved[row["greedy"]].setdefault(row["problem_id"], []).append(row["verdict"] == "correct")
+            solved[DECODINGS[row["greedy"]]].setdefault(row["problem_id"], []).append(row["verdict"] == "correct")
     return solved
 
 
 def gain_rows(
-    before: Mapping[tuple[str, int], Mapping[bool, Solved]],
-    after: Mapping[tuple[str, int], Mapping[bool, Solved]],
+    before: Mapping[tuple[str, int], Mapping[str, Solved]],
+    after: Mapping[tuple[str, int], Mapping[str, Solved]],
     references: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """Return two rows a method, sampled and greedy: its gain, and the difference of its last round from its reference.
@@ -42,21 +43,23 @@ def gain_rows(
     for method, reference in references.items():
         seeds = [s for m, s in after if m == method]
         shared = [s for m, s in after if m == reference and s in seeds]
-        for greedy in (False, True):
-            first, last = ([of[method, s][greedy] for s in seeds] for of in (before, after))
-            row: dict[str, Any] = {"method": method, "decoding": "greedy" if greedy else "sampled"}
-            row |= {"problems": len(last[0]), "before": _accuracy(first), "after": _accuracy(last)}
+        for decoding in DECODINGS:
+            first, last = ([of[method, s][decoding] for s in seeds] for of in (before, after))
+            row: dict[str, Any] = {"method": method, "decoding": decoding, "problems": len(_by_problem(last))}
+            row |= {"before": _accuracy(first), "after": _accuracy(last)}
             row["gain"] = _difference(last, first, method)
             row["difference"] = None
             if method != reference and shared:
-                ours, theirs = ([after[m, s][greedy] for s in shared] for m in (method, reference))
+                ours, theirs = ([after[m, s][decoding] for s in shared] for m in (method, reference))
                 row["difference"] = _difference(ours, theirs, method)
             rows.append(row)
     return rows
 
 
 def _by_problem(seeds: list[Solved]) -> dict[str, float]:
-    return {p: float(np.mean([np.mean(solved[p]) for solved in seeds])) for p in sorted(seeds[0])}
+    """The accuracy of each problem that all seeds have evaluated."""
+    problems = sorted(set.intersection(*map(set, seeds)))
+    return {p: float(np.mean([np.mean(solved[p]) for solved in seeds])) for p in problems}
 
 
 def _accuracy(seeds: list[Solved]) -> float:
@@ -73,14 +76,19 @@ def _difference(a: list[Solved], b: list[Solved], method: str) -> tuple[float, f
 
 
 def gains_markdown(rows: list[dict[str, Any]], reference: str) -> str:
-    """Return the table of `gain_rows`: a line a method."""
+    """Return the table of `gain_rows`: a line a method, with the columns of its two rows in their order."""
     cells: dict[str, list[str]] = {}
     for r in rows:
         of_method = cells.setdefault(r["method"], [r["method"]])
-        of_method += [f"{r['before']:.3f}", f"{r['after']:.3f}", _interval(r["gain"]), _interval(r["difference"])]
+        of_method += [digits(r["before"]), digits(r["after"]), _interval(r["gain"]), _interval(r["difference"])]
     names = ["before", "after", "gain", f"difference from {reference}"]
     lines = [["method", *names, *(f"greedy: {name}" for name in names)], ["---"] * 9, *cells.values()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def digits(share: float) -> str:
+    """Three digits. Means of the same numbers, added in another order, have the same."""
+    return f"{round(share, 9):.3f}"
 
 
 def _interval(values: tuple[float, float, float] | None) -> str:

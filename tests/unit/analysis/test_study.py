@@ -111,10 +111,10 @@ def test_the_last_round_is_the_result_and_differences_are_paired() -> None:
 
 
 def test_gains_and_differences_are_paired_by_problem() -> None:
-    def solved(*shares: int) -> dict[bool, dict[str, list[bool]]]:
+    def solved(*shares: int) -> dict[str, dict[str, list[bool]]]:
         """Ten problems; each number is how many of four completions solve it, and greedy decoding if all do."""
         sampled = {f"p{i}": [n < s for n in range(4)] for i, s in enumerate(shares * 2)}
-        return {False: sampled, True: {p: [all(v)] for p, v in sampled.items()}}
+        return {"sampled": sampled, "greedy": {p: [all(v)] for p, v in sampled.items()}}
 
     keys = [("a", 0), ("a", 1), ("b", 0), ("b", 2)]
     before = dict.fromkeys(keys, solved(0, 1, 2, 3, 4))

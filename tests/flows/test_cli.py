@@ -127,7 +127,7 @@ def test_a_user_error_inside_the_flow_has_no_traceback(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_train_interrupted_and_finished_by_the_same_command(tmp_path: Path, killed: bool) -> None:
-    """Ctrl-C, SIGKILL (`killed`), a complete run: one MLflow run, each round logged once, the table and the next steps."""
+    """Ctrl-C, SIGKILL (`killed`), a complete run: one MLflow run, each round logged once, table and next steps."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     sets = ["name=cli", "rounds=2", f"root={tmp_path}/store", "tracking.enabled=true", f"tracking.uri={uri}"]
     overrides = [p for s in (*SMALL, *sets, f"tracking.artifacts={tmp_path}/art") for p in ("--set", s)]

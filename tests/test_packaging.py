@@ -7,15 +7,14 @@ import os
 import subprocess
 import sys
 import tomllib
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import REPO
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from requirements import with_their_requirements
 
 from flows import shipped
 from flows.shipped import create_project, find_file
@@ -123,27 +122,11 @@ def test_a_missing_configuration_is_said(tmp_path: Path) -> None:
         load_config(tmp_path / "none.toml")
 
 
-def _with_their_requirements(names: list[str]) -> set[str]:
-    """The distributions that pip installs for requirements, by what is installed here."""
-    found, todo = set(), [Requirement(name) for name in names]
-    while todo:
-        requirement = todo.pop()
-        key = canonicalize_name(requirement.name), frozenset(requirement.extras)
-        if key in found:
-            continue
-        found.add(key)
-        with suppress(PackageNotFoundError):  # an extra that is not installed
-            needs = map(Requirement, requires(requirement.name) or ())
-            extras = requirement.extras or {""}
-            todo += [n for n in needs if not n.marker or any(n.marker.evaluate({"extra": e}) for e in extras)]
-    return {name for name, _ in found}
-
-
 def test_what_is_imported_is_declared() -> None:
     """`make installed` sees all packages of this Python, those of developers too."""
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     extras = [name for extra, names in project["optional-dependencies"].items() if extra != "dev" for name in names]
-    declared = _with_their_requirements([*project["dependencies"], *extras])
+    declared = with_their_requirements([*project["dependencies"], *extras])
     owners = packages_distributions()
     ours = {"ogls", "tasks", "flows", "_typeshed"}
     missing = {}

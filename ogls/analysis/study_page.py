@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ogls.analysis.study import CURVES, StudyConfig, curve_rows, mean_and_interval, result_rows, tuning_rows
 from ogls.analysis.study_figure import figure_rows, study_figure
-from ogls.analysis.study_problems import Solved, digits, gain_rows, gains_markdown, read_solved
+from ogls.analysis.study_problems import Solved, difference_cell, digits, gain_rows, gains_markdown, read_solved
 from ogls.config import RunConfig, build_config
 from ogls.config.fingerprint import flatten
 from ogls.errors import StoreError
@@ -158,12 +158,11 @@ def _pass_rows(last: Mapping[tuple[str, int], Mapping[str, Solved]]) -> list[dic
 def _cells(r: dict[str, Any]) -> list[str]:
     d = r["difference"]
     interval = f" ({r['accuracy_low']:.3f} .. {r['accuracy_high']:.3f})" if r["seeds"] > 1 else ""
-    of_difference = f" ({d[1]:+.3f} .. {d[2]:+.3f})" if r["paired_seeds"] > 1 and d else ""
     return [
         r["method"],
         digits(r["accuracy"]) + interval,
         f"{r['problem_interval']:.3f}",
-        f"{d[0]:+.3f}{of_difference}" if d else "-",
+        f"{d[0]:+.3f}" if d and r["paired_seeds"] == 1 else difference_cell(d),
         digits(r["greedy_accuracy"]),
         f"{r['mean_length']:.1f}",
         f"{r['entropy']:.3f}",

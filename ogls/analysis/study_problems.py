@@ -44,13 +44,12 @@ def gain_rows(
         seeds = [s for m, s in after if m == method]
         shared = [s for m, s in after if m == reference and s in seeds]
         for decoding in DECODINGS:
-            first, last = ([of[method, s][decoding] for s in seeds] for of in (before, after))
-            row: dict[str, Any] = {"method": method, "decoding": decoding, "problems": len(_by_problem(last))}
-            row |= {"before": _accuracy(first), "after": _accuracy(last)}
-            row["gain"] = _difference(last, first, method)
+            first, last = (_by_problem([of[method, s][decoding] for s in seeds]) for of in (before, after))
+            row: dict[str, Any] = {"method": method, "decoding": decoding, "problems": len(last)}
+            row |= {"before": _mean(first), "after": _mean(last), "gain": _difference(last, first, method)}
             row["difference"] = None
             if method != reference and shared:
-                ours, theirs = ([after[m, s][decoding] for s in shared] for m in (method, reference))
+                ours, theirs = (_by_problem([after[m, s][decoding] for s in shared]) for m in (method, reference))
                 row["difference"] = _difference(ours, theirs, method)
             rows.append(row)
     return rows
@@ -62,13 +61,14 @@ def _by_problem(seeds: list[Solved]) -> dict[str, float]:
     return {p: float(np.mean([np.mean(solved[p]) for solved in seeds])) for p in problems}
 
 
-def _accuracy(seeds: list[Solved]) -> float:
-    return float(np.mean([*_by_problem(seeds).values()]))
+def _mean(accuracies: Mapping[str, float]) -> float:
+    return float(np.mean([*accuracies.values()]))
 
 
-def _difference(a: list[Solved], b: list[Solved], method: str) -> tuple[float, float, float] | None:
+def _difference(
+    ours: Mapping[str, float], theirs: Mapping[str, float], method: str
+) -> tuple[float, float, float] | None:
     """The mean difference over the problems of both, and its interval; None if they share none."""
-    ours, theirs = _by_problem(a), _by_problem(b)
     differences = np.array([ours[p] - theirs[p] for p in ours if p in theirs])
     if not len(differences):
         return None
@@ -80,7 +80,12 @@ def gains_markdown(rows: list[dict[str, Any]], reference: str) -> str:
     cells: dict[str, list[str]] = {}
     for r in rows:
         of_method = cells.setdefault(r["method"], [r["method"]])
-        of_method += [digits(r["before"]), digits(r["after"]), _interval(r["gain"]), _interval(r["difference"])]
+        of_method += [
+            digits(r["before"]),
+            digits(r["after"]),
+            difference_cell(r["gain"]),
+            difference_cell(r["difference"]),
+        ]
     names = ["before", "after", "gain", f"difference from {reference}"]
     lines = [["method", *names, *(f"greedy: {name}" for name in names)], ["---"] * 9, *cells.values()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -91,5 +96,6 @@ def digits(share: float) -> str:
     return f"{round(share, 9):.3f}"
 
 
-def _interval(values: tuple[float, float, float] | None) -> str:
+def difference_cell(values: tuple[float, float, float] | None) -> str:
+    """A difference and its interval, or a dash."""
     return "{:+.3f} ({:+.3f} .. {:+.3f})".format(*values) if values else "-"
